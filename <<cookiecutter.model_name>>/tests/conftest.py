@@ -1,0 +1,101 @@
+"""One local Truss server for the whole session, on tiny weights or on those of --weights."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+import local_server
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A running server: where it answers, what it wrote, and its first answer."""
+
+    url: str
+    log: Path
+    first_answer: dict[str, Any]
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(self.url + path, timeout=60)
+
+    def predict(self, body: Any) -> requests.Response:
+        return requests.post(self.url + local_server.PREDICT, json=body, timeout=600)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--weights", default="tiny", help="tiny, real or a folder: see local_server.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not any(item.get_closest_marker("gpu") for item in items):
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none"))
+
+
+@pytest.fixture(scope="session")
+def config() -> dict[str, Any]:
+    return local_server.read_config()
+
+
+@pytest.fixture(scope="session")
+def pipeline(config: dict[str, Any]) -> dict[str, Any]:
+    return config["model_metadata"]["pipeline"]
+
+
+@pytest.fixture(scope="session")
+def weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return local_server.find_weights(request.config.getoption("--weights"), tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def app(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("server") / "app"
+    local_server.build_app(folder, weights)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(app: Path, small: dict[str, Any]) -> Iterator[Server]:
+    port = local_server.free_port()
+    log = app / "server.log"
+    with log.open("w") as output:
+        process = local_server.start(app, port, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        local_server.wait_until_ready(process, url)
+        first_answer = requests.post(url + local_server.PREDICT, json=small, timeout=600).json()
+        yield Server(url, log, first_answer)
+    except RuntimeError as error:
+        pytest.fail(f"{error}\n{log.read_text()}")
+    finally:
+        local_server.stop(process)
+
+
+@pytest.fixture(scope="session")
+def run_in_app(app: Path, config: dict[str, Any]) -> Callable[..., subprocess.CompletedProcess]:
+    """Run Python code where the server runs, with the environment that config.yaml declares."""
+
+    def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
+        environment = {"PATH": "", "HOME": str(app), **config["environment_variables"]}
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, cwd=app, env=environment, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """A request that a CPU answers at once."""
+    return {"prompt": "a red house", "num_inference_steps": 2, "width": 64, "height": 64, "seed": 0}

@@ -1,0 +1,129 @@
+"""The real Truss server answers as a client expects."""
+
+import base64
+import io
+import json
+from typing import Any
+
+import pytest
+from conftest import Server
+from PIL import Image
+
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+
+
+def images_of(answer: dict[str, Any]) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(base64.b64decode(entry["image"], validate=True))) for entry in answer["images"]]
+
+
+def generate(server: Server, body: dict[str, Any]) -> dict[str, Any]:
+    response = server.predict(body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_the_first_answer_the_log_and_the_metrics_tell_the_cold_start(server: Server, small: dict[str, Any]) -> None:
+    phases = server.first_answer["timings"]["cold_start"]
+    assert list(phases) == ["server_start", "imports", "wait_for_weights", "read_weights", "first_image"]
+    assert all(seconds >= 0 for seconds in phases.values())
+    assert generate(server, small)["timings"]["cold_start"] is None
+    metrics = server.get("/metrics/").text
+    assert all(f'cold_start_phase_seconds{{phase="{name}"}}' in metrics for name in phases)
+    lines = [line for line in server.log.read_text().splitlines() if "cold_start" in line]
+    assert "first_image" not in lines[0]
+    assert "first_image" in lines[-1]
+
+
+def test_ready(server: Server) -> None:
+    assert server.get("/v1/models/model").status_code == 200
+    assert server.get("/v1/models/model/loaded").status_code == 200
+
+
+def test_schema_holds_the_bounds_of_the_config(server: Server, pipeline: dict[str, Any]) -> None:
+    schema = server.get("/v1/models/model/schema").json()
+    fields = schema["input_schema"]["properties"]
+    limits, defaults = pipeline["limits"], pipeline["defaults"]
+    assert schema["input_schema"]["required"] == ["prompt"]
+    assert schema["input_schema"]["additionalProperties"] is False
+    assert fields["num_inference_steps"]["maximum"] == limits["num_inference_steps"]
+    assert fields["width"]["maximum"] == fields["height"]["maximum"] == limits["max_size"]
+    assert {name: fields[name]["default"] for name in defaults} == defaults
+    assert set(schema["output_schema"]["properties"]) == {"images", "content_type", "timings"}
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_image_has_the_size_and_format_that_were_asked(
+    server: Server, small: dict[str, Any], output_format: str
+) -> None:
+    answer = generate(server, {**small, "width": 128, "output_format": output_format})
+    (image,) = images_of(answer)
+    assert answer["content_type"] == f"image/{output_format}"
+    assert image.format == FORMATS[output_format]
+    assert image.size == (128, 64)
+    assert image.convert("L").getextrema()[0] < image.convert("L").getextrema()[1], "the image is constant"
+
+
+def test_quality_changes_the_size_of_a_jpeg(server: Server, small: dict[str, Any]) -> None:
+    low, high = (
+        generate(server, {**small, "output_format": "jpeg", "quality": quality})["images"][0]["image"]
+        for quality in (5, 95)
+    )
+    assert len(low) < len(high)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_the_same_seed_makes_the_same_image(server: Server, small: dict[str, Any], seed: int) -> None:
+    body = {**small, "seed": seed}
+    first, again = generate(server, body)["images"], generate(server, body)["images"]
+    other = generate(server, {**body, "seed": 77})["images"]
+    assert first == again
+    assert first[0]["seed"] == seed
+    assert first[0]["image"] != other[0]["image"]
+
+
+def test_without_a_seed_images_differ_and_tell_theirs(server: Server, small: dict[str, Any]) -> None:
+    body = {name: value for name, value in small.items() if name != "seed"}
+    first, second = generate(server, body)["images"][0], generate(server, body)["images"][0]
+    assert first["seed"] != second["seed"]
+    assert generate(server, {**body, "seed": first["seed"]})["images"][0] == first
+
+
+def test_each_of_several_images_can_be_made_again_alone(server: Server, small: dict[str, Any]) -> None:
+    several = generate(server, {**small, "seed": 2**32 - 1, "num_images": 3})["images"]
+    assert [entry["seed"] for entry in several] == [2**32 - 1, 0, 1]
+    alone = [generate(server, {**small, "seed": entry["seed"]})["images"][0] for entry in several]
+    assert several == alone
+    assert len({entry["image"] for entry in several}) == 3
+
+
+def test_the_example_of_the_config_is_a_valid_request(server: Server, config: dict[str, Any]) -> None:
+    small_enough = {"width": 64, "height": 64, "num_inference_steps": 1}
+    generate(server, {**config["model_metadata"]["example_model_input"], **small_enough})
+
+
+def test_negative_prompt_has_an_effect_or_is_refused(
+    server: Server, small: dict[str, Any], pipeline: dict[str, Any]
+) -> None:
+    body = {**small, "negative_prompt": "blurry, dark", "guidance_scale": 7.5}
+    response = server.predict(body)
+    if not pipeline["negative_prompt"]:
+        assert response.status_code == 400
+        assert "negative_prompt cannot be used" in response.json()["error"]
+        return
+    assert response.json()["images"] != generate(server, {**small, "guidance_scale": 7.5})["images"]
+    unguided = server.predict({**body, "guidance_scale": 1.0})
+    assert unguided.status_code == 400
+    assert "guidance_scale" in unguided.json()["error"]
+
+
+def test_the_server_speaks_no_word_of_a_deprecated_call(server: Server) -> None:
+    log = server.log.read_text()
+    assert "torch_dtype" not in log
+    assert "Traceback" not in log
+
+
+def test_timings_are_json_numbers(server: Server, small: dict[str, Any]) -> None:
+    timings = generate(server, small)["timings"]
+    assert json.dumps(timings)
+    assert timings["generate"] > 0
+    assert timings["encode"] > 0

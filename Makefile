@@ -1,0 +1,29 @@
+# Both commands make their environments first: .venv for the template, .venv-project for what it emits.
+PYTHON ?= python3
+VENV ?= .venv
+PROJECT_VENV ?= $(CURDIR)/.venv-project
+BIN = $(VENV)/bin
+DEMO = build/my-stable-diffusion
+export PYTHONDONTWRITEBYTECODE = 1
+
+.PHONY: help demo test
+help:
+	@echo "make demo   generate the default project, start its server, make one image"
+	@echo "make test   every test of the template and of the projects that it emits"
+
+demo: $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) image VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	@echo "The PNG is $(DEMO)/image.png"
+
+# Generated once. `rm -rf build` to start over.
+$(DEMO)/config.yaml: $(VENV)/.ready
+	$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build
+
+test: $(VENV)/.ready $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python $(BIN)/python -m pytest
+
+$(VENV)/.ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@

@@ -1,0 +1,158 @@
+"""What comes out: the files, their syntax, and the config as Truss reads it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ACCELERATORS, CONTEXT, PRESETS, PROJECT, BakedProject
+from truss.base.truss_config import Accelerator, TrussConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Bake = Callable[..., BakedProject]
+
+MANIFEST = {
+    ".gitignore",
+    ".truss_ignore",
+    "Makefile",
+    "README.md",
+    "config.yaml",
+    "local_server.py",
+    "model/__init__.py",
+    "model/faststart.py",
+    "model/model.py",
+    "model/request.py",
+    "model/weights.py",
+    "pyproject.toml",
+    "requirements-dev.txt",
+    "tests/conftest.py",
+    "tests/test_bad_input.py",
+    "tests/test_load.py",
+    "tests/test_server.py",
+    "tests/tiny_pipeline.py",
+}
+RENDERED = {"config.yaml", "README.md"}
+
+
+def test_the_manifest_is_exact(preset_project: tuple[str, BakedProject]) -> None:
+    assert set(preset_project[1].files()) == MANIFEST
+
+
+def test_what_is_not_rendered_is_copied_byte_for_byte(preset_project: tuple[str, BakedProject]) -> None:
+    for name, content in preset_project[1].files().items():
+        same = content == (PROJECT / name).read_bytes()
+        assert same == (name not in RENDERED), name
+
+
+def test_no_tag_is_left(preset_project: tuple[str, BakedProject]) -> None:
+    for name in RENDERED:
+        text = (preset_project[1].path / name).read_text("utf-8")
+        assert not re.search(r"<<|>>|<%|%>|<#|#>|cookiecutter", text), name
+
+
+def test_every_data_file_parses(preset_project: tuple[str, BakedProject]) -> None:
+    for name, content in preset_project[1].files().items():
+        text = content.decode("utf-8")
+        assert not text or text.endswith("\n"), name
+        assert not text.endswith("\n\n"), name
+        if name.endswith((".yaml", ".yml")):
+            assert yaml.safe_load(text), name
+        if name.endswith(".toml"):
+            assert tomllib.loads(text), name
+        if name.endswith(".json"):
+            assert json.loads(text), name
+
+
+@pytest.mark.parametrize("accelerator", ACCELERATORS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_truss_accepts_the_config_without_a_warning(
+    bake: Bake, caplog: pytest.LogCaptureFixture, preset: str, accelerator: str
+) -> None:
+    project = bake(preset=preset, accelerator=accelerator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = TrussConfig.from_yaml(project.path / "config.yaml")
+    assert not caplog.records
+    facts = CONTEXT["_presets"][preset]
+    wanted = facts["accelerator"] if accelerator == "preset" else accelerator
+    assert config.resources.accelerator.accelerator.value == wanted
+    assert config.model_name == "my-stable-diffusion"
+    (repo,) = config.model_cache.root
+    assert repo.use_volume
+    assert (repo.repo_id, repo.revision, repo.allow_patterns) == (
+        facts["repo_id"],
+        facts["revision"],
+        facts["allow_patterns"],
+    )
+    pipeline = config.model_metadata["pipeline"]
+    assert pipeline["weights_dir"] == f"/app/model_cache/{repo.volume_folder}"
+    assert {name: pipeline[name] for name in ("dtype", "variant", "load_kwargs", "negative_prompt")} == {
+        name: facts[name] for name in ("dtype", "variant", "load_kwargs", "negative_prompt")
+    }
+    assert config.environment_variables["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_whole(preset: str) -> None:
+    facts = CONTEXT["_presets"][preset]
+    assert set(facts) == set(CONTEXT["_presets"]["sdxl"])
+    assert re.fullmatch(r"[0-9a-f]{40}", facts["revision"])
+    assert facts["accelerator"] in ACCELERATORS
+    assert "preset" in facts or CONTEXT["__prompts__"]["preset"][preset].startswith(facts["label"])
+
+
+def test_accelerators_are_those_that_truss_knows() -> None:
+    known = {accelerator.value for accelerator in Accelerator if not accelerator.name.startswith("_")}
+    assert set(ACCELERATORS) == known | {"preset"}
+    assert CONTEXT["_accelerators"] == ACCELERATORS
+
+
+def test_ruff_finds_nothing_in_a_fresh_project(preset_project: tuple[str, BakedProject]) -> None:
+    run_ruff(preset_project[1].path)
+
+
+def test_ruff_finds_nothing_in_the_template() -> None:
+    run_ruff(PROJECT.parent)
+
+
+def run_ruff(folder: Path) -> None:
+    for arguments in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *arguments, "--no-cache", "."]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_two_bakes_are_the_same(bake: Bake) -> None:
+    assert bake().files() == bake().files()
+
+
+def test_the_image_can_be_built_from_every_project(preset_project: tuple[str, BakedProject], tmp_path: Path) -> None:
+    project = preset_project[1]
+    copy = Path(shutil.copytree(project.path, tmp_path / "copy"))
+    config = project.config
+    # With it Truss would ask the Hub for the list of files.
+    del config["model_cache"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    truss = Path(sys.executable).parent / "truss"
+    command = [truss, "image", "build-context", "--non-interactive", tmp_path / "context", copy]
+    subprocess.run(command, check=True, capture_output=True)
+    requirements = (tmp_path / "context" / "requirements.txt").read_text().splitlines()
+    assert set(config["requirements"]) <= set(requirements)
+    dockerfile = (tmp_path / "context" / "Dockerfile").read_text()
+    assert "compileall" in dockerfile
+    assert 'HF_HUB_OFFLINE="1"' in dockerfile
+    assert not (tmp_path / "context" / "tests").exists()
+
+
+def test_pins_are_exact(bake: Bake) -> None:
+    assert all(re.fullmatch(r"[a-z_-]+==[0-9.]+", pin) for pin in bake().config["requirements"])

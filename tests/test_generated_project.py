@@ -1,0 +1,66 @@
+"""The whole life of a generated project: its own tests, its commands, its build command."""
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import BakedProject
+
+PROJECT_PYTHON = os.environ.get("PROJECT_PYTHON")
+pytestmark = pytest.mark.skipif(
+    PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
+)
+
+
+def run(project: BakedProject, *arguments: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    result = subprocess.run(arguments, cwd=project.path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_its_own_tests_pass(preset_project: tuple[str, BakedProject]) -> None:
+    output = run(preset_project[1], PROJECT_PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert " passed" in output
+    assert " failed" not in output
+
+
+def test_make_image_writes_an_image_and_prints_the_phases(bake: Callable[..., BakedProject]) -> None:
+    project = bake()
+    environment = Path(PROJECT_PYTHON).parent.parent
+    # The environment is there: tell make that it is newer than this bake.
+    output = run(
+        project, "make", "image", f"VENV={environment}", "--assume-old=config.yaml", "--assume-old=requirements-dev.txt"
+    )
+    assert (project.path / "image.png").read_bytes().startswith(b"\x89PNG")
+    assert [phase for phase in ("imports", "read_weights", "first_image") if phase not in output] == []
+
+
+def test_a_bad_option_is_one_sentence(bake: Callable[..., BakedProject]) -> None:
+    project = bake()
+    for option, value in (("--weights", "no-such-folder"), ("--port", "70000"), ("--port", "x")):
+        command = [PROJECT_PYTHON, "local_server.py", option, value]
+        result = subprocess.run(command, cwd=project.path, capture_output=True, text=True)
+        assert result.returncode != 0
+        assert option in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_the_build_command_compiles_what_has_no_bytecode(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
+    (command,) = bake().config["build_commands"]
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path)}))
+    packages.mkdir(parents=True)
+    (packages / "good.py").write_text("x = 1\n")
+    (packages / "bad.py").write_text("this is no Python\n")
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.symlink_to(shutil.which("python3"))
+    (tmp_path / "pyvenv.cfg").write_text(f"home = {Path(shutil.which('python3')).resolve().parent}\n")
+    environment = {"PATH": f"{python.parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    result = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert list(packages.glob("__pycache__/good.*.pyc")), result.stdout + result.stderr

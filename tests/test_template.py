@@ -1,0 +1,95 @@
+"""The template itself: its variables, its delimiters, and the ways to get it."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import CONTEXT, PROJECT, TEMPLATE, BakedProject
+from jinja2 import Environment, meta, nodes
+
+RENDERED = [PROJECT / "config.yaml", PROJECT / "README.md"]
+HOOKS = sorted((TEMPLATE / "hooks").glob("*.py"))
+JINJA = Environment(**CONTEXT["_jinja2_env_vars"], keep_trailing_newline=True)
+
+
+def prompted() -> set[str]:
+    return {name for name in CONTEXT if not name.startswith("_")}
+
+
+def test_variables_used_are_declared_and_prompted() -> None:
+    used = set()
+    for file in RENDERED:
+        tree = JINJA.parse(file.read_text("utf-8"))
+        assert meta.find_undeclared_variables(tree) <= {"cookiecutter"}, file
+        used |= {
+            node.attr
+            for node in tree.find_all(nodes.Getattr)
+            if isinstance(node.node, nodes.Name) and node.node.name == "cookiecutter"
+        }
+    assert used <= set(CONTEXT)
+    assert {name for name in used if not name.startswith("_")} == prompted()
+    assert set(CONTEXT["__prompts__"]) == prompted()
+    assert len(prompted()) <= 6
+
+
+def test_every_choice_has_a_label_or_speaks_for_itself() -> None:
+    labels = CONTEXT["__prompts__"]
+    assert list(CONTEXT["_presets"]) == CONTEXT["preset"]
+    assert set(labels["preset"]) == {"__prompt__", *CONTEXT["preset"]}
+    assert {"__prompt__", "preset"} == set(labels["accelerator"])
+
+
+@pytest.mark.parametrize("file", [*RENDERED, *HOOKS], ids=lambda file: file.name)
+def test_the_delimiter_opens_nothing_but_variables(file: Path) -> None:
+    text = file.read_text("utf-8")
+    for part in text.split("<<")[1:]:
+        assert part.startswith((" cookiecutter", " preset.", " pattern ", " accelerator ")), part[:40]
+
+
+def test_everything_else_is_copied() -> None:
+    import fnmatch
+
+    for file in PROJECT.rglob("*"):
+        name = file.relative_to(PROJECT).as_posix()
+        if file.is_dir() or "__pycache__" in name:
+            continue
+        copied = any(fnmatch.fnmatch(name, pattern) for pattern in CONTEXT["_copy_without_render"])
+        assert copied == (file not in RENDERED), name
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template as a git repository, without what is not its own."""
+    folder = tmp_path_factory.mktemp("repository") / "fast-truss"
+    ignore = shutil.ignore_patterns(".git", ".venv*", "build", "__pycache__", ".*_cache")
+    shutil.copytree(TEMPLATE, folder, ignore=ignore)
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    git(folder, "add", "--all")
+    git(folder, "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "t")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_a_git_url_gives_the_same_project(repository: Path, bake: Callable[..., BakedProject]) -> None:
+    assert bake(f"file://{repository}/.git").files() == bake().files()
+
+
+def test_a_zip_gives_the_same_project(repository: Path, tmp_path: Path, bake: Callable[..., BakedProject]) -> None:
+    archive = tmp_path / "fast-truss.zip"
+    git(repository, "archive", "--prefix", "fast-truss-main/", "--output", str(archive), "HEAD")
+    assert bake(archive).files() == bake().files()
+
+
+def test_cruft_takes_the_template(repository: Path, tmp_path: Path, bake: Callable[..., BakedProject]) -> None:
+    import cruft
+
+    project = cruft.create(f"file://{repository}/.git", output_dir=tmp_path, no_input=True)
+    files = BakedProject(project).files()
+    assert files.pop(".cruft.json")
+    assert files == bake().files()
+    assert cruft.check(project_dir=project)
