@@ -34,10 +34,11 @@ def problems(answers: dict) -> list[str]:
 
 def remove_nested_folders(name: str) -> None:
     """Remove the folders that cookiecutter made for a name such as a/b: itself it removes only b."""
+    made = [part for part in Path(name).parts if part not in ("/", "..")]
+    if len(made) < 2:
+        return
     folder = Path.cwd()
-    for part in reversed(Path(name).parts):
-        if part != folder.name:
-            return
+    for _ in made:
         with contextlib.suppress(OSError):  # not empty: somebody else's
             folder.rmdir()
         folder = folder.parent
@@ -51,6 +52,6 @@ def shown(answer: str) -> str:
 if __name__ == "__main__":
     context = json.loads(CONTEXT)
     found = problems(context)
-    if found and "/" in context["model_name"]:
+    if found:
         remove_nested_folders(context["model_name"])
     sys.exit("\n".join(found) or None)
