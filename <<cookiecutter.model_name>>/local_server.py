@@ -8,6 +8,7 @@ import argparse
 import base64
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -163,6 +164,8 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.context:
         return build_context(arguments.context)
+    # Whatever ends this process ends the server too: see finally.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     port = arguments.port or free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(prefix="truss-") as temporary:
@@ -173,7 +176,10 @@ def main() -> None:
             wait_until_ready(process, url)
             if arguments.prompt is not None:
                 return save_first_image(url, arguments.prompt, arguments.output)
-            print(f'\nReady. Ctrl-C stops it. Try:\n  curl {url}{PREDICT} -d \'{{"prompt": "a lighthouse"}}\'\n')
+            print(
+                f'\nReady. Ctrl-C stops it. Try:\n  curl {url}{PREDICT} -d \'{{"prompt": "a lighthouse"}}\'\n',
+                flush=True,
+            )
             process.wait()
         except KeyboardInterrupt:
             pass

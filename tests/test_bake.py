@@ -108,7 +108,7 @@ def test_a_preset_is_whole(preset: str) -> None:
     assert set(facts) == set(CONTEXT["_presets"]["sdxl"])
     assert re.fullmatch(r"[0-9a-f]{40}", facts["revision"])
     assert facts["accelerator"] in ACCELERATORS
-    assert "preset" in facts or CONTEXT["__prompts__"]["preset"][preset].startswith(facts["label"])
+    assert CONTEXT["__prompts__"]["preset"][preset] == f"{facts['label']}, {facts['download_gb']} GB"
 
 
 def test_accelerators_are_those_that_truss_knows() -> None:

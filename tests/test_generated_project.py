@@ -1,7 +1,11 @@
 """The whole life of a generated project: its own tests, its commands, its build command."""
 
 import os
+import re
 import subprocess
+import time
+import urllib.error
+import urllib.request
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -61,3 +65,23 @@ def test_the_build_command_compiles_what_has_no_bytecode(bake: Callable[..., Bak
     result = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert list(packages.glob("__pycache__/good.*.pyc")), result.stdout + result.stderr
+
+
+def test_ending_the_command_ends_the_server(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
+    command = [PROJECT_PYTHON, "local_server.py", "--port", "0"]
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        serve = subprocess.Popen(command, cwd=bake().path, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(600):
+            if "Ready." in log.read_text() or serve.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert "Ready." in log.read_text(), log.read_text()
+        serve.terminate()
+        assert serve.wait(timeout=60) == 143
+    finally:
+        serve.kill()
+    url = re.search(r"curl (http://127.0.0.1:\d+)", log.read_text())[1]
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=10)

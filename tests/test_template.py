@@ -1,5 +1,6 @@
 """The template itself: its variables, its delimiters, and the ways to get it."""
 
+import fnmatch
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -49,8 +50,6 @@ def test_the_delimiter_opens_nothing_but_variables(file: Path) -> None:
 
 
 def test_everything_else_is_copied() -> None:
-    import fnmatch
-
     for file in PROJECT.rglob("*"):
         name = file.relative_to(PROJECT).as_posix()
         if file.is_dir() or "__pycache__" in name:
