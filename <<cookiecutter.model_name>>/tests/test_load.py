@@ -103,20 +103,20 @@ def test_load_needs_each_file_that_is_cached(weights: Path, tmp_path: Path, name
         check_weights(broken, exact_files(local_server.read_config()["model_metadata"]["pipeline"]))
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "garbage", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+def test_a_damaged_weight_file_is_named(weights: Path, tmp_path: Path, pipeline: dict[str, Any], damage: str) -> None:
+    from model.weights import WeightsError, check_weights
+
+    broken, name = break_weights(weights, tmp_path, pipeline, damage)
+    with pytest.raises(WeightsError, match=f"{name} is truncated"):
+        check_weights(broken, [name])
+
+
+@pytest.mark.parametrize(("damage", "sentence"), [("missing", "is missing from"), ("truncated", "is truncated")])
 def test_the_server_stops_with_a_sentence_when_a_weight_file_is(
-    app: Path, weights: Path, tmp_path: Path, pipeline: dict[str, Any], damage: str
+    app: Path, weights: Path, tmp_path: Path, pipeline: dict[str, Any], damage: str, sentence: str
 ) -> None:
-    name = next(file for file in exact_files(pipeline) if file.endswith(".safetensors"))
-    broken = link_copy(weights, tmp_path)
-    content = (broken / name).read_bytes()
-    (broken / name).unlink()
-    if damage == "truncated":
-        (broken / name).write_bytes(content[:-100])
-    if damage == "garbage":
-        (broken / name).write_bytes(b"\xff" * 1000)
-    if damage == "empty":
-        (broken / name).write_bytes(b"")
+    broken, name = break_weights(weights, tmp_path, pipeline, damage)
     copy = tmp_path / "app"
     shutil.copytree(app, copy, ignore=shutil.ignore_patterns("context", "server.log"))
     config = yaml.safe_load((copy / "config.yaml").read_text())
@@ -127,8 +127,19 @@ def test_the_server_stops_with_a_sentence_when_a_weight_file_is(
         log = process.communicate(timeout=300)[0].decode()
     finally:
         local_server.stop(process)
-    sentence = "is missing from" if damage == "missing" else "is truncated"
     assert any(name in line and sentence in line for line in log.splitlines()), log
+
+
+def break_weights(weights: Path, tmp_path: Path, pipeline: dict[str, Any], damage: str) -> tuple[Path, str]:
+    """Return a copy of the weights with one damaged file, and the name of that file."""
+    name = next(file for file in exact_files(pipeline) if file.endswith(".safetensors"))
+    broken = link_copy(weights, tmp_path)
+    content = (broken / name).read_bytes()
+    (broken / name).unlink()
+    damaged = {"truncated": content[:-100], "garbage": b"\xff" * 1000, "empty": b""}
+    if damage != "missing":
+        (broken / name).write_bytes(damaged[damage])
+    return broken, name
 
 
 def link_copy(weights: Path, tmp_path: Path) -> Path:
