@@ -35,7 +35,8 @@ def build_context(target: Path) -> None:
     With model_cache in the config Truss asks the Hub for the list of files. So it gets a copy without.
     """
     config = read_config()
-    config.pop("model_cache", None)
+    for delivery in ("model_cache", "weights"):
+        config.pop(delivery, None)
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary)
         (copy / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
@@ -98,17 +99,34 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def download_weights() -> Path:
-    """Fetch what model_cache names, at its commit, into .weights. Returns the folder."""
-    from huggingface_hub import snapshot_download
+def cached_repos() -> list[dict[str, Any]]:
+    """Return what the image gets from Hugging Face: repo_id, revision, folder and allow_patterns of each."""
+    config = read_config()
+    repos = [{**repo, "folder": repo["volume_folder"]} for repo in config.get("model_cache", [])]
+    for source in config.get("weights", []):
+        repo_id, revision = source["source"].removeprefix("hf://").split("@")
+        folder = Path(source["mount_location"]).name
+        repos.append({**source, "repo_id": repo_id, "revision": revision, "folder": folder})
+    return [{key: repo[key] for key in ("repo_id", "revision", "folder", "allow_patterns")} for repo in repos]
 
-    for repo in read_config()["model_cache"]:
-        folder = REAL_WEIGHTS / repo["volume_folder"]
-        snapshot_download(
-            repo["repo_id"], revision=repo["revision"], allow_patterns=repo["allow_patterns"], local_dir=folder
-        )
-    cached = Path(read_config()["model_metadata"]["pipeline"]["weights_dir"])
-    return REAL_WEIGHTS / cached.relative_to("/app/model_cache")
+
+def download_weights() -> Path:
+    """Fetch what the image would get, at its commits, into .weights. Returns the folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    for repo in cached_repos():
+        folder = REAL_WEIGHTS / repo["folder"]
+        try:
+            snapshot_download(
+                repo["repo_id"], revision=repo["revision"], allow_patterns=repo["allow_patterns"], local_dir=folder
+            )
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            sys.exit(
+                f"{repo['repo_id']} cannot be downloaded: check the network, and for a private or gated repository "
+                f"set HF_TOKEN.\n{error}"
+            )
+    return REAL_WEIGHTS
 
 
 def find_weights(choice: str, temporary: Path) -> Path:
@@ -146,7 +164,7 @@ def parse_arguments() -> argparse.Namespace:
         default="tiny",
         metavar="tiny|real|DIR",
         help="tiny: random weights of the same family, made here. real: downloaded at the commit in config.yaml. "
-        "DIR: a folder that holds them. Default: tiny.",
+        "DIR: a folder that holds them as .weights does. Default: tiny.",
     )
     parser.add_argument("--port", type=int, default=8000, help="Default: 8000. 0: any free port.")
     parser.add_argument("--prompt", help="Make one image, print the phases of the cold start, and stop.")

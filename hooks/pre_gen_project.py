@@ -11,6 +11,9 @@ CONTEXT = r"""
 << cookiecutter | tojson >>
 """
 
+HF_REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+VARIANTS = ("preset", "", "fp16", "fp32", "bf16")
 MODEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
 
@@ -23,12 +26,55 @@ def problems(answers: dict) -> list[str]:
             f"model_name is {shown(name)}: use 1 to 64 letters, digits, '.', '_' and '-', "
             "with a letter or digit at both ends."
         )
-    presets = list(answers["_presets"])
+    presets = answers["_presets"]
     if answers["preset"] not in presets:
         found.append(f"preset is {shown(answers['preset'])}: use one of {', '.join(presets)}.")
-    accelerators = answers["_accelerators"]
-    if answers["accelerator"] not in accelerators:
-        found.append(f"accelerator is {shown(answers['accelerator'])}: use one of {', '.join(accelerators)}.")
+    memory = {"preset": None, **answers["_accelerators"]}
+    if answers["accelerator"] not in memory:
+        found.append(f"accelerator is {shown(answers['accelerator'])}: use one of {', '.join(memory)}.")
+    if answers["weights"] not in ("model_cache", "weights"):
+        found.append(f"weights is {shown(answers['weights'])}: use model_cache or weights.")
+    found += fine_tune_problems(answers)
+    preset = presets.get(answers["preset"])
+    if preset and memory.get(answers["accelerator"]):
+        found += accelerator_problems(answers["accelerator"], memory, answers["preset"], preset)
+    return found
+
+
+def accelerator_problems(accelerator: str, memory: dict, name: str, preset: dict) -> list[str]:
+    """Return a sentence if the weights and activations (GB, an estimate) do not fit."""
+    needed = preset["weights_gb"] + preset["activations_gb"]
+    if memory[accelerator] >= needed:
+        return []
+    return [
+        f"accelerator is {accelerator!r}: it has {memory[accelerator]} GB of memory, "
+        f"and {name} needs about {needed:.0f}: use {preset['accelerator']} or a larger one."
+    ]
+
+
+def fine_tune_problems(answers: dict) -> list[str]:
+    """Return a sentence for each bad answer about the weights of a fine-tune."""
+    repo_id, revision, variant = answers["hf_repo_id"], answers["hf_revision"], answers["_hf_variant"]
+    preset = answers["_presets"].get(answers["preset"], {"repos": {}, "variant": None})
+    found = []
+    repo_is_good = not repo_id or (HF_REPO_ID.fullmatch(repo_id) and "--" not in repo_id and ".." not in repo_id)
+    if not repo_is_good:
+        found.append(f"hf_repo_id is {shown(repo_id)}: use owner/name, as on Hugging Face, or leave it empty.")
+    if "unet" in preset["repos"] and repo_id:
+        found.append(
+            f"hf_repo_id is {shown(repo_id)}: {answers['preset']} brings its own UNet, so it cannot serve a fine-tune, "
+            "use sdxl for that."
+        )
+    if not COMMIT.fullmatch(revision) and (revision or repo_id):
+        shown_id = repo_id if repo_id and repo_is_good else "owner/name"
+        found.append(
+            f"hf_revision is {shown(revision)}: use a commit, 40 hex digits in lower case, "
+            f"because a branch or tag moves; `git ls-remote https://huggingface.co/{shown_id}` prints them."
+        )
+    if variant not in VARIANTS:
+        found.append(f"_hf_variant is {shown(variant)}: use preset, fp16, bf16, fp32 or nothing for plain file names.")
+    elif variant != "preset" and not preset["variant"]:
+        found.append(f"_hf_variant is {shown(variant)}: {shown(answers['preset'])} has no variants, leave it out.")
     return found
 
 

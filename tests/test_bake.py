@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ACCELERATORS, CONTEXT, PRESETS, PROJECT, BakedProject
+from conftest import ACCELERATORS, CONTEXT, DELIVERIES, PROJECT, BakedProject, render_config
 from truss.base.truss_config import Accelerator, TrussConfig
 
 if sys.version_info >= (3, 11):
@@ -31,6 +31,8 @@ MANIFEST = {
     "model/__init__.py",
     "model/faststart.py",
     "model/model.py",
+    "model/picture.py",
+    "model/pipeline.py",
     "model/request.py",
     "model/weights.py",
     "pyproject.toml",
@@ -73,48 +75,24 @@ def test_every_data_file_parses(preset_project: tuple[str, BakedProject]) -> Non
             assert json.loads(text), name
 
 
-@pytest.mark.parametrize("accelerator", ACCELERATORS)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("delivery", DELIVERIES)
 def test_truss_accepts_the_config_without_a_warning(
-    bake: Bake, caplog: pytest.LogCaptureFixture, preset: str, accelerator: str
+    bake: Bake, caplog: pytest.LogCaptureFixture, delivery: str
 ) -> None:
-    project = bake(preset=preset, accelerator=accelerator)
+    project = bake(weights=delivery)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         config = TrussConfig.from_yaml(project.path / "config.yaml")
     assert not caplog.records
-    facts = CONTEXT["_presets"][preset]
-    wanted = facts["accelerator"] if accelerator == "preset" else accelerator
-    assert config.resources.accelerator.accelerator.value == wanted
+    assert config.to_dict() == render_config(weights=delivery).to_dict()
     assert config.model_name == "my-stable-diffusion"
-    (repo,) = config.model_cache.root
-    assert repo.use_volume
-    assert (repo.repo_id, repo.revision, repo.allow_patterns) == (
-        facts["repo_id"],
-        facts["revision"],
-        facts["allow_patterns"],
-    )
-    pipeline = config.model_metadata["pipeline"]
-    assert pipeline["weights_dir"] == f"/app/model_cache/{repo.volume_folder}"
-    assert {name: pipeline[name] for name in ("dtype", "variant", "load_kwargs", "negative_prompt")} == {
-        name: facts[name] for name in ("dtype", "variant", "load_kwargs", "negative_prompt")
-    }
     assert config.environment_variables["HF_HUB_OFFLINE"] == "1"
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_whole(preset: str) -> None:
-    facts = CONTEXT["_presets"][preset]
-    assert set(facts) == set(CONTEXT["_presets"]["sdxl"])
-    assert re.fullmatch(r"[0-9a-f]{40}", facts["revision"])
-    assert facts["accelerator"] in ACCELERATORS
-    assert CONTEXT["__prompts__"]["preset"][preset] == f"{facts['label']}, {facts['download_gb']} GB"
 
 
 def test_accelerators_are_those_that_truss_knows() -> None:
     known = {accelerator.value for accelerator in Accelerator if not accelerator.name.startswith("_")}
     assert set(ACCELERATORS) == known | {"preset"}
-    assert CONTEXT["_accelerators"] == ACCELERATORS
+    assert ["preset", *CONTEXT["_accelerators"]] == ACCELERATORS
 
 
 def test_ruff_finds_nothing_in_a_fresh_project(preset_project: tuple[str, BakedProject]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import BakedProject
+from conftest import CATALOG, PRESETS, BakedProject
 
 PROJECT_PYTHON = os.environ.get("PROJECT_PYTHON")
 pytestmark = pytest.mark.skipif(
@@ -26,10 +26,19 @@ def run(project: BakedProject, *arguments: str) -> str:
     return result.stdout
 
 
+def first_of_its_family(preset: str) -> bool:
+    pipeline = CATALOG[preset]["pipeline"]
+    return preset == next(name for name in PRESETS if CATALOG[name]["pipeline"] == pipeline)
+
+
 def test_its_own_tests_pass(preset_project: tuple[str, BakedProject], tmp_path: Path) -> None:
+    preset, project = preset_project
     # Its own folder: pytest keeps three, and would remove the one of this run.
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'own'}"]
-    output = run(preset_project[1], PROJECT_PYTHON, "-m", "pytest", *options)
+    # All of them once for each family; of its other presets, what goes over HTTP.
+    if not first_of_its_family(preset):
+        options.append("tests/test_server.py")
+    output = run(project, PROJECT_PYTHON, "-m", "pytest", *options)
     assert " passed" in output
     assert " failed" not in output
 
@@ -53,6 +62,15 @@ def test_a_bad_option_is_one_sentence(bake: Callable[..., BakedProject]) -> None
         assert result.returncode != 0
         assert option in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_real_weights_without_a_network_are_one_sentence(bake: Callable[..., BakedProject]) -> None:
+    command = [PROJECT_PYTHON, "local_server.py", "--weights", "real"]
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    result = subprocess.run(command, cwd=bake().path, env=environment, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "cannot be downloaded: check the network" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_the_build_command_compiles_what_has_no_bytecode(bake: Callable[..., BakedProject], tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 from conftest import CONTEXT, PRESETS, TEMPLATE, BakedProject
 
-GOOD = {**CONTEXT, "preset": "sdxl", "accelerator": "preset"}
+GOOD = {name: value[0] if isinstance(value, list) else value for name, value in CONTEXT.items()}
+SHA = "0123456789abcdef" * 2 + "01234567"
 HUGE = "x" * 10_000
 BAD_NAMES = [
     "",
@@ -69,17 +70,98 @@ def test_a_bad_name_is_one_sentence(name: str) -> None:
     assert "\n" not in sentence
 
 
-@pytest.mark.parametrize("field", ["preset", "accelerator"])
+@pytest.mark.parametrize("field", ["preset", "accelerator", "weights"])
 @pytest.mark.parametrize("answer", ["", "SDXL", "no such", HUGE, "'\"\\\n", "é"], ids=lambda answer: ascii(answer)[:20])
 def test_a_bad_choice_is_one_sentence(field: str, answer: str) -> None:
     (sentence,) = hook("pre_gen_project").problems({**GOOD, field: answer})
     assert sentence.startswith(f"{field} is ")
-    assert "use one of" in sentence
+    assert "use " in sentence
+
+
+@pytest.mark.parametrize(
+    "answer", ["owner", "a/b/c", "/b", "a/", "a b/c", "../evil", "a/..", "é/b", 'a"/b', "<< 7 >>/b", HUGE]
+)
+def test_a_bad_repository_is_one_sentence(answer: str) -> None:
+    (sentence,) = hook("pre_gen_project").problems({**GOOD, "hf_repo_id": answer, "hf_revision": SHA})
+    assert sentence.startswith("hf_repo_id is ")
+    assert "use owner/name" in sentence
+    assert len(sentence) < 250
+
+
+@pytest.mark.parametrize(
+    "answer", ["main", "v1.0", SHA[:7], SHA.upper(), SHA + "0", "g" * 40, SHA + "\n", "'\"\\", HUGE]
+)
+def test_a_branch_or_tag_is_refused_with_the_command_that_prints_its_commit(answer: str) -> None:
+    bad = {**GOOD, "hf_repo_id": "owner/name", "hf_revision": answer}
+    (sentence,) = hook("pre_gen_project").problems(bad)
+    assert sentence.startswith("hf_revision is ")
+    assert "`git ls-remote https://huggingface.co/owner/name`" in sentence
+
+
+def test_a_repository_needs_a_commit() -> None:
+    (sentence,) = hook("pre_gen_project").problems({**GOOD, "hf_repo_id": "owner/name"})
+    assert sentence.startswith("hf_revision is ''")
+
+
+@pytest.mark.parametrize("variant", ["FP16", "int8", "../x", HUGE])
+def test_a_bad_variant_is_one_sentence(variant: str) -> None:
+    (sentence,) = hook("pre_gen_project").problems({**GOOD, "_hf_variant": variant})
+    assert sentence.startswith("_hf_variant is ")
+
+
+def test_a_variant_of_a_family_without_any_is_refused() -> None:
+    (sentence,) = hook("pre_gen_project").problems({**GOOD, "preset": "flux-dev", "_hf_variant": "fp16"})
+    assert "has no variants" in sentence
+
+
+def test_lightning_takes_no_fine_tune() -> None:
+    bad = {**GOOD, "preset": "sdxl-lightning", "hf_repo_id": "owner/name", "hf_revision": SHA}
+    (sentence,) = hook("pre_gen_project").problems(bad)
+    assert "its own UNet" in sentence
+
+
+def test_an_accelerator_that_is_too_small_names_one_that_is_not() -> None:
+    (sentence,) = hook("pre_gen_project").problems({**GOOD, "preset": "flux-dev", "accelerator": "T4"})
+    assert (
+        sentence
+        == "accelerator is 'T4': it has 16 GB of memory, and flux-dev needs about 40: use H100 or a larger one."
+    )
+
+
+def test_a_fine_tune_end_to_end(bake: Callable[..., BakedProject]) -> None:
+    project = bake(hf_repo_id="owner/name", hf_revision=SHA, _hf_variant="")
+    (pipeline, _) = project.config["model_cache"]
+    assert (pipeline["repo_id"], pipeline["revision"]) == ("owner/name", SHA)
+    assert "unet/diffusion_pytorch_model.safetensors" in pipeline["allow_patterns"]
+    assert project.config["model_metadata"]["pipeline"]["variant"] is None
+    assert "https://huggingface.co/owner/name" in (project.path / "README.md").read_text("utf-8")
+
+
+def test_a_variant_can_be_said_on_the_command_line(tmp_path: Path) -> None:
+    result = run_cookiecutter(tmp_path, hf_repo_id="owner/name", hf_revision=SHA, _hf_variant="bf16")
+    assert result.returncode == 0, result.stderr
+    assert "model.bf16.safetensors" in (tmp_path / "my-stable-diffusion" / "config.yaml").read_text("utf-8")
+
+
+def test_a_gated_preset_says_where_the_token_goes(tmp_path: Path) -> None:
+    result = run_cookiecutter(tmp_path, preset="flux-dev")
+    readme = (tmp_path / "my-stable-diffusion" / "README.md").read_text("utf-8")
+    for text in (result.stdout, readme):
+        assert "hf_access_token" in text
+        assert "NOT allowed" in text
 
 
 def test_all_problems_come_at_once() -> None:
-    bad = {**GOOD, "model_name": "", "preset": "", "accelerator": ""}
-    assert len(hook("pre_gen_project").problems(bad)) == 3
+    bad = {
+        **GOOD,
+        "model_name": "",
+        "preset": "",
+        "accelerator": "",
+        "weights": "",
+        "hf_repo_id": "x",
+        "_hf_variant": "x",
+    }
+    assert len(hook("pre_gen_project").problems(bad)) == 7
 
 
 @pytest.mark.parametrize("name", ["../evil", "it's", 'a"""b', "a\\b", "$(touch pwned)", "modèle", "a\nb", "-x"])

@@ -8,12 +8,13 @@ def preset_rows() -> str:
     for name, facts in CONTEXT["_presets"].items():
         cells = [
             f"`{name}`",
-            facts["repo_id"],
+            facts["repos"]["pipeline"]["repo_id"],
             f"{facts['size']} px",
             str(facts["num_inference_steps"]),
             str(facts["download_gb"]),
             facts["accelerator"],
             facts["license"],
+            "yes" if facts["gated"] else "no",
         ]
         rows.append(f"| {' | '.join(cells)} |\n")
     return "".join(rows)
@@ -21,7 +22,7 @@ def preset_rows() -> str:
 
 def test_the_table_of_presets_is_that_of_the_catalog() -> None:
     readme = (TEMPLATE / "README.md").read_text("utf-8")
-    header = "| preset | weights | size | steps | download GB | GPU | licence |\n|" + " --- |" * 7 + "\n"
+    header = "| preset | weights | size | steps | download GB | GPU | licence | gated |\n|" + " --- |" * 8 + "\n"
     table = readme.split(header)[1].split("\n\n")[0] + "\n"
     assert table == preset_rows(), f"Put this into README.md:\n{preset_rows()}"
 

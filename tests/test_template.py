@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CONTEXT, PROJECT, TEMPLATE, BakedProject
-from jinja2 import Environment, meta, nodes
+from conftest import CONTEXT, JINJA, PROJECT, TEMPLATE, BakedProject
+from jinja2 import meta, nodes
 
 RENDERED = [PROJECT / "config.yaml", PROJECT / "README.md"]
 HOOKS = sorted((TEMPLATE / "hooks").glob("*.py"))
-JINJA = Environment(**CONTEXT["_jinja2_env_vars"], keep_trailing_newline=True)
+TAGS = (" cookiecutter", " preset", " pattern ", " accelerator ", " name ", " repo", " revisions", " variant ", " {")
 
 
 def prompted() -> set[str]:
@@ -40,13 +40,14 @@ def test_every_choice_has_a_label_or_speaks_for_itself() -> None:
     assert list(CONTEXT["_presets"]) == CONTEXT["preset"]
     assert set(labels["preset"]) == {"__prompt__", *CONTEXT["preset"]}
     assert {"__prompt__", "preset"} == set(labels["accelerator"])
+    assert {"__prompt__", *CONTEXT["weights"]} == set(labels["weights"])
 
 
 @pytest.mark.parametrize("file", [*RENDERED, *HOOKS], ids=lambda file: file.name)
 def test_the_delimiter_opens_nothing_but_variables(file: Path) -> None:
     text = file.read_text("utf-8")
     for part in text.split("<<")[1:]:
-        assert part.startswith((" cookiecutter", " preset.", " pattern ", " accelerator ")), part[:40]
+        assert part.startswith(TAGS), part[:40]
 
 
 def test_everything_else_is_copied() -> None:

@@ -1,10 +1,12 @@
 """What a client may ask and what it gets. The bounds come from config.yaml."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from model import picture
 
 # Truss puts config.yaml beside model/ in the image, as it is in this repository. The bounds are
 # read here, and not in Model.__init__, because Truss takes /schema from this class.
@@ -14,6 +16,7 @@ _DEFAULTS = _PIPELINE["defaults"]
 _LIMITS = _PIPELINE["limits"]
 
 MAX_SEED = 2**32 - 1
+STRENGTH = 0.6
 
 Prompt = Annotated[str, Field(max_length=_LIMITS["prompt_characters"])]
 Pixels = Annotated[int, Field(ge=_LIMITS["min_size"], le=_LIMITS["max_size"], multiple_of=_LIMITS["size_multiple"])]
@@ -43,9 +46,33 @@ class GenerationRequest(BaseModel):
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Seed of the first image; the next ones count up. Random if left out."
     )
+    image: str | None = Field(
+        None,
+        description="A PNG, JPEG or WebP file in base64 to start from, scaled and cropped to width x height.",
+    )
+    strength: float | None = Field(
+        None, gt=0, le=1, description=f"How much of image is painted over. {STRENGTH} if left out."
+    )
     num_images: int = Field(1, ge=1, le=_LIMITS["num_images"], description="How many images.")
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the images.")
     quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
+
+    @field_validator("image")
+    @classmethod
+    def _image_can_be_read(cls, image: str | None) -> str | None:
+        if image is not None:
+            if not _PIPELINE["image_to_image"]:
+                raise ValueError("image cannot be used by this model: leave it out")
+            picture.decode(image, _LIMITS["image_bytes"], _LIMITS["image_pixels"])
+        return image
+
+    @model_validator(mode="after")
+    def _strength_has_an_effect(self) -> "GenerationRequest":
+        if self.image is None and self.strength is not None:
+            raise ValueError("strength has no effect without image: leave it out")
+        if self.image is not None and int(self.num_inference_steps * (self.strength or STRENGTH)) < 1:
+            raise ValueError("strength times num_inference_steps must be at least 1: raise one of them")
+        return self
 
     @model_validator(mode="after")
     def _negative_prompt_has_an_effect(self) -> "GenerationRequest":
@@ -56,6 +83,13 @@ class GenerationRequest(BaseModel):
         if self.guidance_scale <= 1:
             raise ValueError("negative_prompt has no effect unless guidance_scale is above 1: raise it or leave it out")
         return self
+
+    def start_image(self) -> Any:
+        """Return image as an RGB picture of width x height, or None."""
+        if self.image is None:
+            return None
+        decoded = picture.decode(self.image, _LIMITS["image_bytes"], _LIMITS["image_pixels"])
+        return picture.fit(decoded, self.width, self.height)
 
 
 class GeneratedImage(BaseModel):

@@ -2,14 +2,41 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 class WeightsError(RuntimeError):
     """The cached weights are not those that config.yaml asks for."""
 
 
-def check_weights(folder: Path, patterns: list[str]) -> None:
+def check_weights(settings: dict[str, Any]) -> None:
     """Raise WeightsError unless all files are there and whole. Reads only the headers.
+
+    settings: model_metadata.pipeline in config.yaml.
+    """
+    folder = Path(settings["weights_dir"])
+    for name, patterns in settings["weight_files"].items():
+        check_files(folder / name, patterns)
+    # A folder with a config.json is a model. A pattern such as transformer/* does not say that it needs weights.
+    for model in sorted(file.parent for file in (folder / "pipeline").glob("*/config.json")):
+        if model.name not in settings["components"] and not any(model.glob("*.safetensors")):
+            raise WeightsError(
+                f"The weight file {model.name}/*.safetensors is missing from {model.parent}: "
+                "check its patterns and commit in config.yaml."
+            )
+    if not settings["lora_repo_id"]:
+        return
+    files = list((folder / "lora").glob("*.safetensors"))
+    if len(files) != 1:
+        raise WeightsError(
+            f"lora_repo_id is set, and {folder / 'lora'} holds {len(files)} safetensors files: "
+            "cache its one file there, in config.yaml."
+        )
+    check_files(folder / "lora", [files[0].name])
+
+
+def check_files(folder: Path, patterns: list[str]) -> None:
+    """Raise WeightsError unless each pattern finds a whole file.
 
     patterns: paths under folder; one that ends in /* needs at least one file in that folder.
     """
@@ -17,11 +44,21 @@ def check_weights(folder: Path, patterns: list[str]) -> None:
         files = sorted(folder.glob(pattern))
         if not files:
             raise WeightsError(
-                f"The weight file {pattern} is missing from {folder}: check allow_patterns and revision in config.yaml."
+                f"The weight file {pattern} is missing from {folder}: check its patterns and commit in config.yaml."
             )
         for file in files:
             if file.suffix == ".safetensors":
                 _check_length(file)
+            if file.name.endswith(".safetensors.index.json"):
+                _check_shards(file)
+
+
+def _check_shards(index: Path) -> None:
+    shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
+    if missing:
+        name = f"{index.parent.name}/{missing[0]}"
+        raise WeightsError(f"The weight file {name} is missing from {index.parent.parent}: {index.name} names it.")
 
 
 def _check_length(file: Path) -> None:

@@ -1,12 +1,22 @@
 """Bad input is a 400 that names the field, and the server goes on."""
 
+import base64
+import io
 from typing import Any
 
 import pytest
 import requests
 from conftest import Server
+from PIL import Image
 
 import local_server
+
+
+def file_of(picture: Image.Image, file_format: str, keep: int | None = None) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, file_format)
+    return base64.b64encode(buffer.getvalue()[:keep]).decode()
+
 
 HOSTILE = "'; DROP TABLE x; -- ${jndi:ldap://x} {{7*7}} \u202e\x00"
 HUGE = 10**30
@@ -37,6 +47,17 @@ BAD_FIELDS = [
     ("output_format", "PNG"),
     ("output_format", 1),
     ("output_format", HOSTILE),
+    ("image", 5),
+    ("image", ""),
+    ("image", HOSTILE),
+    ("image", "data:image/png;base64,AAAA"),
+    ("image", base64.b64encode(b"no picture").decode()),
+    ("image", "A" * 20_000_000),
+    ("image", file_of(Image.new("1", (20_000, 20_000)), "PNG")),
+    ("image", file_of(Image.new("1", (5_000, 5_000)), "PNG")),
+    ("image", file_of(Image.effect_noise((64, 64), 50), "PNG", keep=500)),
+    ("image", file_of(Image.new("RGB", (8, 8)), "GIF")),
+    *[("strength", value) for value in (0, -1, 1.5, 1e9, "1", True, [], HOSTILE)],
     ("steps", 3),
     (HOSTILE, 1),
 ]

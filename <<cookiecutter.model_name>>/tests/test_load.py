@@ -49,8 +49,52 @@ print(json.dumps({
 """
 
 
-def exact_files(pipeline: dict[str, Any]) -> list[str]:
-    return [pattern for pattern in pipeline["weight_files"] if "*" not in pattern]
+# Loads the pipeline from the folder in argv[1] as it is, for requests with an image, and with a LoRA.
+PARTS = """
+import json, sys
+from pathlib import Path
+import torch, yaml
+from safetensors.torch import save_file
+from model.pipeline import image_to_image, read_pipeline
+
+def weights_of(pipeline):
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    return {(p.data_ptr(), str(p.dtype)) for module in modules for p in module.parameters()}
+
+settings = yaml.safe_load(open("config.yaml"))["model_metadata"]["pipeline"]
+settings["weights_dir"] = sys.argv[1]
+plain = read_pipeline(settings)
+found = {}
+if settings["image_to_image"]:
+    before = weights_of(plain)
+    found["shared"] = weights_of(image_to_image(plain, settings["image_to_image"])) == before == weights_of(plain)
+name = "unet" if "unet" in plain.components else "transformer"
+path, layer = next((n, m) for n, m in plain.components[name].named_modules() if n.endswith("to_q"))
+down, up = torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2)
+lora = Path(sys.argv[1], "lora")
+lora.mkdir()
+keys = {f"{name}.{path}.lora_A.weight": down, f"{name}.{path}.lora_B.weight": up}
+save_file(keys, lora / "style.safetensors")
+try:
+    fused = read_pipeline({**settings, "lora_repo_id": "owner/style", "lora_scale": 0.5})
+    weight = fused.components[name].get_submodule(path).weight.float().cpu()
+    expected = layer.weight.float().cpu() + 0.5 * up @ down
+    found["fused"] = torch.allclose(weight, expected, rtol=1e-2, atol=1e-2)
+    found["left"] = [n for n, _ in fused.components[name].named_parameters() if "lora" in n]
+except ValueError as error:
+    found["refused"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def exact_files(pipeline: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the folder and the path of each file that the config names."""
+    return [
+        (folder, pattern)
+        for folder, patterns in pipeline["weight_files"].items()
+        for pattern in patterns
+        if "*" not in pattern
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +111,34 @@ def test_load_waits_for_the_download_and_touches_no_network(loaded: dict[str, An
 
 
 def test_load_takes_only_what_is_cached(loaded: dict[str, Any], pipeline: dict[str, Any]) -> None:
-    folders = {pattern.split("/")[0] for pattern in pipeline["weight_files"] if "/" in pattern}
-    assert set(loaded["components"]) == folders
+    folders = {pattern.split("/")[0] for pattern in pipeline["weight_files"]["pipeline"] if "/" in pattern}
+    assert set(loaded["components"]) == folders | set(pipeline["components"])
+
+
+@pytest.fixture(scope="module")
+def parts(run_in_app: RunInApp, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    result = run_in_app(PARTS, str(link_copy(weights, tmp_path_factory.mktemp("lora"))))
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_requests_with_an_image_share_the_weights(parts: dict[str, Any], pipeline: dict[str, Any]) -> None:
+    assert parts.get("shared") is (True if pipeline["image_to_image"] else None)
+
+
+def test_a_lora_is_fused_or_refused(parts: dict[str, Any]) -> None:
+    if "refused" in parts:
+        assert "cannot take a LoRA" in parts["refused"]
+        return
+    assert parts["fused"] is True
+    assert parts["left"] == []
+
+
+def test_a_lora_that_is_not_cached_is_named(weights: Path, pipeline: dict[str, Any]) -> None:
+    from model.weights import WeightsError, check_weights
+
+    with pytest.raises(WeightsError, match="lora_repo_id is set"):
+        check_weights({**pipeline, "weights_dir": weights, "lora_repo_id": "owner/style"})
 
 
 @pytest.mark.gpu
@@ -78,45 +148,55 @@ def test_load_puts_half_precision_on_the_gpu(loaded: dict[str, Any], pipeline: d
 
 
 def test_the_cache_fetches_every_file_of_the_pipeline_and_no_other(
-    config: dict[str, Any], pipeline: dict[str, Any], weights: Path, request: pytest.FixtureRequest
+    pipeline: dict[str, Any], weights: Path, request: pytest.FixtureRequest
 ) -> None:
-    (repo,) = config["model_cache"]
-    assert pipeline["weight_files"] == repo["allow_patterns"]
-    assert pipeline["weights_dir"] == f"/app/model_cache/{repo['volume_folder']}"
-    files = [file.relative_to(weights).as_posix() for file in weights.rglob("*") if file.is_file()]
-    visible = [file for file in files if not file.startswith(".")]
-    # The rule of model_cache: only * is special, and it crosses /. fnmatch does the same here.
-    fetched = {file for pattern in repo["allow_patterns"] for file in fnmatch.filter(visible, pattern)}
-    # A folder of the user's own may hold more, such as a README.
-    if request.config.getoption("--weights") == "tiny":
-        assert fetched == set(visible)
-    assert all(fnmatch.filter(visible, pattern) for pattern in repo["allow_patterns"])
+    cached = {repo["folder"]: repo for repo in local_server.cached_repos()}
+    lora = {"lora"} if pipeline["lora_repo_id"] else set()
+    assert set(cached) == set(pipeline["weight_files"]) | lora == {"pipeline", *pipeline["components"]} | lora
+    for folder, patterns in pipeline["weight_files"].items():
+        assert patterns == cached[folder]["allow_patterns"]
+        files = [file.relative_to(weights / folder) for file in (weights / folder).rglob("*") if file.is_file()]
+        visible = [file.as_posix() for file in files if not file.as_posix().startswith(".")]
+        # The rule of model_cache: only * is special, and it crosses /. fnmatch does the same here.
+        fetched = {file for pattern in patterns for file in fnmatch.filter(visible, pattern)}
+        # A folder of the user's own may hold more, such as a README.
+        if request.config.getoption("--weights") == "tiny":
+            assert fetched == set(visible)
+        assert all(fnmatch.filter(visible, pattern) for pattern in patterns)
 
 
-@pytest.mark.parametrize("name", exact_files(local_server.read_config()["model_metadata"]["pipeline"]))
-def test_load_needs_each_file_that_is_cached(weights: Path, tmp_path: Path, name: str) -> None:
+def test_the_lora_that_is_named_is_the_one_that_is_cached(pipeline: dict[str, Any]) -> None:
+    cached = {repo["folder"]: (repo["repo_id"], repo["revision"]) for repo in local_server.cached_repos()}
+    named = (pipeline["lora_repo_id"], pipeline["lora_revision"])
+    assert cached.get("lora", ("", "")) == named
+
+
+@pytest.mark.parametrize(("folder", "name"), exact_files(local_server.read_config()["model_metadata"]["pipeline"]))
+def test_load_needs_each_file_that_is_cached(
+    weights: Path, tmp_path: Path, pipeline: dict[str, Any], folder: str, name: str
+) -> None:
     from model.weights import WeightsError, check_weights
 
     broken = link_copy(weights, tmp_path)
-    (broken / name).unlink()
+    (broken / folder / name).unlink()
     with pytest.raises(WeightsError, match=f"{name} is missing"):
-        check_weights(broken, exact_files(local_server.read_config()["model_metadata"]["pipeline"]))
+        check_weights({**pipeline, "weights_dir": broken})
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
 def test_a_damaged_weight_file_is_named(weights: Path, tmp_path: Path, pipeline: dict[str, Any], damage: str) -> None:
     from model.weights import WeightsError, check_weights
 
-    broken, name = break_weights(weights, tmp_path, pipeline, damage)
-    with pytest.raises(WeightsError, match=f"{name} is truncated"):
-        check_weights(broken, [name])
+    broken, file = break_weights(weights, tmp_path, damage)
+    with pytest.raises(WeightsError, match=f"{file} is truncated"):
+        check_weights({**pipeline, "weights_dir": broken})
 
 
 @pytest.mark.parametrize(("damage", "sentence"), [("missing", "is missing from"), ("truncated", "is truncated")])
 def test_the_server_stops_with_a_sentence_when_a_weight_file_is(
-    app: Path, weights: Path, tmp_path: Path, pipeline: dict[str, Any], damage: str, sentence: str
+    app: Path, weights: Path, tmp_path: Path, damage: str, sentence: str
 ) -> None:
-    broken, name = break_weights(weights, tmp_path, pipeline, damage)
+    broken, file = break_weights(weights, tmp_path, damage)
     copy = tmp_path / "app"
     shutil.copytree(app, copy, ignore=shutil.ignore_patterns("context", "server.log"))
     config = yaml.safe_load((copy / "config.yaml").read_text())
@@ -127,19 +207,19 @@ def test_the_server_stops_with_a_sentence_when_a_weight_file_is(
         log = process.communicate(timeout=300)[0].decode()
     finally:
         local_server.stop(process)
-    assert any(name in line and sentence in line for line in log.splitlines()), log
+    assert any(file.parent.name in line and sentence in line for line in log.splitlines()), log
 
 
-def break_weights(weights: Path, tmp_path: Path, pipeline: dict[str, Any], damage: str) -> tuple[Path, str]:
-    """Return a copy of the weights with one damaged file, and the name of that file."""
-    name = next(file for file in exact_files(pipeline) if file.endswith(".safetensors"))
+def break_weights(weights: Path, tmp_path: Path, damage: str) -> tuple[Path, Path]:
+    """Return a copy of the weights with one damaged file, and the path of that file under it."""
     broken = link_copy(weights, tmp_path)
-    content = (broken / name).read_bytes()
-    (broken / name).unlink()
+    file = min((broken / "pipeline").rglob("*.safetensors"))
+    content = file.read_bytes()
+    file.unlink()
     damaged = {"truncated": content[:-100], "garbage": b"\xff" * 1000, "empty": b""}
     if damage != "missing":
-        (broken / name).write_bytes(damaged[damage])
-    return broken, name
+        file.write_bytes(damaged[damage])
+    return broken, file.relative_to(broken)
 
 
 def link_copy(weights: Path, tmp_path: Path) -> Path:

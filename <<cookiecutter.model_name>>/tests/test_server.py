@@ -116,9 +116,32 @@ def test_negative_prompt_has_an_effect_or_is_refused(
     assert "guidance_scale" in unguided.json()["error"]
 
 
+def test_an_image_is_a_start_or_is_refused(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
+    first = generate(server, {**small, "seed": 5})["images"][0]["image"]
+    body = {**small, "image": first, "strength": 0.5, "width": 128}
+    if not pipeline["image_to_image"]:
+        response = server.predict(body)
+        assert response.status_code == 400
+        assert "image cannot be used" in response.json()["error"]
+        return
+    answer = generate(server, body)
+    assert images_of(answer)[0].size == (128, 64)
+    assert generate(server, body)["images"] == answer["images"]
+    assert generate(server, {**body, "strength": 1.0})["images"] != answer["images"]
+    assert generate(server, {**body, "seed": 6})["images"] != answer["images"]
+    weak = server.predict({**body, "strength": 0.1})
+    assert weak.status_code == 400
+    assert "strength times num_inference_steps" in weak.json()["error"]
+    alone = server.predict({**small, "strength": 0.5})
+    assert alone.status_code == 400
+    assert "strength has no effect" in alone.json()["error"]
+    # Both pipelines share one scheduler: the first must not notice.
+    assert generate(server, {**small, "seed": 5})["images"][0]["image"] == first
+
+
 def test_the_server_speaks_no_word_of_a_deprecated_call(server: Server) -> None:
     log = server.log.read_text()
-    assert "torch_dtype" not in log
+    assert "deprecated" not in log.lower()
     assert "Traceback" not in log
 
 

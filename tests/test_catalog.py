@@ -1,0 +1,199 @@
+"""The catalog: what its patterns fetch, what fits where, and that each entry is whole."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ACCELERATORS, CATALOG, CONTEXT, DELIVERIES, PRESETS, render_config
+from test_hooks import GOOD, hook
+
+# Paths and sizes in bytes (null: unknown, and small), as the Hub listed them. Large ones are rounded.
+REPO_FILES = json.loads((Path(__file__).parent / "repo_files.json").read_text("utf-8"))
+# What from_pretrained reads of each family. The safety checker is not loaded.
+COMPONENTS = {
+    "StableDiffusionPipeline": "scheduler text_encoder tokenizer unet vae",
+    "StableDiffusionXLPipeline": "scheduler text_encoder text_encoder_2 tokenizer tokenizer_2 unet vae",
+    "StableDiffusion3Pipeline": "scheduler text_encoder text_encoder_2 text_encoder_3 tokenizer tokenizer_2 "
+    "tokenizer_3 transformer vae",
+    "FluxPipeline": "scheduler text_encoder text_encoder_2 tokenizer tokenizer_2 transformer vae",
+    "LatentConsistencyModelPipeline": "scheduler text_encoder tokenizer unet vae",
+    "Flux2KleinPipeline": "scheduler text_encoder tokenizer transformer vae",
+}
+REPOS = [(preset, name) for preset in PRESETS for name in CATALOG[preset]["repos"]]
+LISTED = [(preset, name) for preset, name in REPOS if CATALOG[preset]["repos"][name]["repo_id"] in REPO_FILES]
+
+
+def fetched_by_model_cache(patterns: list[str], files: dict[str, Any]) -> set[str]:
+    """The rule of model_cache: only * is special, and it crosses /."""
+    rules = [".*".join(re.escape(part) for part in pattern.split("*")) for pattern in patterns]
+    return {file for file in files if any(re.fullmatch(rule, file) for rule in rules)}
+
+
+def fetched_by_weights(patterns: list[str], files: dict[str, Any]) -> set[str]:
+    """The rule of weights: * stays within a folder, ** crosses /."""
+    rules = []
+    for pattern in patterns:
+        parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
+        special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
+        rules.append("".join(special.get(part, re.escape(part)) for part in parts))
+    return {file for file in files if any(re.fullmatch(rule, file) for rule in rules)}
+
+
+def test_the_two_rules_differ_where_baseten_says_so() -> None:
+    files = {"a.safetensors": 1, "unet/a.safetensors": 1}
+    assert fetched_by_model_cache(["*.safetensors"], files) == set(files)
+    assert fetched_by_weights(["*.safetensors"], files) == {"a.safetensors"}
+    assert fetched_by_weights(["**/*.safetensors"], files) == set(files)
+    assert fetched_by_model_cache(["unet/"], files) == fetched_by_model_cache(["?.safetensors"], files) == set()
+
+
+def needed_files(preset: str, name: str) -> set[str]:
+    """Return what the pipeline reads of this repository, worked out without its patterns."""
+    facts = CATALOG[preset]
+    repo = facts["repos"][name]
+    files = REPO_FILES[repo["repo_id"]]
+    if name != "pipeline":
+        return {repo["file"]} if "file" in repo else {"config.json", "diffusion_pytorch_model.safetensors"}
+    needed = {"model_index.json"}
+    variant = f".{facts['variant']}" if facts["variant"] else ""
+    weights = re.compile(rf"(diffusion_pytorch_)?model{re.escape(variant)}(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+    for folder in COMPONENTS[facts["pipeline"]].split():
+        inside = {file.split("/")[1] for file in files if file.startswith(f"{folder}/")}
+        elsewhere = facts["repos"].get(folder)
+        if elsewhere:
+            # from_single_file takes the config from the pipeline's folder.
+            inside = {"config.json"} if "file" in elsewhere else set()
+        elif "config.json" in inside:
+            inside = {file for file in inside if file == "config.json" or weights.fullmatch(file)}
+        needed |= {f"{folder}/{file}" for file in inside}
+    return needed
+
+
+@pytest.mark.parametrize(("preset", "name"), LISTED)
+def test_the_patterns_fetch_what_is_read_and_nothing_twice(preset: str, name: str) -> None:
+    repo = CATALOG[preset]["repos"][name]
+    files = REPO_FILES[repo["repo_id"]]
+    fetched = fetched_by_model_cache(repo["allow_patterns"], files)
+    assert fetched == fetched_by_weights(repo["allow_patterns"], files)
+    needed = needed_files(preset, name)
+    assert needed <= fetched
+    # More may come, such as a generation_config.json, but no weights and nothing large.
+    more = fetched - needed
+    assert not [file for file in more if file.endswith((".safetensors", ".bin", ".msgpack", ".onnx"))]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_pattern_reads_the_same_in_both_rules(preset: str) -> None:
+    for repo in CATALOG[preset]["repos"].values():
+        for pattern in repo["allow_patterns"]:
+            assert re.fullmatch(r"[\w.-]+(/[\w.-]+)*(/\*)?", pattern), pattern
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_download_is_as_large_as_the_catalog_says(preset: str) -> None:
+    facts = CATALOG[preset]
+    repos = facts["repos"].values()
+    unlisted = [repo["repo_id"] for repo in repos if repo["repo_id"] not in REPO_FILES]
+    if unlisted:
+        pytest.skip(f"the list of files of {', '.join(unlisted)} is missing: the network test asks the Hub")
+    total = sum(
+        REPO_FILES[repo["repo_id"]][file] or 0
+        for repo in repos
+        for file in fetched_by_model_cache(repo["allow_patterns"], REPO_FILES[repo["repo_id"]])
+    )
+    assert total / 1e9 == pytest.approx(facts["download_gb"], rel=0.01)
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_accelerator_is_accepted_by_truss_or_too_small(preset: str, delivery: str) -> None:
+    facts = CATALOG[preset]
+    needed = facts["weights_gb"] + facts["activations_gb"]
+    assert CONTEXT["_accelerators"][facts["accelerator"]] >= needed
+    for accelerator in ACCELERATORS:
+        answers = {**GOOD, "preset": preset, "accelerator": accelerator, "weights": delivery}
+        problems = hook("pre_gen_project").problems(answers)
+        if accelerator != "preset" and CONTEXT["_accelerators"][accelerator] < needed:
+            (sentence,) = problems
+            assert f"{preset} needs about" in sentence
+            continue
+        assert problems == []
+        config = render_config(**answers)
+        wanted = facts["accelerator"] if accelerator == "preset" else accelerator
+        assert config.resources.accelerator.accelerator.value == wanted
+        assert ("hf_access_token" in config.secrets) == facts["gated"]
+        same_weights(config, facts, delivery)
+
+
+def same_weights(config: Any, facts: dict[str, Any], delivery: str) -> None:
+    """Both deliveries bring the same files of the same commits to the same paths."""
+    if delivery == "model_cache":
+        assert all(repo.use_volume for repo in config.model_cache.root)
+        found = {
+            f"/app/model_cache/{repo.volume_folder}": (repo.repo_id, repo.revision, repo.allow_patterns)
+            for repo in config.model_cache.root
+        }
+    else:
+        found = {
+            source.mount_location: (*source.source.removeprefix("hf://").split("@"), source.allow_patterns)
+            for source in config.weights.root
+        }
+        (pipeline,) = [s for s in config.weights.root if s.mount_location.endswith("/pipeline")]
+        assert (pipeline.auth is not None) == facts["gated"]
+        assert not facts["gated"] or pipeline.auth.auth_secret_name == "hf_access_token"
+    assert found == {
+        f"/app/model_cache/{name}": (repo["repo_id"], repo["revision"], repo["allow_patterns"])
+        for name, repo in facts["repos"].items()
+    }
+    pipeline = config.model_metadata["pipeline"]
+    assert pipeline["weight_files"] == {name: repo["allow_patterns"] for name, repo in facts["repos"].items()}
+    copied = ("dtype", "variant", "load_kwargs", "call_kwargs", "scheduler_kwargs", "negative_prompt", "image_to_image")
+    assert {name: pipeline[name] for name in copied} == {name: facts[name] for name in copied}
+    assert pipeline["defaults"]["guidance_scale"] == facts["guidance_scale"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_whole(preset: str) -> None:
+    facts = CATALOG[preset]
+    assert set(facts) == set(CATALOG["sdxl"])
+    for name, repo in facts["repos"].items():
+        assert re.fullmatch(r"[0-9a-f]{40}", repo["revision"])
+        assert set(repo) - {"file"} == {"repo_id", "revision", "allow_patterns"} | (
+            {"component"} - {name} if name != "pipeline" else set()
+        )
+    assert next(iter(facts["repos"])) == "pipeline"
+    assert facts["license_notice"].endswith(".")
+    assert facts["size"] % facts["size_multiple"] == facts["max_size"] % facts["size_multiple"] == 0
+    assert CONTEXT["__prompts__"]["preset"][preset] == f"{facts['label']}, {facts['download_gb']} GB"
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_a_fine_tune_takes_the_place_of_the_pipeline(delivery: str) -> None:
+    answers = {"hf_repo_id": "owner/my-model", "hf_revision": "a" * 40, "weights": delivery}
+    config = render_config(**answers)
+    where = config.model_cache.root if delivery == "model_cache" else config.weights.root
+    text = str(where[0])
+    assert "owner/my-model" in text
+    assert "a" * 40 in text
+    assert CATALOG["sdxl"]["repos"]["vae"]["repo_id"] in str(where[1])
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in where[0].allow_patterns
+    assert "hf_access_token" in config.secrets
+
+
+@pytest.mark.parametrize(("variant", "name"), [("", "model.safetensors"), ("bf16", "model.bf16.safetensors")])
+def test_a_fine_tune_may_have_other_file_names(variant: str, name: str) -> None:
+    config = render_config(hf_repo_id="owner/m", hf_revision="a" * 40, _hf_variant=variant)
+    (pipeline, vae) = config.model_cache.root
+    assert f"text_encoder/{name}" in pipeline.allow_patterns
+    assert vae.allow_patterns == CATALOG["sdxl"]["repos"]["vae"]["allow_patterns"]
+    assert config.model_metadata["pipeline"]["variant"] == (variant or None)
+
+
+def test_another_commit_of_the_preset() -> None:
+    config = render_config(hf_revision="b" * 40)
+    assert [repo.revision for repo in config.model_cache.root] == [
+        "b" * 40,
+        CATALOG["sdxl"]["repos"]["vae"]["revision"],
+    ]

@@ -1,0 +1,71 @@
+"""The catalog against the Hub (marked network), and what is said without a network."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import httpx2
+import pytest
+import refresh_catalog
+from conftest import CATALOG, CONTEXT, TEMPLATE
+from huggingface_hub import HfApi
+from test_catalog import REPO_FILES, REPOS, fetched_by_model_cache
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("preset", "name"), REPOS)
+def test_the_hub_has_the_commit_the_files_and_the_sizes(preset: str, name: str) -> None:
+    repo = CATALOG[preset]["repos"][name]
+    try:
+        info = HfApi().model_info(repo["repo_id"], revision=repo["revision"], files_metadata=True)
+    except httpx2.TransportError:
+        pytest.fail(refresh_catalog.OFFLINE)
+    assert info.sha == repo["revision"]
+    assert bool(info.gated) == (CATALOG[preset]["gated"] and name == "pipeline")
+    files = {file.rfilename: file.size for file in info.siblings}
+    for pattern in repo["allow_patterns"]:
+        assert fetched_by_model_cache([pattern], files), f"{pattern} fetches nothing"
+    for file, size in REPO_FILES.get(repo["repo_id"], {}).items():
+        if size is not None and file in fetched_by_model_cache(repo["allow_patterns"], files):
+            assert files[file] == pytest.approx(size, rel=0.01), file
+    if set(CATALOG[preset]["repos"]) == {"pipeline"}:
+        total = sum(files[file] for file in fetched_by_model_cache(repo["allow_patterns"], files))
+        assert total / 1e9 == pytest.approx(CATALOG[preset]["download_gb"], rel=0.01)
+
+
+@pytest.mark.parametrize("offline", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
+def test_refresh_says_in_one_sentence_that_it_is_offline(offline: dict[str, str]) -> None:
+    command = [sys.executable, str(TEMPLATE / "tests" / "refresh_catalog.py"), "--write"]
+    before = (TEMPLATE / "cookiecutter.json").read_bytes()
+    result = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert result.stderr.strip() == refresh_catalog.OFFLINE
+    assert (TEMPLATE / "cookiecutter.json").read_bytes() == before
+
+
+def test_refresh_writes_the_newer_commits_and_nothing_else(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog = tmp_path / "cookiecutter.json"
+    text = (TEMPLATE / "cookiecutter.json").read_text("utf-8")
+    catalog.write_text(text, "utf-8")
+    base = CATALOG["sdxl"]["repos"]["pipeline"]
+
+    class Hub:
+        def model_info(self, repo_id: str) -> Any:
+            pinned = {r["repo_id"]: r["revision"] for p in CATALOG.values() for r in p["repos"].values()}
+            sha = "c" * 40 if repo_id == base["repo_id"] else pinned[repo_id]
+            return type("Info", (), {"sha": sha})
+
+    monkeypatch.setattr(refresh_catalog, "HfApi", Hub)
+    monkeypatch.setattr(refresh_catalog, "CATALOG", catalog)
+    monkeypatch.setattr(sys, "argv", ["refresh_catalog.py"])
+    refresh_catalog.main()
+    assert f"{base['repo_id']}: {base['revision']} -> {'c' * 40}" in capsys.readouterr().out
+    assert catalog.read_text("utf-8") == text
+    monkeypatch.setattr(sys, "argv", ["refresh_catalog.py", "--write"])
+    refresh_catalog.main()
+    assert catalog.read_text("utf-8") == text.replace(base["revision"], "c" * 40)
+    assert json.loads(text) == CONTEXT
