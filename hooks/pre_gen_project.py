@@ -13,12 +13,16 @@ CONTEXT = r"""
 
 HF_REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+PROMPTED = ("model_name", "preset", "accelerator", "weights", "hf_repo_id", "hf_revision", "_hf_variant")
 VARIANTS = ("preset", "", "fp16", "fp32", "bf16")
 MODEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
 
 def problems(answers: dict) -> list[str]:
     """Return one sentence for each bad answer: what the field is, and what would be right."""
+    no_text = [name for name in PROMPTED if not isinstance(answers[name], str)]
+    if no_text:
+        return [f"{name} is {shown(answers[name])}: use text, in quotes." for name in no_text]
     found = []
     name = answers["model_name"]
     if not MODEL_NAME.fullmatch(name):
@@ -90,7 +94,7 @@ def remove_nested_folders(name: str) -> None:
         folder = folder.parent
 
 
-def shown(answer: str) -> str:
+def shown(answer: object) -> str:
     text = ascii(answer)
     return text if len(text) <= 60 else text[:57] + "..."
 

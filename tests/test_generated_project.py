@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CATALOG, PRESETS, BakedProject
+from conftest import CATALOG, DELIVERIES, PRESETS, BakedProject
 
 PROJECT_PYTHON = os.environ.get("PROJECT_PYTHON")
 pytestmark = pytest.mark.skipif(
@@ -41,6 +41,23 @@ def test_its_own_tests_pass(preset_project: tuple[str, BakedProject], tmp_path: 
     output = run(project, PROJECT_PYTHON, "-m", "pytest", *options)
     assert " passed" in output
     assert " failed" not in output
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_a_lora_is_served_as_the_readme_says(bake: Callable[..., BakedProject], tmp_path: Path, delivery: str) -> None:
+    project = bake(preset="sd15", weights=delivery)
+    config = project.path / "config.yaml"
+    readme = (project.path / "README.md").read_text("utf-8")
+    entry = re.search(r"\n\n      (- .*?\n)\n", readme, re.DOTALL)[1].replace("OWNER/NAME", "owner/style")
+    entry = entry.replace("COMMIT", "a" * 40).replace("\n      ", "\n  ")
+    text = config.read_text("utf-8").replace("\n# load() reads", f"  {entry}\n# load() reads")
+    text = text.replace('lora_repo_id: ""', "lora_repo_id: owner/style")
+    config.write_text(text.replace('lora_revision: ""', f"lora_revision: {'a' * 40}"), "utf-8")
+    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'own'}", "tests/test_load.py"]
+    options += ["-k", "lora_is_fused or lora_that_is or takes_only or cache_fetches"]
+    assert " passed" in run(project, PROJECT_PYTHON, "-m", "pytest", *options)
+    loaded = run(project, PROJECT_PYTHON, "local_server.py", "--port", "0", "--prompt", "a boat")
+    assert "Image: " in loaded
 
 
 def test_make_image_writes_an_image_and_prints_the_phases(bake: Callable[..., BakedProject]) -> None:

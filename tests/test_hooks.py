@@ -13,6 +13,7 @@ from conftest import CONTEXT, PRESETS, TEMPLATE, BakedProject
 GOOD = {name: value[0] if isinstance(value, list) else value for name, value in CONTEXT.items()}
 SHA = "0123456789abcdef" * 2 + "01234567"
 HUGE = "x" * 10_000
+FINE_TUNE = ["hf_repo_id", "hf_revision", "_hf_variant"]
 BAD_NAMES = [
     "",
     " ",
@@ -149,6 +150,14 @@ def test_a_gated_preset_says_where_the_token_goes(tmp_path: Path) -> None:
     for text in (result.stdout, readme):
         assert "hf_access_token" in text
         assert "NOT allowed" in text
+
+
+@pytest.mark.parametrize("field", ["model_name", "preset", "accelerator", "weights", *FINE_TUNE])
+@pytest.mark.parametrize("answer", [5, None, ["sdxl"], {"a": "b"}, True])
+def test_an_answer_that_is_no_text_is_one_sentence(field: str, answer: object) -> None:
+    (sentence,) = hook("pre_gen_project").problems({**GOOD, field: answer})
+    assert sentence.startswith(f"{field} is ")
+    assert "use text" in sentence
 
 
 def test_all_problems_come_at_once() -> None:

@@ -54,32 +54,26 @@ PARTS = """
 import json, sys
 from pathlib import Path
 import torch, yaml
-from safetensors.torch import save_file
 from model.pipeline import image_to_image, read_pipeline
+sys.path.append(sys.argv[2])
+from tiny_pipeline import make_lora
 
 def weights_of(pipeline):
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     return {(p.data_ptr(), str(p.dtype)) for module in modules for p in module.parameters()}
 
 settings = yaml.safe_load(open("config.yaml"))["model_metadata"]["pipeline"]
-settings["weights_dir"] = sys.argv[1]
+settings.update(weights_dir=sys.argv[1], lora_repo_id="")
 plain = read_pipeline(settings)
 found = {}
 if settings["image_to_image"]:
     before = weights_of(plain)
     found["shared"] = weights_of(image_to_image(plain, settings["image_to_image"])) == before == weights_of(plain)
-name = "unet" if "unet" in plain.components else "transformer"
-path, layer = next((n, m) for n, m in plain.components[name].named_modules() if n.endswith("to_q"))
-down, up = torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2)
-lora = Path(sys.argv[1], "lora")
-lora.mkdir()
-keys = {f"{name}.{path}.lora_A.weight": down, f"{name}.{path}.lora_B.weight": up}
-save_file(keys, lora / "style.safetensors")
+name, path, added = make_lora(Path(sys.argv[1]), plain)
 try:
     fused = read_pipeline({**settings, "lora_repo_id": "owner/style", "lora_scale": 0.5})
-    weight = fused.components[name].get_submodule(path).weight.float().cpu()
-    expected = layer.weight.float().cpu() + 0.5 * up @ down
-    found["fused"] = torch.allclose(weight, expected, rtol=1e-2, atol=1e-2)
+    before, after = (p.components[name].get_submodule(path).weight.float().cpu() for p in (plain, fused))
+    found["fused"] = torch.allclose(after, before + 0.5 * added, rtol=1e-2, atol=1e-2)
     found["left"] = [n for n, _ in fused.components[name].named_parameters() if "lora" in n]
 except ValueError as error:
     found["refused"] = str(error)
@@ -117,7 +111,8 @@ def test_load_takes_only_what_is_cached(loaded: dict[str, Any], pipeline: dict[s
 
 @pytest.fixture(scope="module")
 def parts(run_in_app: RunInApp, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    result = run_in_app(PARTS, str(link_copy(weights, tmp_path_factory.mktemp("lora"))))
+    copy = link_copy(weights, tmp_path_factory.mktemp("lora"), without="lora")
+    result = run_in_app(PARTS, str(copy), str(Path(__file__).parent))
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -134,11 +129,12 @@ def test_a_lora_is_fused_or_refused(parts: dict[str, Any]) -> None:
     assert parts["left"] == []
 
 
-def test_a_lora_that_is_not_cached_is_named(weights: Path, pipeline: dict[str, Any]) -> None:
+def test_a_lora_that_is_not_cached_is_named(weights: Path, tmp_path: Path, pipeline: dict[str, Any]) -> None:
     from model.weights import WeightsError, check_weights
 
+    copy = link_copy(weights, tmp_path, without="lora")
     with pytest.raises(WeightsError, match="lora_repo_id is set"):
-        check_weights({**pipeline, "weights_dir": weights, "lora_repo_id": "owner/style"})
+        check_weights({**pipeline, "weights_dir": copy, "lora_repo_id": "owner/style"})
 
 
 @pytest.mark.gpu
@@ -222,6 +218,11 @@ def break_weights(weights: Path, tmp_path: Path, damage: str) -> tuple[Path, Pat
     return broken, file.relative_to(broken)
 
 
-def link_copy(weights: Path, tmp_path: Path) -> Path:
+def link_copy(weights: Path, tmp_path: Path, without: str = "") -> Path:
     """A copy that shares the bytes: real weights are large."""
-    return Path(shutil.copytree(weights, tmp_path / "weights", copy_function=lambda a, b: Path(b).symlink_to(a)))
+
+    def link(source: str, target: str) -> None:
+        Path(target).symlink_to(source)
+
+    ignore = shutil.ignore_patterns(without)
+    return Path(shutil.copytree(weights, tmp_path / "weights", copy_function=link, ignore=ignore))

@@ -52,6 +52,21 @@ def make(folder: Path, settings: dict[str, Any]) -> None:
     (target / "model_index.json").write_text(json.dumps(index, indent=2))
     for name, part in settings["components"].items():
         _move_component(folder, name, part, pipeline.components[name])
+    if settings["lora_repo_id"]:
+        make_lora(folder, pipeline)
+
+
+def make_lora(folder: Path, pipeline: Any) -> tuple[str, str, torch.Tensor]:
+    """Write a LoRA of one layer. Returns its component, its layer, and what it adds to the weight at scale 1."""
+    name = "unet" if "unet" in pipeline.components else "transformer"
+    path, layer = next(
+        (path, part) for path, part in pipeline.components[name].named_modules() if path.endswith("to_q")
+    )
+    down, up = torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2)
+    (folder / "lora").mkdir(exist_ok=True)
+    keys = {f"{name}.{path}.lora_A.weight": down, f"{name}.{path}.lora_B.weight": up}
+    save_file(keys, folder / "lora" / "pytorch_lora_weights.safetensors")
+    return name, path, up @ down
 
 
 def _sharded(patterns: list[str]) -> set[str]:
@@ -125,6 +140,8 @@ def _qwen_tokenizer(folder: Path) -> transformers.Qwen2Tokenizer:
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "<|im_start|>assistant\n"
     )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 def _clip_config(tokenizer: transformers.CLIPTokenizer) -> transformers.CLIPTextConfig:
