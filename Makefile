@@ -21,7 +21,7 @@ $(DEMO)/config.yaml: $(VENV)/.ready
 
 test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
-	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -22,10 +22,14 @@ else:
 Bake = Callable[..., BakedProject]
 
 MANIFEST = {
+    ".github/workflows/push.yml",
+    ".github/workflows/wake.yml",
     ".gitignore",
     ".truss_ignore",
     "Makefile",
     "README.md",
+    "cli.py",
+    "client.py",
     "config.yaml",
     "local_server.py",
     "model/__init__.py",
@@ -36,9 +40,11 @@ MANIFEST = {
     "model/request.py",
     "model/weights.py",
     "pyproject.toml",
+    "requirements-client.txt",
     "requirements-dev.txt",
     "tests/conftest.py",
     "tests/test_bad_input.py",
+    "tests/test_client.py",
     "tests/test_load.py",
     "tests/test_server.py",
     "tests/tiny_pipeline.py",

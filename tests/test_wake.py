@@ -1,0 +1,223 @@
+"""The client against a platform that scales the real local Truss server to zero and back."""
+
+import concurrent.futures
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import TEMPLATE, BakedProject
+
+PROJECT_PYTHON = os.environ.get("PROJECT_PYTHON")
+pytestmark = [
+    pytest.mark.skipif(
+        PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
+    ),
+    # One platform for all of them.
+    pytest.mark.xdist_group("wake"),
+]
+SMALL = {"prompt": "a boat", "num_inference_steps": 1, "width": 64, "height": 64, "seed": 1}
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+class Platform:
+    """The fake Baseten: see fake_baseten.py."""
+
+    def __init__(self, url: str, project: Path) -> None:
+        self.url = url
+        self.project = project
+        self.http = httpx.Client(timeout=600, headers={"Authorization": "Api-Key good-key"})
+
+    def set(self, **changes: Any) -> None:
+        assert self.http.post(f"{self.url}/_platform", json=changes).is_success
+
+    def tell(self) -> dict[str, Any]:
+        return self.http.get(f"{self.url}/_platform").json()
+
+    def post(self, action: str, **body: Any) -> httpx.Response:
+        return self.http.post(f"{self.url}/model-model/production/{action}", json=body)
+
+    def run(self, *arguments: str, key: str = "good-key", model: str = "model", url: str = "") -> Any:
+        """Run the command line. The key must not show in what it writes."""
+        base = url or self.url
+        environment = {
+            **os.environ,
+            "BASETEN_API_KEY": key,
+            "BASETEN_MODEL_ID": model,
+            "BASETEN_INFERENCE_URL": base + "/model-{model_id}",
+            "BASETEN_MANAGEMENT_URL": base,
+            "COLUMNS": "200",
+        }
+        command = [PROJECT_PYTHON, "cli.py", *arguments]
+        result = subprocess.run(command, cwd=self.project, env=environment, capture_output=True, text=True, timeout=300)
+        assert key not in result.stdout + result.stderr
+        return result
+
+
+@pytest.fixture(scope="module")
+def running(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    project = bake(preset="sd15").path
+    folder = tmp_path_factory.mktemp("platform")
+    command = [PROJECT_PYTHON, str(TEMPLATE / "tests" / "fake_baseten.py"), str(project), str(folder)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        port = process.stdout.readline().strip()
+        assert port, (folder / "log").read_text()
+        platform = Platform(f"http://127.0.0.1:{port}", project)
+        for _ in range(300):
+            try:
+                platform.tell()
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield platform
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+@pytest.fixture
+def platform(running: Platform) -> Platform:
+    """At zero, with nothing wrong."""
+    running.set(scale_to_zero=True, faults=[], deactivated=False, stuck=False, park_seconds=600.0, starts=0)
+    return running
+
+
+@pytest.fixture
+def awake(running: Platform) -> Platform:
+    """With a replica, and nothing wrong."""
+    running.set(faults=[], deactivated=False, stuck=False, park_seconds=600.0)
+    assert running.post("predict", **SMALL).is_success
+    return running
+
+
+def test_wake_shows_the_status_until_the_model_is_ready(platform: Platform) -> None:
+    assert "SCALED_TO_ZERO" in platform.run("status").stdout
+    result = platform.run("wake", "--wait")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Ready after ")
+    # WAKING_UP may be over before the first look.
+    assert "LOADING_MODEL, 0 replicas" in result.stderr
+    assert "ACTIVE, 1 replicas" in result.stderr
+    assert platform.run("status").stdout == "ACTIVE, 1 replicas, ready\n"
+    assert platform.tell()["starts"] == 1
+
+
+def test_generate_goes_through_a_cold_start_and_tells_it(platform: Platform, tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+    arguments = ["--seed", "7", "--width", "64", "--height", "64", "--num-inference-steps", "1", "-o", str(output)]
+    result = platform.run("generate", "a boat", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert "(seed 7)" in result.stdout
+    assert "wait_for_weights" in result.stderr
+    assert platform.tell()["starts"] == 1
+
+
+def test_fifty_at_once_start_one_replica_and_lose_nothing(platform: Platform) -> None:
+    def call(number: int) -> httpx.Response:
+        return platform.post("wake") if number % 2 else platform.post("predict", **{**SMALL, "seed": number})
+
+    with concurrent.futures.ThreadPoolExecutor(50) as pool:
+        responses = list(pool.map(call, range(50)))
+    assert [response.status_code for response in responses] == [200, 202] * 25
+    assert [response.json()["images"][0]["seed"] for response in responses[::2]] == list(range(0, 50, 2))
+    assert platform.tell()["starts"] == 1
+
+
+@pytest.mark.parametrize("path", ["production", "environments/production", "development", "deployment/dep1"])
+def test_every_target_wakes(awake: Platform, path: str) -> None:
+    arguments = {
+        "production": [],
+        "environments/production": ["--environment", "production"],
+        "development": ["--development"],
+        "deployment/dep1": ["--deployment", "dep1"],
+    }[path]
+    assert awake.http.post(f"{awake.url}/model-model/{path}/wake").status_code == 202
+    result = awake.run(*arguments, "wake", "--wait")
+    assert result.returncode == 0, result.stderr
+
+
+def test_autoscaling_is_shown_changed_and_checked(awake: Platform) -> None:
+    assert "scale_down_delay: 900" in awake.run("autoscaling").stdout
+    assert "max_replica: 1\n" in awake.run("autoscaling", "--scale-down-delay", "800").stdout
+    assert "scale_down_delay: 800" in awake.run("autoscaling").stdout
+    assert awake.run("autoscaling", "--scale-down-delay", "900").returncode == 0
+    for bad in (["--min-replica", "-1"], ["--min-replica", "x"], ["--replicas", "2"]):
+        result = awake.run("autoscaling", *bad)
+        assert result.returncode != 0
+        assert "Traceback" not in result.stderr
+    refused = awake.http.patch(f"{awake.url}/v1/models/model/deployments/dep1/autoscaling_settings", json={"x": 1})
+    assert refused.status_code == 400
+
+
+def test_coldstart_measures_and_puts_the_settings_back(awake: Platform) -> None:
+    result = awake.run("coldstart")
+    assert result.returncode == 0, result.stderr
+    assert "wake to ready" in result.stdout
+    assert "first_image" in result.stderr
+    assert "scale_down_delay: 900" in awake.run("autoscaling").stdout
+
+
+def test_generate_tries_again_when_told_to(awake: Platform, tmp_path: Path) -> None:
+    awake.set(faults=[429, 500, 503])
+    output = tmp_path / "out.png"
+    result = awake.run("generate", "a boat", "--width", "64", "--height", "64", "-o", str(output))
+    assert result.returncode == 0, result.stderr
+    assert output.exists()
+
+
+def refused(result: subprocess.CompletedProcess, sentence: str) -> None:
+    assert result.returncode == 1
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["wake"], ["status"], ["generate", "a boat"], ["autoscaling"], ["coldstart"]])
+def test_a_wrong_key_is_one_sentence(awake: Platform, command: list[str]) -> None:
+    refused(awake.run(*command, key="wrong-key"), "Baseten refused the key (401)")
+
+
+@pytest.mark.parametrize("command", [["wake"], ["status"], ["generate", "a boat"]])
+def test_an_unknown_model_is_one_sentence(awake: Platform, command: list[str]) -> None:
+    refused(awake.run(*command, model="other"), "There is no such model or deployment")
+
+
+@pytest.mark.parametrize("command", [["wake"], ["generate", "a boat"]])
+def test_a_deactivated_deployment_is_one_sentence(awake: Platform, command: list[str]) -> None:
+    awake.set(deactivated=True)
+    refused(awake.run(*command), "or it is deactivated")
+
+
+@pytest.mark.parametrize("command", [["wake"], ["status"], ["generate", "a boat"]])
+def test_a_network_that_is_down_is_one_sentence(awake: Platform, command: list[str]) -> None:
+    # Port 9 is `discard`: nothing listens there.
+    refused(awake.run(*command, url="http://127.0.0.1:9"), "cannot be reached")
+
+
+def test_a_half_sent_answer_is_one_sentence_and_leaves_no_file(awake: Platform, tmp_path: Path) -> None:
+    awake.set(faults=[0])
+    output = tmp_path / "out.png"
+    refused(awake.run("generate", "a boat", "-o", str(output)), "broke in the middle of the answer")
+    assert not output.exists()
+
+
+def test_a_wake_that_never_becomes_ready_is_one_sentence(platform: Platform) -> None:
+    platform.set(stuck=True)
+    result = platform.run("--timeout", "2", "wake", "--wait")
+    assert result.returncode == 1
+    assert "The model is still WAKING_UP after 2 s: gave up waiting." in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_request_that_was_parked_for_too_long_is_tried_again_and_given_up(platform: Platform) -> None:
+    platform.set(stuck=True, park_seconds=0.2)
+    result = platform.run("--timeout", "5", "generate", "a boat")
+    assert result.returncode == 1
+    assert "The model did not answer within 5 s. The last answer was 500" in result.stderr

@@ -1,0 +1,48 @@
+"""The emitted workflows: least permissions, commits and not tags, and actionlint where it is installed."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import PROJECT
+
+WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_permissions_are_the_least_and_actions_are_pinned(file: Path) -> None:
+    workflow = yaml.safe_load(file.read_text("utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert "permissions" not in job
+        assert job["timeout-minutes"] <= 60
+        for step in job["steps"]:
+            if "uses" in step:
+                assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"])
+            # An expression in a script is a way in for whoever writes a branch's name.
+            assert "${{" not in step.get("run", "")
+
+
+@pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not on the PATH")
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_actionlint_finds_nothing(file: Path) -> None:
+    result = subprocess.run(["actionlint", str(file)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_push_keeps_the_deployment() -> None:
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "push.yml").read_text("utf-8"))
+    (push,) = [step for step in workflow["jobs"]["push"]["steps"] if "truss-push" in step.get("uses", "")]
+    assert push["with"]["cleanup"] is False
+    assert workflow["jobs"]["push"]["needs"] == "test"
+
+
+def test_every_hour_of_a_weekday_can_wake_and_none_does_unasked() -> None:
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "wake.yml").read_text("utf-8"))
+    # YAML 1.1 reads `on` as true.
+    crons = [entry["cron"] for entry in workflow[True]["schedule"]]
+    assert crons == [f"50 {hour} * * 1-5" for hour in range(24)]
+    assert "contains(fromJSON(vars.WAKE_CRONS || '[]'), github.event.schedule)" in workflow["jobs"]["wake"]["if"]
