@@ -23,7 +23,6 @@ from client import Client, ClientError, Target, image_bytes
 
 PIPELINE = yaml.safe_load((Path(__file__).parent / "config.yaml").read_text("utf-8"))["model_metadata"]["pipeline"]
 WORDS = {"SCALED_TO_ZERO": "waking", "WAKING_UP": "waking", "LOADING_MODEL": "loading", "ACTIVE": "ready"}
-MARKS = {"waking": "🌙", "loading": "⏳", "ready": "✅"}
 
 
 def page(client: Client) -> gradio.Blocks:
@@ -57,35 +56,31 @@ def page(client: Client) -> gradio.Blocks:
 def wake_and_watch(client: Client) -> Iterator[str]:
     """Yield what the page shows of the model, until it is ready."""
     try:
-        yield shown("waking")
+        yield "waking"
         client.wake()
         for status in client.watch():
             # ACTIVE without a replica is not ready yet.
             word = WORDS.get(status.status, "loading")
-            yield shown("loading" if word == "ready" and not status.ready else word)
+            yield "loading" if word == "ready" and not status.ready else word
     except ClientError as error:
-        yield f"❌ {error}"
+        yield str(error)
 
 
 def generate(client: Client, prompt: str, seed: str, steps: float, size: int) -> tuple[Any, str]:
     """Return the picture and what the page says, or no picture and what went wrong, in words."""
     if not prompt.strip():
-        return None, "❌ Write a prompt first."
+        return None, "Write a prompt first."
     request = {"num_inference_steps": int(steps), "width": int(size), "height": int(size)}
     if seed.strip():
         if not seed.strip().isdecimal():
-            return None, "❌ The seed is a whole number, or empty."
+            return None, "The seed is a whole number, or empty."
         request["seed"] = int(seed)
     try:
         answer = client.generate(prompt, **request)
         (content,) = image_bytes(answer)
     except ClientError as error:
-        return None, f"❌ {error}"
-    return Image.open(io.BytesIO(content)), f"{shown('ready')}, seed {answer['images'][0]['seed']}"
-
-
-def shown(word: str) -> str:
-    return f"{MARKS[word]} {word}"
+        return None, str(error)
+    return Image.open(io.BytesIO(content)), f"ready, seed {answer['images'][0]['seed']}"
 
 
 def main() -> None:
