@@ -31,17 +31,24 @@ class Model:
     def load(self) -> None:
         """Everything here is part of the cold start. Raises WeightsError if the cache is not whole."""
         phase = self._cold_start.phase
-        # torch and diffusers are imported here and not above, while the weights are on their way.
-        with phase("imports"), faststart.without_garbage_collection():
+        # Imported here and not above, while the weights are on their way.
+        with phase("import_torch"), faststart.without_garbage_collection():
+            import torch
+        with phase("import_diffusers"), faststart.without_garbage_collection():
             import diffusers
-            import torch  # noqa: F401
 
             getattr(diffusers, self._settings["class_name"])
+        if torch.cuda.is_available():
+            with phase("cuda_init"):
+                torch.cuda.synchronize()
         with phase("wait_for_weights"):
             self._lazy_data_resolver.block_until_download_complete()
             check_weights(self._settings)
         with phase("read_weights"):
             self._pipeline = read_pipeline(self._settings)
+        if self._settings["warm_up"]:
+            with phase("warm_up"):
+                self._warm_up()
         self._cold_start.report()
 
     def predict(self, inputs: GenerationRequest, request: Request) -> GenerationResponse:
@@ -70,6 +77,11 @@ class Model:
 
     def is_healthy(self) -> bool:
         return self._pipeline is not None
+
+    def _warm_up(self) -> None:
+        """Make one image of the default size in one step, so that kernels are loaded before the first request."""
+        inputs = GenerationRequest(prompt="warm up", num_inference_steps=1)
+        self._generate(inputs, None, 0, threading.Event())
 
     def _generate(self, inputs: GenerationRequest, start_image: Any, seed: int, disconnected: threading.Event) -> Any:
         import torch

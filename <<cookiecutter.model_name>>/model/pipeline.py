@@ -12,8 +12,7 @@ def read_pipeline(settings: dict[str, Any]) -> Any:
     folder = Path(settings["weights_dir"])
     cuda = torch.cuda.is_available()
     options = {
-        # Half precision is slow on a CPU, and some operators have none.
-        "dtype": getattr(torch, settings["dtype"]) if cuda else torch.float32,
+        "dtype": getattr(torch, settings["dtype" if cuda else "cpu_dtype"]),
         "device_map": "cuda" if cuda else "cpu",
         "local_files_only": True,
     }
