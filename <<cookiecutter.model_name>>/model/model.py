@@ -12,7 +12,7 @@ from fastapi import HTTPException, Request
 from model import faststart, picture
 from model.pipeline import image_to_image, read_pipeline
 from model.request import MAX_SEED, STRENGTH, GeneratedImage, GenerationRequest, GenerationResponse, Timings
-from model.weights import check_weights
+from model.weights import check_weights, wait_for_download
 
 
 class Model:
@@ -42,7 +42,7 @@ class Model:
             with phase("cuda_init"):
                 torch.cuda.synchronize()
         with phase("wait_for_weights"):
-            self._lazy_data_resolver.block_until_download_complete()
+            wait_for_download(self._lazy_data_resolver)
             check_weights(self._settings)
         with phase("read_weights"):
             self._pipeline = read_pipeline(self._settings)

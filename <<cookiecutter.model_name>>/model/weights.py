@@ -9,6 +9,18 @@ class WeightsError(RuntimeError):
     """The cached weights are not those that config.yaml asks for."""
 
 
+def wait_for_download(lazy_data_resolver: Any) -> None:
+    """Return when Truss has fetched model_cache. Raises WeightsError if it could not."""
+    try:
+        lazy_data_resolver.block_until_download_complete()
+    except RuntimeError as error:
+        # Truss names the fault (403, too many retries), but not what to do about it.
+        raise WeightsError(
+            "The weights could not be downloaded: check the secret hf_access_token if their repository is gated or "
+            f"private, or else start again. {error}"
+        ) from error
+
+
 def check_weights(settings: dict[str, Any]) -> None:
     """Raise WeightsError unless all files are there and whole. Reads only the headers.
 
