@@ -38,6 +38,8 @@ class Model:
             import diffusers
 
             getattr(diffusers, self._settings["class_name"])
+        # Truss's live reload iterates over each module's __path__, and torch.classes has one that is no list.
+        torch.classes.__path__ = []
         if torch.cuda.is_available():
             with phase("cuda_init"):
                 torch.cuda.synchronize()
