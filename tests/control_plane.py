@@ -1,0 +1,103 @@
+"""A control plane on this machine that the real `truss push` can push to, and what reached it.
+
+It answers GraphQL itself. Uploads go to moto's S3: Truss hands the credentials that it gets to boto3 as
+they are, so an endpoint_url among them decides where the upload goes.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+KEY = "good-key"
+BUCKET = "uploads"
+
+
+@dataclasses.dataclass
+class ControlPlane:
+    """url: the remote that Truss is given. created: the arguments of each model that was made."""
+
+    url: str = ""
+    credentials: dict[str, str] = dataclasses.field(default_factory=dict)
+    validated: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    created: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    uploads: int = 0
+
+    def archive(self, key: str) -> bytes:
+        return _s3(self.credentials).get_object(Bucket=BUCKET, Key=key)["Body"].read()
+
+    def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Return data or errors, as GraphQL does. The first field says what is asked."""
+        name = re.search(r"\{\s*(\w+)", query)[1]
+        arguments = dict(re.findall(r'(\w+): "([^"]*)"', query))
+        if name == "teams":
+            return {"data": {"teams": [{"id": "team1", "name": "Team", "default": True}]}}
+        if name == "models":
+            return {"data": {"models": []}}
+        if name == "truss_validation":
+            self.validated.append(_decoded(arguments["config"]))
+            return {"data": {name: {"success": True, "details": "{}"}}}
+        if name == "model_s3_upload_credentials":
+            self.uploads += 1
+            return {"data": {name: {"s3_bucket": BUCKET, "s3_key": f"models/{self.uploads}.tgz", **self.credentials}}}
+        if name == "create_model_from_truss":
+            raw = base64.b64decode(variables["rawConfig"])
+            self.created.append({**arguments, "config": _decoded(arguments["config"]), "raw_config": raw})
+            oracle = {"id": "model1", "name": arguments["name"], "hostname": self.url}
+            return {"data": {name: {"model_version": {"id": "v1", "oracle": oracle, "instance_type": {"name": "T4"}}}}}
+        return {"errors": [{"message": f"Cannot query field {name}."}]}
+
+
+def _decoded(config: str) -> dict[str, Any]:
+    return json.loads(base64.b64decode(config))
+
+
+def _s3(credentials: dict[str, str]) -> Any:
+    return boto3.client("s3", region_name="us-east-1", **credentials)
+
+
+@contextlib.contextmanager
+def control_plane() -> Iterator[ControlPlane]:
+    plane = ControlPlane()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.headers["Authorization"] != f"Bearer {KEY}":
+                return self.reply(403, {"detail": "The API key is not valid."})
+            if self.path != "/graphql/":
+                return self.reply(404, {"detail": "Not found."})
+            self.reply(200, plane.answer(body["query"], body.get("variables", {})))
+
+        def reply(self, status: int, content: dict[str, Any]) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(content).encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing: pytest shows what Truss says."""
+
+    s3 = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    s3.start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        endpoint = "http://{}:{}".format(*s3.get_host_and_port())
+        keys = dict.fromkeys(("aws_access_key_id", "aws_secret_access_key", "aws_session_token"), "fake")
+        plane.credentials = {**keys, "endpoint_url": endpoint}
+        plane.url = f"http://127.0.0.1:{server.server_port}"
+        _s3(plane.credentials).create_bucket(Bucket=BUCKET)
+        yield plane
+    finally:
+        server.shutdown()
+        server.server_close()
+        s3.stop()

@@ -1,0 +1,238 @@
+"""What `truss push` sends: the archive, the config, and that the archive serves and takes a live reload."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import control_plane
+import httpx
+import pytest
+from conftest import DELIVERIES, BakedProject
+from platforms import PROJECT_PYTHON, SMALL
+from truss.base.truss_config import TrussConfig
+
+# One worker, because they share the pushes and the server.
+pytestmark = pytest.mark.xdist_group("push")
+needs_project = pytest.mark.skipif(
+    PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
+)
+SECRET = b"a-secret-of-the-user"
+# What a project holds after a while of use. All of it has the secret, so that one look at the archive finds it.
+LEFTOVERS = [
+    ".cruft.json",
+    ".DS_Store",
+    ".env",
+    ".env.local",
+    ".git/config",
+    ".idea/workspace.xml",
+    ".mypy_cache/3.11/cache.json",
+    ".pytest_cache/README.md",
+    ".ruff_cache/content",
+    ".venv-app/lib/app.py",
+    ".venv/lib/torch.py",
+    ".vscode/settings.json",
+    ".weights/pipeline/unet/diffusion_pytorch_model.fp16.safetensors",
+    "Makefile.rej",
+    "image.jpg",
+    "image.png",
+    "image.webp",
+    "model/__pycache__/model.cpython-311.pyc",
+    "tests/__pycache__/conftest.cpython-311.pyc",
+    "venv/lib/torch.py",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Push:
+    """A project, and what reached the platform when it was pushed."""
+
+    project: BakedProject
+    validated: dict[str, Any]
+    created: dict[str, Any]
+    archive: bytes
+
+    def files(self) -> dict[str, bytes]:
+        with tarfile.open(fileobj=io.BytesIO(self.archive)) as tar:
+            return {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
+
+
+def truss_push(plane: control_plane.ControlPlane, project: Path, home: Path, key: str) -> subprocess.CompletedProcess:
+    # Only this: neither the settings, the keys nor the proxies of the user.
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "BASETEN_TRUSS_AUTH_REMOTE_URL": plane.url,
+        "BASETEN_TRUSS_AUTH_API_KEY": key,
+        "TRUSS_NO_UPDATE_CHECK": "1",
+    }
+    command = [Path(sys.executable).parent / "truss", "push", "--non-interactive"]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[control_plane.ControlPlane]:
+    with control_plane.control_plane() as plane:
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def pushes(
+    bake: Callable[..., BakedProject], plane: control_plane.ControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Push]:
+    made = {}
+    for delivery in DELIVERIES:
+        project = bake(preset="sd15", weights=delivery)
+        for name in LEFTOVERS:
+            file = project.path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(SECRET)
+        result = truss_push(plane, project.path, tmp_path_factory.mktemp("home"), control_plane.KEY)
+        assert result.returncode == 0, result.stdout + result.stderr
+        created = plane.created[-1]
+        made[delivery] = Push(project, plane.validated[-1], created, plane.archive(created["s3_key"]))
+    return made
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_the_archive_holds_the_config_and_the_model_and_nothing_else(pushes: dict[str, Push], delivery: str) -> None:
+    push = pushes[delivery]
+    files = push.project.files()
+    assert push.files() == {name: files[name] for name in files if re.fullmatch(r"config\.yaml|model/\w+\.py", name)}
+    assert SECRET not in push.archive
+    assert len(push.archive) < 100_000
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_the_config_that_arrives_is_the_file(pushes: dict[str, Push], delivery: str) -> None:
+    push = pushes[delivery]
+    file = push.project.path / "config.yaml"
+    assert push.created["raw_config"] == file.read_bytes()
+    assert push.validated == push.created["config"] == TrussConfig.from_yaml(file).to_dict()
+    # Truss fills in defaults. What model/ reads, and what is delivered, it must not touch.
+    written = push.project.config
+    assert push.created["config"]["model_metadata"] == written["model_metadata"]
+    assert len(push.created["config"][delivery]) == len(written[delivery])
+    assert push.created["name"] == written["model_name"]
+
+
+def test_a_wrong_key_pushes_nothing(
+    bake: Callable[..., BakedProject], plane: control_plane.ControlPlane, tmp_path: Path
+) -> None:
+    before = (plane.uploads, len(plane.created))
+    result = truss_push(plane, bake(preset="sd15").path, tmp_path, "wrong-key")
+    assert result.returncode != 0
+    assert "403" in result.stdout + result.stderr
+    assert "wrong-key" not in result.stdout + result.stderr
+    assert (plane.uploads, len(plane.created)) == before
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """The local server of what was pushed. app: the folder that is /app in the image."""
+
+    url: str
+    app: Path
+
+    def predict(self, **body: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/models/model:predict", json={**SMALL, **body}, timeout=600)
+
+    def reload(self) -> httpx.Response:
+        """What the platform does after `truss push --watch --watch-hot-reload` brought a change of model/."""
+        return httpx.post(f"{self.url}/hot-reload", timeout=60)
+
+    @contextlib.contextmanager
+    def edited(self, *edits: tuple[str, str, str]) -> Iterator[None]:
+        """Replace text in files of model/, each given as file, old, new; put them back and reload at the end."""
+        before = {file: (self.app / "model" / file).read_text("utf-8") for file, _, _ in edits}
+        for file, old, new in edits:
+            assert before[file].count(old) == 1, f"{old} is not in {file} once: choose another text to replace"
+            (self.app / "model" / file).write_text(before[file].replace(old, new), "utf-8")
+        try:
+            yield
+        finally:
+            for file, text in before.items():
+                (self.app / "model" / file).write_text(text, "utf-8")
+            assert self.reload().is_success
+
+
+@pytest.fixture(scope="module")
+def served(pushes: dict[str, Push], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Of the project, only what serves it here is put beside the unpacked archive."""
+    push = pushes[DELIVERIES[0]]
+    folder = tmp_path_factory.mktemp("served")
+    project, temporary, log = folder / "project", folder / "temporary", folder / "log"
+    for name, content in push.files().items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_bytes(content)
+    (project / "tests").mkdir()
+    temporary.mkdir()
+    for name in ("local_server.py", "tests/tiny_pipeline.py"):
+        shutil.copy(push.project.path / name, project / name)
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with log.open("w") as output:
+        command = [PROJECT_PYTHON, "local_server.py", "--port", "0"]
+        process = subprocess.Popen(command, cwd=project, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(1200):
+            if "Ready." in log.read_text() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert "Ready." in log.read_text(), log.read_text()
+        (app,) = temporary.glob("truss-*/app")
+        yield Served(re.search(r"curl (http://127\.0\.0\.1:\d+)", log.read_text())[1], app)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+@needs_project
+def test_what_was_pushed_makes_an_image(served: Served) -> None:
+    response = served.predict()
+    assert response.is_success, response.text
+    assert response.json()["content_type"] == "image/png"
+    assert response.json()["images"][0]["image"].startswith("iVBORw0KGgo")
+
+
+@needs_project
+def test_a_live_reload_applies_a_change_and_makes_the_same_image(served: Served) -> None:
+    before = served.predict().json()
+    # One in the model's own file and one in a module that it imports.
+    edits = (
+        ("model.py", 'f"image/{inputs.output_format}"', '"image/of-another-kind"'),
+        ("request.py", "strength has no effect without image", "a changed sentence"),
+    )
+    with served.edited(*edits):
+        reloaded = served.reload()
+        assert reloaded.is_success, reloaded.text
+        after = served.predict().json()
+        assert after["content_type"] == "image/of-another-kind"
+        assert after["images"] == before["images"]
+        assert "a changed sentence" in served.predict(strength=0.5).json()["error"]
+    assert served.predict().json()["content_type"] == "image/png"
+
+
+@needs_project
+@pytest.mark.parametrize("file", ["model.py", "request.py"])
+def test_a_live_reload_of_a_broken_change_leaves_the_old_model_answering(served: Served, file: str) -> None:
+    before = served.predict().json()
+    text = (served.app / "model" / file).read_text("utf-8").splitlines()[0]
+    with served.edited((file, text, f"{text}\ndef (")):
+        reloaded = served.reload()
+        assert reloaded.status_code == 422
+        assert "SyntaxError" in reloaded.json()["error"]
+        # Also what imports on the way: an image to start from takes the other pipeline.
+        assert served.predict().json()["images"] == before["images"]
+        start = before["images"][0]["image"]
+        assert served.predict(image=start, strength=1.0).is_success
+        assert served.predict(strength=0.5).status_code == 400
+    assert served.predict().json()["images"] == before["images"]
