@@ -7,10 +7,11 @@ BIN = $(VENV)/bin
 DEMO = build/my-stable-diffusion
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test
+.PHONY: help demo test bench-wake
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
+	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 6 minutes"
 
 demo: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) image VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
@@ -24,6 +25,15 @@ test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(MAKE) -C $(DEMO) $(APP_VENV)/.ready APP_VENV=$(APP_VENV) PYTHON=$(PYTHON)
 	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python APP_PYTHON=$(APP_VENV)/bin/python $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+
+bench-wake: .venv-bench/.ready $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	.venv-bench/bin/python benchmarks/wake.py $(PROJECT_VENV)/bin/python
+
+.venv-bench/.ready: benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet -r benchmarks/requirements.txt
+	touch $@
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
