@@ -84,6 +84,11 @@ class GenerationRequest(BaseModel):
             raise ValueError("negative_prompt has no effect unless guidance_scale is above 1: raise it or leave it out")
         return self
 
+    @classmethod
+    def parse_raw(cls, b: str | bytes, **_: Any) -> "GenerationRequest":
+        """Parse a JSON body, for Truss. That of BaseModel ends in a RecursionError, and so a 500, on deep nesting."""
+        return cls.model_validate_json(b)
+
     def start_image(self) -> Any:
         """Return image as an RGB picture of width x height, or None."""
         if self.image is None:
