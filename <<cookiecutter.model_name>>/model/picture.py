@@ -13,23 +13,22 @@ def decode(text: str, max_bytes: int, max_pixels: int) -> Any:
 
     max_bytes: of the file. max_pixels: checked before a pixel is decoded, so a decompression bomb stays folded.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     if len(text) > (max_bytes + 2) // 3 * 4:
         raise ValueError(f"it is larger than {max_bytes} bytes: send a smaller file")
     try:
-        picture = Image.open(
-            io.BytesIO(base64.b64decode(text.encode("ascii", "replace"), validate=True)), formats=FORMATS
-        )
-        if picture.width * picture.height > max_pixels:
-            raise ValueError(
-                f"it has {picture.width} x {picture.height} pixels, more than {max_pixels}: send a smaller one"
-            )
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        file = base64.b64decode(text.encode("ascii", "replace"), validate=True)
     except binascii.Error as error:
         raise ValueError("it is not base64: send the bytes of the file in base64, without a data: prefix") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+    try:
+        picture = Image.open(io.BytesIO(file), formats=FORMATS)
+        if picture.width * picture.height <= max_pixels:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    # For a damaged file Pillow raises whatever its parsers run into, AttributeError and struct.error among them.
+    except Exception as error:
         raise ValueError("it cannot be read: send a whole PNG, JPEG or WebP file") from error
+    raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {max_pixels}: send a smaller one")
 
 
 def fit(picture: Any, width: int, height: int) -> Any:
