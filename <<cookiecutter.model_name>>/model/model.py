@@ -23,6 +23,7 @@ class Model:
         self._lazy_data_resolver = lazy_data_resolver
         self._pipeline = None
         self._image_to_image = None
+        self._device_failed = False
         # A pipeline's scheduler keeps state between steps: two requests must not share it.
         self._lock = threading.Lock()
         self._cold_start: faststart.ColdStart | None = faststart.ColdStart()
@@ -78,7 +79,8 @@ class Model:
         )
 
     def is_healthy(self) -> bool:
-        return self._pipeline is not None
+        """Return False before load() is done and after a CUDA error, so that the platform replaces the replica."""
+        return self._pipeline is not None and not self._device_failed
 
     def _warm_up(self) -> None:
         """Make one image of the default size in one step, so that kernels are loaded before the first request."""
@@ -113,13 +115,19 @@ class Model:
         # Families differ: some image-to-image pipelines take the size from the image, PixArt has the older callback.
         known = inspect.signature(pipeline.__call__).parameters
         try:
-            return pipeline(**{name: value for name, value in arguments.items() if name in known}).images[0]
+            made = pipeline(**{name: value for name, value in arguments.items() if name in known}).images[0]
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise HTTPException(
                 status_code=503,
                 detail="The GPU has too little memory for this request: ask for a smaller width or height.",
             ) from error
+        except torch.AcceleratorError:
+            # Most CUDA errors are for good: the process can only be replaced. An image proves the others wrong.
+            self._device_failed = True
+            raise
+        self._device_failed = False
+        return made
 
     def _pipeline_for(self, start_image: Any) -> Any:
         if start_image is None:
