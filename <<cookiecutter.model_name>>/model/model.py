@@ -137,9 +137,10 @@ class Model:
         return self._image_to_image
 
     def _first_answer(self, seconds: float) -> dict[str, float] | None:
-        if self._cold_start is None:
-            return None
+        # Taken before it is looked at: with a higher predict_concurrency another answer may come first.
         cold_start, self._cold_start = self._cold_start, None
+        if cold_start is None:
+            return None
         cold_start.phases["first_image"] = seconds
         cold_start.report()
         return cold_start.rounded()
