@@ -14,7 +14,7 @@ from cookiecutter.main import cookiecutter
 from jinja2 import Environment, StrictUndefined
 from truss.base.truss_config import TrussConfig
 
-pytest_plugins = ["platforms"]
+pytest_plugins = ["platforms", "serving"]
 TEMPLATE = Path(__file__).resolve().parent.parent
 PROJECT = TEMPLATE / "<<cookiecutter.model_name>>"
 CONTEXT = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))
