@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -82,16 +83,24 @@ def fine_tune_problems(answers: dict) -> list[str]:
     return found
 
 
-def remove_nested_folders(name: str) -> None:
-    """Remove the folders that cookiecutter made for a name such as a/b: itself it removes only b."""
-    made = [part for part in Path(name).parts if part not in ("/", "..")]
+def remove_nested_folders(name: str, output: str | None) -> None:
+    """Remove the folders that cookiecutter made for a name such as a/b or a/../b: itself it removes only b.
+
+    output: the folder that the project was to be in. It stays, and so does what is above it.
+    """
+    path = Path(name)
+    if output is None:
+        # cruft does not say where it generates, and only a plain name tells.
+        if path.is_absolute() or ".." in path.parts:
+            return
+        output = str(Path(*[Path.cwd(), *[".."] * len(path.parts)]))
+    folders = [Path(os.path.normpath(Path(output, *path.parts[:count]))) for count in range(len(path.parts), 0, -1)]
+    made = [folder for folder in folders if not Path(output).is_relative_to(folder)]
     if len(made) < 2:
         return
-    folder = Path.cwd()
-    for _ in made:
+    for folder in made:
         with contextlib.suppress(OSError):  # not empty: somebody else's
             folder.rmdir()
-        folder = folder.parent
 
 
 def shown(answer: object) -> str:
@@ -103,5 +112,5 @@ if __name__ == "__main__":
     context = json.loads(CONTEXT)
     found = problems(context)
     if found:
-        remove_nested_folders(context["model_name"])
+        remove_nested_folders(context["model_name"], context.get("_output_dir"))
     sys.exit("\n".join(found) or None)

@@ -184,12 +184,13 @@ def test_a_refusal_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.rglob("*")) == [folder]
 
 
-def test_a_nested_name_leaves_nothing_behind_either(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a/b/c", "a/../b", "a/../../evil", "a/../a/b"])
+def test_a_nested_name_leaves_nothing_behind_either(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
-    result = run_cookiecutter(folder, model_name="a/b/c")
+    result = run_cookiecutter(folder, model_name=name)
     assert result.returncode != 0
-    assert result.stderr.startswith("model_name is 'a/b/c': ")
+    assert result.stderr.startswith(f"model_name is '{name}': ")
     assert list(tmp_path.rglob("*")) == [folder]
 
 
