@@ -8,6 +8,7 @@ AsyncClient only carry that out.
 import asyncio
 import base64
 import dataclasses
+import email.utils
 import os
 import re
 import time
@@ -347,8 +348,16 @@ def _reason(response: httpx.Response) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float:
+    """Return the seconds to wait: Retry-After holds them, or an HTTP date. What is neither counts as not said."""
     said = response.headers.get("Retry-After", "")
-    return float(said) if said.isdigit() else RETRY_SECONDS[response.status_code]
+    if re.fullmatch(r"[0-9]{1,6}", said):
+        return float(said)
+    try:
+        pause = email.utils.parsedate_to_datetime(said).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return RETRY_SECONDS[response.status_code]
+    # A date that has passed: at once, but not in a hurry.
+    return max(pause, POLL_SECONDS)
 
 
 def _network_error(error: httpx.HTTPError, url: str) -> ClientError:

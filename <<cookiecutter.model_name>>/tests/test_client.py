@@ -113,6 +113,28 @@ def test_generate_goes_through_a_cold_start(call: Callable[..., Any], slept: lis
     assert slept == [30.0, 7.0]
 
 
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("7", 7.0),
+        ("Wed, 01 Jan 2031 00:01:30 GMT", 90.0),
+        ("Tue, 31 Dec 2030 23:59:00 GMT", client.POLL_SECONDS),
+        *[
+            (nonsense, 5.0)
+            for nonsense in ("", "-1", "nan", "inf", "1e3", "\u0662", "9" * 400, "soon", "Wed, 99 Jan 2031")
+        ],
+    ],
+)
+def test_the_pause_is_what_the_answer_says(
+    call: Callable[..., Any], slept: list[float], monkeypatch: pytest.MonkeyPatch, said: str, seconds: float
+) -> None:
+    start_of_2031 = 1924992000.0
+    monkeypatch.setattr(time, "time", lambda: start_of_2031)
+    answer, _ = answers(httpx.Response(429, headers={"Retry-After": said.encode()}), httpx.Response(200, json=IMAGE))
+    assert call(answer, "generate", "a boat") == IMAGE
+    assert slept == [seconds]
+
+
 def test_generate_gives_up_in_a_sentence(call: Callable[..., Any]) -> None:
     with pytest.raises(ClientError, match=r"did not answer within 10 s\. The last answer was 500"):
         call(lambda _: httpx.Response(500), "generate", "a boat", timeout=10)
