@@ -1,11 +1,13 @@
 """The client against a platform that scales the real local Truss server to zero and back."""
 
 import concurrent.futures
+import os
 import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from platforms import PROJECT_PYTHON, SMALL, Platform
 
 pytestmark = [
@@ -91,6 +93,21 @@ def test_generate_tries_again_when_told_to(awake: Platform, tmp_path: Path) -> N
     result = awake.run("generate", "a boat", "--width", "64", "--height", "64", "-o", str(output))
     assert result.returncode == 0, result.stderr
     assert output.exists()
+
+
+def test_the_emitted_workflow_wakes(platform: Platform) -> None:
+    workflow = yaml.safe_load((platform.project / ".github" / "workflows" / "wake.yml").read_text("utf-8"))
+    (step,) = [step for step in workflow["jobs"]["wake"]["steps"] if step.get("name", "").startswith("Wake")]
+    given = {"BASETEN_API_KEY": "good-key", "BASETEN_MODEL_ID": "model", "ENVIRONMENT": "production"}
+    assert set(step["env"]) == set(given)
+    # Nothing but what the step declares, the two addresses, and the Python of setup-python.
+    addresses = {name: value for name, value in platform.environment().items() if name.endswith("_URL")}
+    environment = {**given, **addresses, "PATH": f"{Path(PROJECT_PYTHON).parent}:{os.environ['PATH']}"}
+    command = ["bash", "-e", "-c", step["run"]]
+    result = subprocess.run(command, cwd=platform.project, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "Ready after " in result.stdout
+    assert platform.tell() == {"starts": 1, "status": "ACTIVE"}
 
 
 def refused(result: subprocess.CompletedProcess, sentence: str) -> None:
