@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import shutil
+import subprocess
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -73,3 +75,23 @@ def bake(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BakedProject
 @pytest.fixture(scope="session", params=PRESETS)
 def preset_project(request: pytest.FixtureRequest, bake: Callable[..., BakedProject]) -> tuple[str, BakedProject]:
     return request.param, bake(preset=request.param)
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template as a git repository, without what is not its own."""
+    folder = tmp_path_factory.mktemp("repository") / "fast-truss"
+    ignore = shutil.ignore_patterns(".git", ".venv*", "build", "__pycache__", ".*_cache")
+    shutil.copytree(TEMPLATE, folder, ignore=ignore)
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "-m", "t")
+    # A URL that ends in /.git makes cookiecutter empty its own folder of clones.
+    bare = folder.with_suffix(".git")
+    git(folder, "clone", "--quiet", "--bare", str(folder), str(bare))
+    return bare

@@ -1,13 +1,11 @@
 """The template itself: its variables, its delimiters, and the ways to get it."""
 
 import fnmatch
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CONTEXT, JINJA, PROJECT, TEMPLATE, BakedProject
+from conftest import CONTEXT, JINJA, PROJECT, TEMPLATE, BakedProject, git
 from jinja2 import meta, nodes
 
 RENDERED = [PROJECT / "config.yaml", PROJECT / "README.md"]
@@ -57,25 +55,6 @@ def test_everything_else_is_copied() -> None:
             continue
         copied = any(fnmatch.fnmatch(name, pattern) for pattern in CONTEXT["_copy_without_render"])
         assert copied == (file not in RENDERED), name
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template as a git repository, without what is not its own."""
-    folder = tmp_path_factory.mktemp("repository") / "fast-truss"
-    ignore = shutil.ignore_patterns(".git", ".venv*", "build", "__pycache__", ".*_cache")
-    shutil.copytree(TEMPLATE, folder, ignore=ignore)
-    git(folder, "init", "--quiet", "--initial-branch", "main")
-    git(folder, "add", "--all")
-    git(folder, "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "t")
-    # A URL that ends in /.git makes cookiecutter empty its own folder of clones.
-    bare = folder.with_suffix(".git")
-    git(folder, "clone", "--quiet", "--bare", str(folder), str(bare))
-    return bare
-
-
-def git(folder: Path, *arguments: str) -> None:
-    subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
 
 
 def test_a_git_url_gives_the_same_project(repository: Path, bake: Callable[..., BakedProject]) -> None:

@@ -1,0 +1,75 @@
+"""A project that the user has edited takes what is new in the template, and keeps the edits."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import cruft
+import pytest
+from conftest import CATALOG, BakedProject, git
+from cookiecutter.main import cookiecutter
+
+PIN = CATALOG["sd15"]["repos"]["pipeline"]["revision"]
+NEW_PIN = "c" * 40
+
+
+@pytest.fixture
+def template(repository: Path, tmp_path: Path) -> Path:
+    """A clone of the template's repository, to commit to."""
+    clone = tmp_path / "template" / "fast-truss"
+    git(tmp_path, "clone", "--quiet", str(repository), str(clone))
+    return clone
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text("utf-8")
+    assert text.count(old) == 1, old
+    file.write_text(text.replace(old, new), "utf-8")
+
+
+def move_the_pin(template: Path) -> None:
+    edit(template / "cookiecutter.json", PIN, NEW_PIN)
+    edit(template / "<<cookiecutter.model_name>>" / "client.py", "import asyncio\n", "import asyncio  # newer\n")
+    git(template, "commit", "--quiet", "--all", "-m", "Move the pin")
+
+
+def test_an_update_moves_the_pin_and_keeps_the_edits(template: Path, tmp_path: Path) -> None:
+    # cruft does not remember _hf_variant: what it made has to stay all the same.
+    answers = {"preset": "sd15", "_hf_variant": ""}
+    project = cruft.create(f"file://{template}", output_dir=tmp_path, extra_context=answers)
+    git(project, "init", "--quiet")
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "-m", "Generated")
+    edit(project / "config.yaml", "num_images: 4", "num_images: 2")
+    edit(project / "config.yaml", "predict_concurrency: 1", "predict_concurrency: 2")
+    edit(project / "model" / "model.py", '"""The text-to-image model', '"""Our text-to-image model')
+    (project / "README.md").write_text("Ours.\n", "utf-8")
+    git(project, "commit", "--quiet", "--all", "-m", "Edited")
+    before = BakedProject(project).config
+    assert cruft.check(project_dir=project)
+
+    move_the_pin(template)
+    assert not cruft.check(project_dir=project)
+    assert cruft.update(project_dir=project)
+
+    assert cruft.check(project_dir=project)
+    status = ["git", "status", "--porcelain"]
+    changed = subprocess.run(status, cwd=project, check=True, capture_output=True, text=True).stdout.split()
+    assert sorted(changed) == [".cruft.json", "M", "M", "M", "client.py", "config.yaml"]
+    before["model_cache"][0]["revision"] = NEW_PIN
+    assert BakedProject(project).config == before
+    assert before["model_metadata"]["pipeline"]["variant"] is None
+
+
+def test_a_replay_takes_the_newer_files_but_the_older_catalog(
+    template: Path, tmp_path: Path, bake: Callable[..., BakedProject]
+) -> None:
+    bake(template, preset="sd15", model_name="mine")
+    move_the_pin(template)
+    replayed = BakedProject(Path(cookiecutter(str(template), replay=True, output_dir=str(tmp_path))))
+    asked_again = bake(template, preset="sd15", model_name="mine")
+    assert replayed.config["model_name"] == "mine"
+    assert "# newer" in (replayed.path / "client.py").read_text("utf-8")
+    # The replay file holds all of cookiecutter.json as it was, and so the old pins.
+    assert replayed.config["model_cache"][0]["revision"] == PIN
+    assert asked_again.config["model_cache"][0]["revision"] == NEW_PIN
