@@ -21,10 +21,16 @@ demo: $(DEMO)/config.yaml
 $(DEMO)/config.yaml: $(VENV)/.ready
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build
 
+# Of the hooks and of the emitted model/. Without COVERAGE_FILE, pytest alone measures nothing.
+test: export COVERAGE_FILE = $(CURDIR)/build/.coverage
 test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(MAKE) -C $(DEMO) $(APP_VENV)/.ready APP_VENV=$(APP_VENV) PYTHON=$(PYTHON)
+	$(PROJECT_VENV)/bin/pip install --quiet "$$(grep ^coverage requirements.txt)"
+	$(BIN)/coverage erase
 	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python APP_PYTHON=$(APP_VENV)/bin/python $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 bench-wake: .venv-bench/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CATALOG, DELIVERIES, PRESETS, BakedProject
+from conftest import CATALOG, DELIVERIES, MEASURED, PRESETS, BakedProject
 
 PROJECT_PYTHON = os.environ.get("PROJECT_PYTHON")
 pytestmark = pytest.mark.skipif(
@@ -19,11 +19,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(project: BakedProject, *arguments: str) -> str:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+def run(project: BakedProject, *arguments: str, **more: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")} | more
     result = subprocess.run(arguments, cwd=project.path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def measured(project: BakedProject) -> None:
+    """Count the lines that its servers and its tests run: also those that run in the config's environment alone."""
+    lines = "".join(f'\n  {name}: "{value}"' for name, value in MEASURED.items())
+    config = project.path / "config.yaml"
+    text = config.read_text("utf-8")
+    config.write_text(text.replace("environment_variables:", f"environment_variables:{lines}"), "utf-8")
 
 
 def first_of_its_family(preset: str) -> bool:
@@ -31,14 +39,22 @@ def first_of_its_family(preset: str) -> bool:
     return preset == next(name for name in PRESETS if CATALOG[name]["pipeline"] == pipeline)
 
 
-def test_its_own_tests_pass(preset_project: tuple[str, BakedProject], tmp_path: Path) -> None:
+def test_its_own_tests_pass(
+    preset_project: tuple[str, BakedProject], bake: Callable[..., BakedProject], tmp_path: Path
+) -> None:
     preset, project = preset_project
+    environment = {}
+    # Together they run the lines of model/: with shards, with a component of its own, and without image to image.
+    if preset in ("sdxl", "sdxl-lightning", "sd3-medium", "pixart-sigma"):
+        project = bake(preset=preset)
+        measured(project)
+        environment = MEASURED
     # Its own folder: pytest keeps three, and would remove the one of this run.
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'own'}"]
     # All of them once for each family; of its other presets, what goes over HTTP.
     if not first_of_its_family(preset):
         options.append("tests/test_server.py")
-    output = run(project, PROJECT_PYTHON, "-m", "pytest", *options)
+    output = run(project, PROJECT_PYTHON, "-m", "pytest", *options, **environment)
     assert " passed" in output
     assert " failed" not in output
 

@@ -3,12 +3,13 @@
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import coverage
 import pytest
-from conftest import CONTEXT, PRESETS, TEMPLATE, BakedProject
+from conftest import CONTEXT, MEASURED, PRESETS, TEMPLATE, BakedProject
 
 GOOD = {name: value[0] if isinstance(value, list) else value for name, value in CONTEXT.items()}
 SHA = "0123456789abcdef" * 2 + "01234567"
@@ -39,6 +40,17 @@ BAD_NAMES = [
     "{{ 7 * 7 }}",
     "x" * 65,
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _measured() -> Iterator[None]:
+    if not MEASURED:
+        yield
+        return
+    measuring = coverage.Coverage(config_file=MEASURED["COVERAGE_PROCESS_START"], data_suffix=True)
+    with measuring.collect():
+        yield
+    measuring.save()
 
 
 def hook(name: str) -> ModuleType:
@@ -144,6 +156,12 @@ def test_a_variant_can_be_said_on_the_command_line(tmp_path: Path) -> None:
     assert "model.bf16.safetensors" in (tmp_path / "my-stable-diffusion" / "config.yaml").read_text("utf-8")
 
 
+def test_a_fine_tune_says_whose_licence_holds() -> None:
+    text = hook("post_gen_project").farewell({**GOOD, "hf_repo_id": "owner/name"})
+    assert "read it at https://huggingface.co/owner/name. Of SDXL 1.0 itself: " in text
+    assert "hf_access_token" in text
+
+
 def test_a_gated_preset_says_where_the_token_goes(tmp_path: Path) -> None:
     result = run_cookiecutter(tmp_path, preset="flux-dev")
     readme = (tmp_path / "my-stable-diffusion" / "README.md").read_text("utf-8")
@@ -192,6 +210,34 @@ def test_a_nested_name_leaves_nothing_behind_either(tmp_path: Path, name: str) -
     assert result.returncode != 0
     assert result.stderr.startswith(f"model_name is '{name}': ")
     assert list(tmp_path.rglob("*")) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("name", "says_where"), [("a/b", True), ("a/b", False), ("a/../../evil", True), ("../evil/b", True)]
+)
+def test_the_folders_of_a_nested_name_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says_where: bool
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    project = out / name
+    project.mkdir(parents=True)
+    monkeypatch.chdir(project)
+    # cruft does not say where it generates.
+    hook("pre_gen_project").remove_nested_folders(name, str(out) if says_where else None)
+    assert list(tmp_path.rglob("*")) == [out]
+
+
+@pytest.mark.parametrize(("name", "output"), [("a", "."), ("../a", "."), ("../a", None), ("/a", None)])
+def test_what_cookiecutter_removes_itself_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, output: str | None
+) -> None:
+    folder = tmp_path / "out" / "a"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder.parent)
+    where = str(folder.parent) if output else None
+    hook("pre_gen_project").remove_nested_folders(name, where)
+    assert folder.is_dir()
 
 
 def test_a_nested_name_costs_nobody_their_files(tmp_path: Path) -> None:
