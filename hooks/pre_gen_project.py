@@ -93,7 +93,7 @@ def remove_nested_folders(name: str, output: str | None) -> None:
         # cruft does not say where it generates, and only a plain name tells.
         if path.is_absolute() or ".." in path.parts:
             return
-        output = str(Path(*[Path.cwd(), *[".."] * len(path.parts)]))
+        output = os.path.normpath(Path.cwd().joinpath(*[".."] * len(path.parts)))
     folders = [Path(os.path.normpath(Path(output, *path.parts[:count]))) for count in range(len(path.parts), 0, -1)]
     made = [folder for folder in folders if not Path(output).is_relative_to(folder)]
     if len(made) < 2:
