@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import pickle
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -54,6 +55,9 @@ PARTS = """
 import json, sys
 from pathlib import Path
 import torch, yaml
+opened = []
+is_pickle = lambda path: str(path).endswith((".bin", ".ckpt", ".pt"))
+sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" and is_pickle(args[0]) else None)
 from model.pipeline import image_to_image, read_pipeline
 sys.path.append(sys.argv[2])
 from tiny_pipeline import make_lora
@@ -77,8 +81,49 @@ try:
     found["left"] = [n for n, _ in fused.components[name].named_parameters() if "lora" in n]
 except ValueError as error:
     found["refused"] = str(error)
+found["traps in place"] = []
+for folder in sorted({file.parent for file in Path(sys.argv[1], "pipeline").rglob("*.safetensors")}):
+    hidden = [file.rename(file.with_name(f"{file.name}.hidden")) for file in folder.glob("*.safetensors*")]
+    try:
+        read_pipeline(settings)
+        found["traps in place"].append(folder.name)
+    except (OSError, ValueError):
+        pass
+    for file in hidden:
+        file.rename(file.with_suffix(""))
+index = Path(sys.argv[1], "pipeline", "model_index.json")
+names = json.loads(index.read_text())
+index.unlink()
+index.write_text(json.dumps({**names, "scheduler": ["trap", "Trap"]}))
+try:
+    read_pipeline(settings)
+    found["traps in place"].append("scheduler")
+except Exception:
+    pass  # what counts is whether the code ran: see mark
+found["opened"] = opened
 print(json.dumps(found))
 """
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.mark), "w")
+
+
+def set_traps(weights: Path, mark: Path) -> None:
+    """Put pickles beside each safetensors file, under the names that libraries try, and code beside the scheduler."""
+    for file in list(weights.rglob("*.safetensors")):
+        names = {file.with_suffix(".bin").name, "pytorch_model.bin", "diffusion_pytorch_model.bin", "model.ckpt"}
+        for name in names:
+            # A link to a real file: it must not be written through.
+            file.with_name(name).unlink(missing_ok=True)
+            file.with_name(name).write_bytes(pickle.dumps(Trap(mark)))
+    (weights / "scheduler" / "trap.py").write_text(f"open({str(mark)!r}, 'w')\nclass Trap: pass\n")
 
 
 def exact_files(pipeline: dict[str, Any]) -> list[tuple[str, str]]:
@@ -111,10 +156,18 @@ def test_load_takes_only_what_is_cached(loaded: dict[str, Any], pipeline: dict[s
 
 @pytest.fixture(scope="module")
 def parts(run_in_app: RunInApp, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    copy = link_copy(weights, tmp_path_factory.mktemp("lora"), without="lora")
+    folder = tmp_path_factory.mktemp("lora")
+    copy, mark = link_copy(weights, folder, without="lora"), folder / "mark"
+    set_traps(copy / "pipeline", mark)
     result = run_in_app(PARTS, str(copy), str(Path(__file__).parent))
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    return {**json.loads(result.stdout.splitlines()[-1]), "ran": mark.exists()}
+
+
+def test_no_pickle_is_opened_and_no_code_of_the_weights_runs(parts: dict[str, Any]) -> None:
+    assert parts["opened"] == []
+    assert parts["traps in place"] == []
+    assert parts["ran"] is False
 
 
 def test_requests_with_an_image_share_the_weights(parts: dict[str, Any], pipeline: dict[str, Any]) -> None:
