@@ -84,6 +84,7 @@ def generate(client: Client, prompt: str, seed: str, steps: float, size: int) ->
 
 
 def main() -> None:
+    """Serve the page on 127.0.0.1."""
     parser = argparse.ArgumentParser(description="A page that wakes the model when it is opened.")
     parser.add_argument("--url", help="A local server, such as http://127.0.0.1:8000, in place of Baseten.")
     parser.add_argument("--model", default=os.environ.get("BASETEN_MODEL_ID", ""), help="Default: BASETEN_MODEL_ID.")

@@ -16,6 +16,7 @@ console = Console(stderr=True)
 
 
 def wake(client: Client, arguments: argparse.Namespace) -> None:
+    """Start a replica, and with --wait show each status until it is ready."""
     started = time.monotonic()
     client.wake()
     if not arguments.wait:
@@ -36,11 +37,13 @@ def show_progress(client: Client, timeout: float, started: float, until: Any = l
 
 
 def status(client: Client, arguments: argparse.Namespace) -> None:
+    """Print the status and the number of replicas."""
     now = client.status()
     print(f"{now.status}, {now.replicas} replicas{', ready' if now.ready else ''}")
 
 
 def generate(client: Client, arguments: argparse.Namespace) -> None:
+    """Write one image to --output, and show the cold start if there was one."""
     request = {
         name: getattr(arguments, name)
         for name in ("seed", "num_inference_steps", "width", "height", "negative_prompt")
@@ -55,6 +58,7 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def show_phases(answer: dict[str, Any]) -> None:
+    """Show the phases of the cold start, in seconds. Only the first answer of a replica holds them."""
     phases = (answer.get("timings") or {}).get("cold_start")
     if not phases:
         return
@@ -65,6 +69,7 @@ def show_phases(answer: dict[str, Any]) -> None:
 
 
 def autoscaling(client: Client, arguments: argparse.Namespace) -> None:
+    """Print the settings, after the changes if there are any."""
     changes = {name: getattr(arguments, name) for name in AUTOSCALING if getattr(arguments, name) is not None}
     for name, value in client.autoscaling(**changes).items():
         print(f"{name}: {value}")
@@ -90,6 +95,7 @@ def coldstart(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the arguments. Exits with 2 if they are wrong."""
     parser = argparse.ArgumentParser(description="Wake, watch and call this model on Baseten.")
     parser.add_argument("--model", default=os.environ.get("BASETEN_MODEL_ID", ""), help="Default: BASETEN_MODEL_ID.")
     where = parser.add_mutually_exclusive_group()
@@ -119,6 +125,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def target_of(arguments: argparse.Namespace) -> Target:
+    """Return the deployment that the arguments name. Raises ClientError for an id that is none."""
     # A local server has no id.
     model = arguments.model or "local"
     if arguments.deployment:
@@ -129,6 +136,7 @@ def target_of(arguments: argparse.Namespace) -> Target:
 
 
 def main() -> None:
+    """Run one command. What goes wrong is one sentence on stderr, and exit status 1."""
     arguments = parse_arguments()
     commands = {
         "wake": wake,

@@ -56,6 +56,7 @@ class Target:
                 raise ClientError(f"{field} is {getattr(self, field)!r}: use letters, digits, '_' and '-' only.")
 
     def inference_path(self, action: str) -> str:
+        """Return the path on the inference host. action: wake or predict."""
         if self.kind == "development":
             return f"/development/{action}"
         if self.kind == "deployment":
@@ -63,6 +64,7 @@ class Target:
         return f"/production/{action}" if self.name == "production" else f"/environments/{self.name}/{action}"
 
     def management_path(self) -> str:
+        """Return the path on the management host: of an environment, or of one deployment."""
         if self.kind == "environment":
             return f"/v1/models/{self.model_id}/environments/{self.name}"
         name = "development" if self.kind == "development" else self.name
@@ -80,6 +82,7 @@ class Status:
 
     @property
     def ready(self) -> bool:
+        """True when a replica can answer at once."""
         return self.status == READY and self.replicas >= 1
 
 
@@ -194,6 +197,7 @@ class Client(_Rules):
         self._run(self._wake())
 
     def status(self) -> Status:
+        """Return what Baseten says now, without waiting."""
         return self._run(self._status())
 
     def watch(self, timeout: float = 1800, until: Callable[[Status], bool] = lambda s: s.ready) -> Iterator[Status]:
@@ -201,14 +205,18 @@ class Client(_Rules):
         yield from self._carry_out(self._watch(timeout, until))
 
     def wait_until_ready(self, timeout: float = 1800) -> Status:
+        """Return when a replica can answer, after at most timeout seconds. It wakes nothing: see wake()."""
         return list(self.watch(timeout))[-1]
 
     def generate(self, prompt: str, timeout: float = 1800, **request: Any) -> dict[str, Any]:
-        """Return the model's answer. Goes through a cold start: it tries again, for at most timeout seconds."""
+        """Return the model's answer: see GenerationResponse in model/request.py. request: its other fields.
+
+        Goes through a cold start: it tries again, for at most timeout seconds.
+        """
         return self._run(self._generate({"prompt": prompt, **request}, timeout))
 
     def autoscaling(self, **changes: int) -> dict[str, int]:
-        """Return the autoscaling settings, after the changes if there are any."""
+        """Return the autoscaling settings, after the changes if there are any. AUTOSCALING: names and bounds."""
         return self._run(self._autoscaling(changes))
 
     def _run(self, steps: Steps) -> Any:
@@ -240,7 +248,7 @@ class Client(_Rules):
 
 
 class AsyncClient(_Rules):
-    """The same, for asyncio."""
+    """The same as Client, method by method, for asyncio."""
 
     async def wake(self) -> None:
         await self._run(self._wake())

@@ -26,6 +26,7 @@ READY = "/v1/models/model/loaded"
 
 
 def read_config() -> dict[str, Any]:
+    """Return config.yaml of this project."""
     return yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
 
 
@@ -85,6 +86,7 @@ def wait_until_ready(process: subprocess.Popen, url: str, timeout: float = 600) 
 
 
 def stop(process: subprocess.Popen) -> None:
+    """End the server: it has 20 s to finish the answers that it works on."""
     process.terminate()
     try:
         process.wait(timeout=20)
@@ -94,6 +96,7 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def free_port() -> int:
+    """Return a port on 127.0.0.1 that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -158,6 +161,7 @@ def save_first_image(url: str, prompt: str, output: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the arguments. Exits with 2 if they are wrong."""
     parser = argparse.ArgumentParser(description="Serve this Truss on this machine.")
     parser.add_argument(
         "--weights",
@@ -179,6 +183,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Serve until Ctrl-C, SIGTERM or the one image of --prompt, and then end the server."""
     arguments = parse_arguments()
     if arguments.context:
         return build_context(arguments.context)

@@ -104,6 +104,7 @@ def remove_nested_folders(name: str, output: str | None) -> None:
 
 
 def shown(answer: object) -> str:
+    """Return the answer for a sentence: one line of ASCII, at most 60 characters."""
     text = ascii(answer)
     return text if len(text) <= 60 else text[:57] + "..."
 
