@@ -102,7 +102,7 @@ def git(folder: Path, *arguments: str) -> None:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The template as a git repository, without what is not its own."""
     folder = tmp_path_factory.mktemp("repository") / "fast-truss"
-    ignore = shutil.ignore_patterns(".git", ".venv*", "build", "__pycache__", ".*_cache")
+    ignore = shutil.ignore_patterns(".git", ".venv*", "build", "__pycache__", ".*_cache", ".hypothesis")
     shutil.copytree(TEMPLATE, folder, ignore=ignore)
     git(folder, "init", "--quiet", "--initial-branch", "main")
     git(folder, "add", "--all")
