@@ -148,7 +148,7 @@ def test_load_waits_for_the_last_byte_and_the_imports_do_not(prepared: Path, sta
     half = tmp_path / "app" / "model_cache" / UNET
     half.parent.mkdir(parents=True)
     half.write_bytes((prepared / "weights" / UNET).read_bytes()[:-1000])
-    # The last module of the phase `imports`: PYTHONVERBOSE makes Python log each import when it is done.
+    # The last module of the phase `import_diffusers`: PYTHONVERBOSE makes Python log each import when it is done.
     imported = re.compile(r"^import '.*\.pipeline_stable_diffusion'", re.MULTILINE)
     log = tmp_path / "app" / "server.log"
     at_request = []

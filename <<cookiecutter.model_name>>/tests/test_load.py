@@ -31,7 +31,7 @@ class Downloaded:
         Downloaded.calls += 1
 
 config = yaml.safe_load(open("config.yaml"))
-config["model_metadata"]["pipeline"]["weights_dir"] = sys.argv[1]
+config["model_metadata"]["pipeline"].update(weights_dir=sys.argv[1], warm_up=True)
 model = Model(config=config, data_dir=None, secrets={}, lazy_data_resolver=Downloaded())
 assert not model.is_healthy()
 touched.clear()
@@ -43,6 +43,7 @@ print(json.dumps({
     "network": touched,
     "waited": Downloaded.calls,
     "healthy": model.is_healthy(),
+    "phases": list(model._cold_start.phases),
     "components": sorted(name for name, part in parts.items() if part is not None),
     "devices": sorted({str(p.device.type) for m in modules for p in m.parameters()}),
     "dtypes": sorted({str(p.dtype) for m in modules for p in m.parameters()}),
@@ -147,6 +148,10 @@ def test_load_waits_for_the_download_and_touches_no_network(loaded: dict[str, An
     assert loaded["waited"] == 1
     assert loaded["network"] == []
     assert loaded["healthy"] is True
+
+
+def test_warming_up_is_the_last_phase_of_load(loaded: dict[str, Any]) -> None:
+    assert loaded["phases"][-2:] == ["read_weights", "warm_up"]
 
 
 def test_load_takes_only_what_is_cached(loaded: dict[str, Any], pipeline: dict[str, Any]) -> None:
