@@ -44,6 +44,7 @@ LEVERS = {
         )
     ],
     "no garbage collection": [("model/model.py", ", faststart.without_garbage_collection()", "")],
+    "list of imported files": [("model/faststart.py", "if IMPORTED_FILES.is_file() else []", "if False else []")],
     "device_map": [("model/pipeline.py", r'        "device_map": .*?\n', "")],
 }
 IMPORTS = """
@@ -126,8 +127,14 @@ def build_app(model: str, python: Path, weights: Path, folder: Path) -> Path:
     subprocess.run([python, "-c", code, app, weights], cwd=project, check=True)
     # As on a GPU: half precision.
     edit_config(app, lambda config: config["model_metadata"]["pipeline"].update(cpu_dtype="float16"))
-    subprocess.run([python, "-m", "compileall", "-q", app], check=True)
+    for module in (["compileall", "-q", "."], ["model.faststart", class_of(app)]):  # as build_commands do
+        subprocess.run([python, "-m", *module], cwd=app, check=True)
     return app
+
+
+def class_of(app: Path) -> str:
+    config = yaml.safe_load((app / "config.yaml").read_text("utf-8"))
+    return config["model_metadata"]["pipeline"]["class_name"]
 
 
 def edit_config(app: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -263,8 +270,6 @@ def measure(model: str, python: Path, cache: Path, arguments: argparse.Namespace
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     app = build_app(model, python, weights, folder)
-    config = yaml.safe_load((app / "config.yaml").read_text("utf-8"))
-    class_name = config["model_metadata"]["pipeline"]["class_name"]
     bare = without_bytecode(python, cache)
     subjects = [Subject("ours", app, python)]
     if arguments.levers:
@@ -286,7 +291,7 @@ def measure(model: str, python: Path, cache: Path, arguments: argparse.Namespace
                 set_page_cache(state, files)
                 runs[subject.name].append(start(subject, files, number < arguments.images, port))
                 print(f"{model} {state} {number + 1} {subject.name}: {runs[subject.name][-1]}", file=sys.stderr)
-            floors.append(floor(app, python, class_name, files, state))
+            floors.append(floor(app, python, class_of(app), files, state))
             print(f"{model} {state} {number + 1} floor: {floors[-1]}", file=sys.stderr)
         found[state] = {
             "runs": {name: [dataclasses.asdict(run) for run in each] for name, each in runs.items()},

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import time
 import urllib.error
@@ -107,7 +108,7 @@ def test_real_weights_without_a_network_are_one_sentence(bake: Callable[..., Bak
 
 
 def test_the_build_command_compiles_what_has_no_bytecode(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
-    (command,) = bake().config["build_commands"]
+    command, _ = bake().config["build_commands"]
     venv.create(tmp_path)
     (packages,) = tmp_path.glob("lib/python*/site-packages")
     (packages / "good.py").write_text("x = 1\n")
@@ -116,6 +117,25 @@ def test_the_build_command_compiles_what_has_no_bytecode(bake: Callable[..., Bak
     result = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert list(packages.glob("__pycache__/good.*.pyc")), result.stdout + result.stderr
+
+
+def test_the_build_command_lists_what_the_imports_read(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
+    project = bake(preset="sd15")
+    shutil.copytree(project.path / "model", tmp_path / "model")
+    _, command = project.config["build_commands"]
+    environment = {**os.environ, "PATH": f"{Path(PROJECT_PYTHON).parent}:/usr/bin:/bin"}
+    command = command.replace("/app", str(tmp_path)).removesuffix(" || true")
+    subprocess.run(["sh", "-c", command], env=environment, check=True, capture_output=True)
+    listed = (tmp_path / "imported_files.txt").read_text().splitlines()
+    assert all(Path(file).is_file() for file in listed)
+    names = " ".join(Path(file).name for file in listed)
+    assert "libtorch_python" in names
+    assert "pipeline_stable_diffusion." in names
+    # The server reads them ahead, and a file that is gone does no harm.
+    code = "from pathlib import Path; from model import faststart; faststart.read_ahead(Path('none')).join()"
+    (tmp_path / "imported_files.txt").write_text("\n".join([*listed, "/gone"]))
+    result = subprocess.run([PROJECT_PYTHON, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_ending_the_command_ends_the_server(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
