@@ -220,7 +220,8 @@ def test_a_failed_download_is_a_failed_load(prepared: Path, start: Start, fault:
                 break
             statuses |= {server.predict(), server.get(local_server.READY)}
             time.sleep(0.2)
-    assert server.process.poll(), server.log()
+    # Truss ends in good order, so with 0, or kills itself if a probe comes first.
+    assert server.process.poll() is not None, server.log()
     # 0: nothing listens, before the start and after the end.
     assert statuses == {0, 503}
     (failure,) = [line for line in server.log().splitlines() if "Exception while loading model" in line]
