@@ -7,10 +7,12 @@ BIN = $(VENV)/bin
 DEMO = build/my-stable-diffusion
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test bench-wake
+.PHONY: help demo test bench bench-levers bench-wake
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
+	@echo "make bench  cold starts on full-size random weights (9 GB): about an hour, as root"
+	@echo "make bench-levers   what each lever gives, one left out at a time: about 20 minutes"
 	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 6 minutes"
 
 demo: $(DEMO)/config.yaml
@@ -22,6 +24,8 @@ $(DEMO)/config.yaml: $(VENV)/.ready
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build
 
 # Of the hooks and of the emitted model/. Without COVERAGE_FILE, pytest alone measures nothing.
+# Two workers with two threads each would wait for each other: tiny images take 30 times as long then.
+test: export OMP_NUM_THREADS = 1
 test: export COVERAGE_FILE = $(CURDIR)/build/.coverage
 test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
@@ -31,6 +35,10 @@ test: $(VENV)/.ready $(DEMO)/config.yaml
 	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python APP_PYTHON=$(APP_VENV)/bin/python $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+bench bench-levers: .venv-bench/.ready $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	.venv-bench/bin/python benchmarks/coldstart.py $(PROJECT_VENV)/bin/python build/weights $(if $(filter bench-levers,$@),--levers --models sdxl)
 
 bench-wake: .venv-bench/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)

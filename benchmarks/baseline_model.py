@@ -21,7 +21,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def naive(weights: Path, **parts: Any) -> DiffusionPipeline:
     """Full precision, then to the device: what comes first to mind."""
-    return DiffusionPipeline.from_pretrained(weights / "plain", **parts).to(DEVICE)
+    return DiffusionPipeline.from_pretrained(weights / "plain", dtype=torch.float32, **parts).to(DEVICE)
 
 
 def examples(weights: Path, **parts: Any) -> DiffusionPipeline:

@@ -26,7 +26,6 @@ from typing import Any
 import report
 import yaml
 from cookiecutter.main import cookiecutter
-from full_size_weights import make
 
 HERE = Path(__file__).resolve().parent
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
@@ -95,7 +94,7 @@ def prepare(model: str, python: Path, cache: Path) -> Path:
     """Make the weights once, each as its deployers name the files. Returns their folder."""
     weights = cache / model
     if not (weights / "plain").is_dir():
-        make(model, weights / "pipeline")
+        subprocess.run([python, HERE / "full_size_weights.py", model, weights / "pipeline"], check=True)
         # The default project takes its VAE from a repository of its own: here from the same bytes.
         link_files(weights / "pipeline" / "vae", weights / "vae")
         link_files(weights / "pipeline", weights / "plain")
@@ -288,6 +287,8 @@ def measure(model: str, python: Path, cache: Path, arguments: argparse.Namespace
         floors = []
         for number in range(arguments.runs):
             for subject in subjects:
+                if subject.name == "naive" and number >= arguments.naive:
+                    continue
                 set_page_cache(state, files)
                 runs[subject.name].append(start(subject, files, number < arguments.images, port))
                 print(f"{model} {state} {number + 1} {subject.name}: {runs[subject.name][-1]}", file=sys.stderr)
@@ -317,6 +318,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1, help="In how many runs the first image is made. Default: 1.")
     parser.add_argument(
         "--levers", action="store_true", help="Leave out one lever at a time, in place of the baselines."
+    )
+    parser.add_argument(
+        "--naive", type=int, default=5, help="In how many runs naive takes part: it is slow. Default: 5."
     )
     arguments = parser.parse_args()
     found = {model: measure(model, arguments.python, arguments.cache, arguments) for model in arguments.models}

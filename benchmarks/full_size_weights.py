@@ -24,6 +24,7 @@ def make(model: str, folder: Path) -> None:
     """Write the pipeline of configs/<model> to folder. It appears there whole or not at all."""
     if folder.is_dir():
         return
+    folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(CONFIGS / model, unfinished)

@@ -47,22 +47,30 @@ def write(found: dict[str, Any], folder: Path, levers: bool) -> None:
 
 def table(measured: dict[str, Any]) -> str:
     """One row for each subject and one for the floor. Seconds, and GB of peak memory."""
-    first = next(iter(measured["runs"].values()))
     phases = [
         name for name in PHASES if any(name in run["phases"] for runs in measured["runs"].values() for run in runs)
     ]
-    head = ["", "ready", *phases, "to the first image", "peak GB"]
+    head = ["", "runs", "ready", *phases, "to the first image", "peak GB"]
     rows = [head, ["---"] * len(head)]
     for name, runs in measured["runs"].items():
         cells = [f"{median(run['phases'].get(phase, 0) for run in runs):.2f}" for phase in phases]
         images = [run["first_image_s"] for run in runs if run["first_image_s"]]
         image = f"{median(images):.1f}" if images else ""
         peak = max(run["peak_gb"] for run in runs)
-        rows.append([NAMES.get(name, name), spread(run["ready_s"] for run in runs), *cells, image, f"{peak:.2f}"])
+        rows.append(
+            [
+                NAMES.get(name, name),
+                str(len(runs)),
+                spread(run["ready_s"] for run in runs),
+                *cells,
+                image,
+                f"{peak:.2f}",
+            ]
+        )
     floors = measured["floors"]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return (
-        f"{lines}\n\n{len(first)} runs of each, in alternation. Floor: "
+        f"{lines}\n\nThe runs alternate. Floor: "
         f"{spread(floor['floor_s'] for floor in floors)} s, "
         f"the longer of all imports alone, {spread(floor['imports_s'] for floor in floors)} s, and one read of the "
         f"weights, {spread(floor['read_s'] for floor in floors)} s, with "
