@@ -123,7 +123,7 @@ def test_the_build_command_lists_what_the_imports_read(bake: Callable[..., Baked
     project = bake(preset="sd15")
     shutil.copytree(project.path / "model", tmp_path / "model")
     _, command = project.config["build_commands"]
-    environment = {**os.environ, "PATH": f"{Path(PROJECT_PYTHON).parent}:/usr/bin:/bin"}
+    environment = {**os.environ, **MEASURED, "PATH": f"{Path(PROJECT_PYTHON).parent}:/usr/bin:/bin"}
     command = command.replace("/app", str(tmp_path)).removesuffix(" || true")
     subprocess.run(["sh", "-c", command], env=environment, check=True, capture_output=True)
     listed = (tmp_path / "imported_files.txt").read_text().splitlines()
@@ -134,7 +134,7 @@ def test_the_build_command_lists_what_the_imports_read(bake: Callable[..., Baked
     # The server reads them ahead, and a file that is gone does no harm.
     code = "from pathlib import Path; from model import faststart; faststart.read_ahead(Path('none')).join()"
     (tmp_path / "imported_files.txt").write_text("\n".join([*listed, "/gone"]))
-    result = subprocess.run([PROJECT_PYTHON, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run([PROJECT_PYTHON, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
 
 

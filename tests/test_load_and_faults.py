@@ -73,7 +73,7 @@ def test_under_load_each_answer_is_the_one_made_alone_and_memory_is_flat(
 
 
 @pytest.fixture(scope="module")
-def faulty(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def faulty(measured: None, serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving.start(serving.copy(tmp_path_factory.mktemp("faulty"), faulty=True)) as server:
         yield server
 
