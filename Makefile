@@ -24,8 +24,6 @@ $(DEMO)/config.yaml: $(VENV)/.ready
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build
 
 # Of the hooks and of the emitted model/. Without COVERAGE_FILE, pytest alone measures nothing.
-# Two workers with two threads each would wait for each other: tiny images take 30 times as long then.
-test: export OMP_NUM_THREADS = 1
 test: export COVERAGE_FILE = $(CURDIR)/build/.coverage
 test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)

@@ -269,6 +269,7 @@ def measure(model: str, python: Path, cache: Path, arguments: argparse.Namespace
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     app = build_app(model, python, weights, folder)
+    class_name = class_of(app)
     bare = without_bytecode(python, cache)
     subjects = [Subject("ours", app, python)]
     if arguments.levers:
@@ -292,7 +293,7 @@ def measure(model: str, python: Path, cache: Path, arguments: argparse.Namespace
                 set_page_cache(state, files)
                 runs[subject.name].append(start(subject, files, number < arguments.images, port))
                 print(f"{model} {state} {number + 1} {subject.name}: {runs[subject.name][-1]}", file=sys.stderr)
-            floors.append(floor(app, python, class_of(app), files, state))
+            floors.append(floor(app, python, class_name, files, state))
             print(f"{model} {state} {number + 1} floor: {floors[-1]}", file=sys.stderr)
         found[state] = {
             "runs": {name: [dataclasses.asdict(run) for run in each] for name, each in runs.items()},

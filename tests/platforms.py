@@ -1,6 +1,7 @@
 """Fixtures of the fake platform: see fake_baseten.py."""
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,16 @@ from conftest import TEMPLATE, BakedProject
 
 PROJECT_PYTHON = os.environ.get("PROJECT_PYTHON")
 SMALL = {"prompt": "a boat", "num_inference_steps": 1, "width": 64, "height": 64, "seed": 1}
+
+
+def url_when_ready(process: subprocess.Popen, log: Path) -> str:
+    """Wait for what `local_server.py` prints to log when it is ready. Returns its address."""
+    for _ in range(1200):
+        if "Ready." in log.read_text() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert "Ready." in log.read_text(), log.read_text()
+    return re.search(r"curl (http://127\.0\.0\.1:\d+)", log.read_text())[1]
 
 
 class Platform:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.util
-import os
 import shutil
 import subprocess
 import time
@@ -82,7 +81,7 @@ class Serving:
 
 
 @pytest.fixture(scope="session")
-def serving(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+def serving(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPathFactory) -> Serving:
     project = bake(preset="sd15").path
     folder = tmp_path_factory.mktemp("serving")
     spec = importlib.util.spec_from_file_location("emitted_local_server", project / "local_server.py")
@@ -93,7 +92,4 @@ def serving(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPath
     weights = local_server.find_weights("tiny", folder)
     app = folder / "app"
     local_server.build_app(app, weights)
-    with pytest.MonkeyPatch.context() as patch:
-        # Threads of torch that wait for each other make tiny images 30 times slower beside other tests.
-        patch.setitem(os.environ, "OMP_NUM_THREADS", "1")
-        yield Serving(local_server, app)
+    return Serving(local_server, app)

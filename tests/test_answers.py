@@ -13,10 +13,10 @@ from conftest import CATALOG, CONTEXT, DELIVERIES, PRESETS, TEMPLATE
 from cookiecutter.main import cookiecutter
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from test_hooks import GOOD
 from truss.base.truss_config import TrussConfig
 
 BAKES = 200  # beside those of SPECIAL
-GOOD = {name: value[0] if isinstance(value, list) else value for name, value in CONTEXT.items()}
 ANSWERS = ("model_name", "preset", "accelerator", "weights", "hf_repo_id", "hf_revision", "_hf_variant")
 # Words that YAML, Jinja, the shell or a file system reads as something else.
 SPECIAL = [

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.request
 import venv
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import CATALOG, DELIVERIES, MEASURED, PRESETS, BakedProject
+from platforms import PROJECT_PYTHON, url_when_ready
 
-PROJECT_PYTHON = os.environ.get("PROJECT_PYTHON")
 pytestmark = pytest.mark.skipif(
     PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
 )
@@ -144,15 +143,10 @@ def test_ending_the_command_ends_the_server(bake: Callable[..., BakedProject], t
     with log.open("w") as output:
         serve = subprocess.Popen(command, cwd=bake().path, stdout=output, stderr=subprocess.STDOUT)
     try:
-        for _ in range(600):
-            if "Ready." in log.read_text() or serve.poll() is not None:
-                break
-            time.sleep(0.1)
-        assert "Ready." in log.read_text(), log.read_text()
+        url = url_when_ready(serve, log)
         serve.terminate()
         assert serve.wait(timeout=60) == 143
     finally:
         serve.kill()
-    url = re.search(r"curl (http://127.0.0.1:\d+)", log.read_text())[1]
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url, timeout=10)

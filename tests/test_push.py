@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import control_plane
 import httpx
 import pytest
 from conftest import DELIVERIES, BakedProject
-from platforms import PROJECT_PYTHON, SMALL
+from platforms import PROJECT_PYTHON, SMALL, url_when_ready
 from truss.base.truss_config import TrussConfig
 
 # One worker, because they share the pushes and the server.
@@ -183,13 +182,9 @@ def served(pushes: dict[str, Push], tmp_path_factory: pytest.TempPathFactory) ->
         command = [PROJECT_PYTHON, "local_server.py", "--port", "0"]
         process = subprocess.Popen(command, cwd=project, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        for _ in range(1200):
-            if "Ready." in log.read_text() or process.poll() is not None:
-                break
-            time.sleep(0.1)
-        assert "Ready." in log.read_text(), log.read_text()
+        url = url_when_ready(process, log)
         (app,) = temporary.glob("truss-*/app")
-        yield Served(re.search(r"curl (http://127\.0\.0\.1:\d+)", log.read_text())[1], app)
+        yield Served(url, app)
     finally:
         process.terminate()
         process.wait(timeout=60)

@@ -1,7 +1,6 @@
 """What the image would install: it resolves, it is what the tests ran on, and no code comes with the weights."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT, BakedProject
+from platforms import PROJECT_PYTHON
 
-PROJECT_PYTHON = os.environ.get("PROJECT_PYTHON")
 needs_project_python = pytest.mark.skipif(
     PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
 )
