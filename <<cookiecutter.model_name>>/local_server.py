@@ -7,6 +7,7 @@ as the image does, points the copy of config.yaml at weights on this machine, an
 import argparse
 import base64
 import os
+import re
 import shutil
 import signal
 import socket
@@ -63,6 +64,7 @@ def build_app(app: Path, weights: Path) -> None:
 def start(app: Path, port: int, **options: Any) -> subprocess.Popen:
     """Start the server on port. options go to subprocess.Popen."""
     declared = read_config()["environment_variables"]
+    declared = {name: re.sub("^/app/", f"{app}/", value) for name, value in declared.items()}
     # The server leaves a mark in the home folder when load() fails: keep it out of the user's.
     environment = {**os.environ, **declared, "INFERENCE_SERVER_PORT": str(port), "HOME": str(app)}
     return subprocess.Popen([sys.executable, "main.py"], cwd=app, env=environment, **options)

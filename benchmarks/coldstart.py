@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -34,7 +35,12 @@ REQUEST = {"prompt": "a boat", "num_inference_steps": 1, "width": 64, "height": 
 BASELINES = ("naive", "examples", "device_map")
 # What is changed in a copy of the emitted model to leave one lever out.
 LEVERS = {
+    "read before the server": [("model/python_startup/sitecustomize.py", '.endswith("main.py")', " == None")],
     "read ahead": [("model/model.py", "faststart.read_ahead(", "(lambda folder: None)(")],
+    "list of imported files": [("model/faststart.py", "if IMPORTED_FILES.is_file() else []", "if False else []")],
+    "a process of its own": [
+        ("model/faststart.py", "target=subprocess.run, args=(command,)", "target=read_all, args=(folder,)")
+    ],
     "sendfile in place of read": [
         (
             "model/faststart.py",
@@ -43,7 +49,6 @@ LEVERS = {
         )
     ],
     "no garbage collection": [("model/model.py", ", faststart.without_garbage_collection()", "")],
-    "list of imported files": [("model/faststart.py", "if IMPORTED_FILES.is_file() else []", "if False else []")],
     "device_map": [("model/pipeline.py", r'        "device_map": .*?\n', "")],
 }
 IMPORTS = """
@@ -126,7 +131,7 @@ def build_app(model: str, python: Path, weights: Path, folder: Path) -> Path:
     subprocess.run([python, "-c", code, app, weights], cwd=project, check=True)
     # As on a GPU: half precision.
     edit_config(app, lambda config: config["model_metadata"]["pipeline"].update(cpu_dtype="float16"))
-    for module in (["compileall", "-q", "."], ["model.faststart", class_of(app)]):  # as build_commands do
+    for module in (["compileall", "-q", "."], ["model.faststart", "record", class_of(app)]):  # as build_commands do
         subprocess.run([python, "-m", *module], cwd=app, check=True)
     return app
 
@@ -202,6 +207,7 @@ def start(subject: Subject, files: list[Path], image: bool, port: int) -> Run:
         "INFERENCE_SERVER_PORT": str(port),
         "HOME": str(subject.app),
         "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(subject.app / "model" / "python_startup"),
         "TQDM_DISABLE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
@@ -215,7 +221,7 @@ def start(subject: Subject, files: list[Path], image: bool, port: int) -> Run:
         while not answers(f"{url}/loaded"):
             if process.poll() is not None:
                 sys.exit(f"{subject.name} ended before it was ready:\n{log.read_text()[-3000:]}")
-            time.sleep(0.01)
+            time.sleep(0.1)  # more often, and the answers to this would slow the imports down
         # A CPU maps the files: what load() did not touch is still on the disk, and a GPU would have read it.
         run_and_wait(read_command(files))
         ready = time.perf_counter() - started
@@ -276,22 +282,34 @@ def measure(model: str, python: Path, cache: Path, arguments: argparse.Namespace
         subjects += [Subject(name, without_lever(app, name, python), python) for name in LEVERS]
         subjects.append(Subject("bytecode", copy_app(app, "bytecode"), bare))
         warm_up = copy_app(app, "warm-up")
-        edit_config(warm_up, lambda config: config["model_metadata"]["pipeline"].update(warm_up=True))
+        # Of the size of REQUEST: a large one takes minutes on a CPU.
+        small = {
+            "warm_up": True,
+            "defaults": {"num_inference_steps": 1, "guidance_scale": 5.0, "width": 64, "height": 64},
+        }
+        edit_config(warm_up, lambda config: config["model_metadata"]["pipeline"].update(small))
         subprocess.run([python, "-m", "compileall", "-q", warm_up], check=True)
         subjects.append(Subject("warm_up on", warm_up, python))
+        with_image = ("ours", "warm_up on")
     else:
+        with_image = ("ours", *BASELINES)
         subjects += [Subject(name, baseline(app, name), bare) for name in BASELINES]
-    port = 20000 + os.getpid() % 10000
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     found: dict[str, Any] = {"weights_gb": sum(file.stat().st_size for file in files) / 1e9}
     for state in arguments.states:
         runs: dict[str, list[Run]] = {subject.name: [] for subject in subjects}
         floors = []
+        set_page_cache(state, files)
+        start(subjects[0], files, False, port)  # not counted: after a pause the disk itself may be slow
         for number in range(arguments.runs):
             for subject in subjects:
                 if subject.name == "naive" and number >= arguments.naive:
                     continue
                 set_page_cache(state, files)
-                runs[subject.name].append(start(subject, files, number < arguments.images, port))
+                image = number < arguments.images and subject.name in with_image
+                runs[subject.name].append(start(subject, files, image, port))
                 print(f"{model} {state} {number + 1} {subject.name}: {runs[subject.name][-1]}", file=sys.stderr)
             floors.append(floor(app, python, class_name, files, state))
             print(f"{model} {state} {number + 1} floor: {floors[-1]}", file=sys.stderr)
@@ -306,7 +324,11 @@ def machine() -> str:
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) / 1e6
     name = model[1] if model else platform.machine()
-    return f"{os.cpu_count()} cores of {name}, {memory:.0f} GB of memory, no GPU"
+    gpu = "no GPU"
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        gpu = subprocess.check_output(query, text=True).strip()
+    return f"{os.cpu_count()} cores of {name}, {memory:.0f} GB of memory, {gpu}"
 
 
 def main() -> None:

@@ -86,20 +86,21 @@ def chart(found: dict[str, Any], models: list[str], file: Path) -> None:
     for axis, (model, state) in zip(axes[:, 0], panels, strict=True):
         runs = found[model][state]["runs"]
         names = list(runs)[::-1]
+        labels = [name.replace("ours", "fast-truss") for name in names]
         left = [0.0] * len(names)
         for number, phase in enumerate(used):
             widths = [median(run["phases"].get(phase, 0) for run in runs[name]) for name in names]
-            axis.barh(names, widths, left=left, label=phase.replace("_", " "), color=f"C{number}")
+            axis.barh(labels, widths, left=left, label=phase.replace("_", " "), color=f"C{number}")
             left = [a + b for a, b in zip(left, widths, strict=True)]
         ready = [median(run["ready_s"] for run in runs[name]) for name in names]
         rest = [max(0.0, a - b) for a, b in zip(ready, left, strict=True)]
-        axis.barh(names, rest, left=left, label="other, rest of the weights", color="lightgrey")
-        for name, seconds in zip(names, ready, strict=True):
-            axis.text(seconds, name, f" {seconds:.1f} s", va="center", fontsize=8)
+        axis.barh(labels, rest, left=left, label="other, rest of the weights", color="lightgrey")
+        for label, seconds in zip(labels, ready, strict=True):
+            axis.text(seconds, label, f" {seconds:.1f} s", va="center", fontsize=8)
         floor = median(entry["floor_s"] for entry in found[model][state]["floors"])
         axis.axvline(floor, color="black", linestyle=":", label="floor")
         axis.set_title(f"{model}, {found[model]['weights_gb']:.2f} GB, {state} page cache", fontsize=9)
-        axis.margins(x=0.1)
+        axis.set_xlim(0, 1.12 * max(*ready, floor))
     axes[-1, 0].set_xlabel("seconds from the start of the process until it is ready")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(found["machine"], fontsize=8)

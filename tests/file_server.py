@@ -44,18 +44,17 @@ class FileServer:
         return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in paths}
 
     def manifest(self) -> dict[str, Any]:
-        """Return what `truss image build-context` writes for model_cache, with the hashes of the real files."""
+        """Return what `truss image build-context` writes for model_cache: the etags of the real files among it."""
         return {"pointers": [self._pointer(name, content) for name, content in self.files().items()]}
 
     def _pointer(self, name: str, content: bytes) -> dict[str, Any]:
-        digest = hashlib.sha256(content).hexdigest()
         resolution = {"resolution_type": "http", "url": f"{self.url}/{name}", "expiration_timestamp": 4_000_000_000}
         return {
             "resolution": resolution,
-            "uid": digest,
+            "uid": f"owner/name:commit:{name}",
             "file_name": f"{CACHE}/{name}",
-            "hashtype": "sha256",
-            "hash": digest,
+            "hashtype": "etag",
+            "hash": etag(name, content),
             "size": len(content),
         }
 
@@ -80,6 +79,13 @@ class FileServer:
             return
         request.wfile.write(reply.body)
         request.close_connection = len(reply.body) < reply.length
+
+
+def etag(name: str, content: bytes) -> str:
+    """Return what Hugging Face says of a file: the SHA-256 of a large one, the git object of a small one."""
+    if name.endswith(".safetensors"):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ MANIFEST = {
     "model/model.py",
     "model/picture.py",
     "model/pipeline.py",
+    "model/python_startup/sitecustomize.py",
     "model/request.py",
     "model/weights.py",
     "pyproject.toml",

