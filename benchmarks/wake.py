@@ -107,7 +107,8 @@ def main() -> None:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ)
         try:
             port = process.stdout.readline().strip()
-            transport = httpx.HTTPTransport(retries=5)
+            # A new connection each time: the platform closes one on which the visitor was silent for 5 s.
+            transport = httpx.HTTPTransport(retries=5, limits=httpx.Limits(max_keepalive_connections=0))
             with httpx.Client(
                 base_url=f"http://127.0.0.1:{port}", timeout=600, headers=KEY, transport=transport
             ) as http:
