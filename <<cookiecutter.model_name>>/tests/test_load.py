@@ -246,6 +246,29 @@ def test_a_damaged_weight_file_is_named(weights: Path, tmp_path: Path, pipeline:
         check_weights({**pipeline, "weights_dir": broken})
 
 
+@pytest.mark.parametrize("name", ["large.safetensors", "small.json"])
+def test_check_hashes_finds_one_wrong_byte(
+    weights: Path, tmp_path: Path, pipeline: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from model import weights as model_weights
+
+    # What git and Hugging Face say of a file that holds "abc": `git hash-object`, and `sha256sum`.
+    known = {
+        "small.json": "f2ba8f84ab5c1bce84a7b441cb1959cfc7093b7f",
+        "large.safetensors": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+    }
+    manifest, file = tmp_path / "manifest.json", tmp_path / name
+    manifest.write_text(json.dumps({"pointers": [{"file_name": str(file), "hash": known[name]}]}))
+    monkeypatch.setattr(model_weights, "MANIFEST", manifest)
+    settings = {**pipeline, "weights_dir": weights, "check_hashes": True}
+    file.write_text("abc")
+    model_weights.check_weights(settings)
+    file.write_text("abd")
+    with pytest.raises(model_weights.WeightsError, match=f"{name} is corrupt"):
+        model_weights.check_weights(settings)
+    model_weights.check_weights({**settings, "check_hashes": False})
+
+
 @pytest.mark.parametrize(("damage", "sentence"), [("missing", "is missing from"), ("truncated", "is truncated")])
 def test_the_server_stops_with_a_sentence_when_a_weight_file_is(
     app: Path, weights: Path, tmp_path: Path, damage: str, sentence: str
