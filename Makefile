@@ -14,7 +14,7 @@ help:
 	@echo "make bench  cold starts on full-size random weights (9 GB): about an hour, as root"
 	@echo "make bench-levers   what each lever gives, one left out at a time: about 20 minutes"
 	@echo "make bench-gpu   ways to bring the weights onto a GPU, where there is one"
-	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 6 minutes"
+	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 40 minutes"
 
 demo: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) image VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)

@@ -2,8 +2,9 @@
 
     python benchmarks/wake.py PROJECT_PYTHON
 
-A visitor types for T seconds. The platform is tests/fake_baseten.py with the real local Truss server on a
-tiny pipeline. Runs alternate; the numbers are medians. Writes benchmarks/wake.png and benchmarks/wake.md, and
+A visitor types for T seconds. "warm" is the wait of the next visitor, who types as long: a request after a pause
+can be slower than one right after another. The platform is tests/fake_baseten.py with the real local Truss server
+on a tiny pipeline. Runs alternate; the numbers are medians. Writes benchmarks/wake.png and benchmarks/wake.md, and
 prints one JSON object as its last line.
 """
 
@@ -26,68 +27,83 @@ from matplotlib import pyplot
 
 HERE = Path(__file__).resolve().parent
 TYPED = (0, 2, 5, 10, 20)
-RUNS = 5
+RUNS = 15
 # What a visitor sends who changes nothing: the project's own size and steps.
 BODY = {"prompt": "a boat", "seed": 1}
 KEY = {"Authorization": "Api-Key good-key"}
 
 
-def measure(http: httpx.Client, typed: float, wakes: bool) -> dict[str, float]:
-    """Return seconds: the wait after pressing, the answer of wake, and a warm request. From zero replicas."""
-    http.post("/_platform", json={"scale_to_zero": True}).raise_for_status()
-    opened = time.perf_counter()
-    if wakes:
-        http.post("/model-model/production/wake").raise_for_status()
-    woken = time.perf_counter() - opened
-    time.sleep(max(0.0, typed - woken))
+def press(http: httpx.Client) -> float:
+    """Ask for an image. Return the seconds until it is there."""
     pressed = time.perf_counter()
     http.post("/model-model/production/predict", json=BODY).raise_for_status()
-    wait = time.perf_counter() - pressed
-    again = time.perf_counter()
-    http.post("/model-model/production/predict", json=BODY).raise_for_status()
-    return {"wait": wait, "wake": woken, "warm": time.perf_counter() - again}
+    return time.perf_counter() - pressed
 
 
-def run_all(http: httpx.Client) -> dict[str, Any]:
-    found: dict[tuple[float, bool], list[dict[str, float]]] = {}
+def without_wake(http: httpx.Client, typed: float) -> float:
+    """Return the wait after pressing, in seconds."""
+    http.post("/_platform", json={"scale_to_zero": True}).raise_for_status()
+    time.sleep(typed)
+    return press(http)
+
+
+def with_wake(http: httpx.Client, typed: float) -> dict[str, float]:
+    """Return seconds: the answer of wake, the wait after pressing, and that of a next visitor who types as long."""
+    http.post("/_platform", json={"scale_to_zero": True}).raise_for_status()
+    opened = time.perf_counter()
+    http.post("/model-model/production/wake").raise_for_status()
+    woken = time.perf_counter() - opened
+    time.sleep(max(0.0, typed - woken))
+    wait = press(http)
+    time.sleep(typed)
+    return {"wake": woken, "wait": wait, "warm": press(http)}
+
+
+def run_all(http: httpx.Client) -> dict[float, list[dict[str, float]]]:
+    found: dict[float, list[dict[str, float]]] = {typed: [] for typed in TYPED}
     for _ in range(RUNS):
         for typed in TYPED:
-            for wakes in (False, True):
-                found.setdefault((typed, wakes), []).append(measure(http, typed, wakes))
+            without = without_wake(http, typed)
+            found[typed].append({"without": without, **with_wake(http, typed)})
+    return found
 
-    def median(name: str, typed: float, wakes: bool) -> float:
-        return statistics.median(run[name] for run in found[typed, wakes])
 
+def summarize(found: dict[float, list[dict[str, float]]]) -> dict[str, Any]:
+    """Return medians. ratio: of each wait to what its own run would lead to expect, in the same process."""
     every = [run for runs in found.values() for run in runs]
-    # A request to a running replica, and not the second one after a start: the first runs warm it up.
-    warm = statistics.median(run["warm"] for run in every)
-    cold = statistics.median(median("wait", typed, False) for typed in TYPED)
-    rows = [
-        {
-            "typed_s": typed,
-            "without_s": round(median("wait", typed, False), 3),
-            "with_s": round(median("wait", typed, True), 3),
-            "expected_s": round(max(0.0, cold - typed - warm) + warm, 3),
-        }
-        for typed in TYPED
-    ]
-    wake = statistics.median(run["wake"] for (_, wakes), runs in found.items() if wakes for run in runs)
-    return {"cold_s": round(cold, 3), "warm_s": round(warm, 3), "wake_ms": round(1000 * wake, 1), "rows": rows}
+    # Without a wake the start begins with the request, so how long the visitor typed says nothing about it.
+    cold_start = statistics.median(run["without"] - run["warm"] for run in every)
+
+    def row(typed: float) -> dict[str, float]:
+        runs = found[typed]
+        seconds = {name: statistics.median(run[name] for run in runs) for name in ("without", "wait", "warm")}
+        rest = max(0.0, cold_start - typed)
+        ratio = statistics.median(run["wait"] / (rest + run["warm"]) for run in runs)
+        return {"typed": typed, **seconds, "expected": rest + seconds["warm"], "ratio": ratio}
+
+    return {
+        "wake_ms": round(1000 * statistics.median(run["wake"] for run in every), 1),
+        "cold_start": round(cold_start, 3),
+        "rows": [{name: round(value, 3) for name, value in row(typed).items()} for typed in found],
+        "runs": found,
+    }
 
 
 def write(result: dict[str, Any]) -> None:
+    rows = result["rows"]
+    columns = ("without", "wait", "warm", "expected")
     lines = [
-        "| typed for | without wake | with wake | max(0, cold start - typed) + warm |",
-        "| --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {row['typed_s']} s | {row['without_s']:.2f} s | {row['with_s']:.2f} s | {row['expected_s']:.2f} s |"
-        for row in result["rows"]
+        "| typed for | without wake | with wake | warm | max(0, cold start - typed) + warm | ratio |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {row['typed']} s | " + " | ".join(f"{row[name]:.2f} s" for name in columns) + f" | {row['ratio']:.2f} |"
+            for row in rows
+        ),
     ]
     (HERE / "wake.md").write_text("\n".join(lines) + "\n", "utf-8")
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    for name, label in (("without_s", "without wake"), ("with_s", "wake when the page opens")):
-        axes.plot(TYPED, [row[name] for row in result["rows"]], marker="o", label=label)
+    for name, label in (("without", "without wake"), ("wait", "wake when the page opens")):
+        axes.plot(TYPED, [row[name] for row in rows], marker="o", label=label)
     axes.set(xlabel="seconds that the visitor types", ylabel="seconds of wait", ylim=0)
     axes.set_title("The wait after pressing the button")
     axes.legend()
@@ -113,8 +129,8 @@ def main() -> None:
                 base_url=f"http://127.0.0.1:{port}", timeout=600, headers=KEY, transport=transport
             ) as http:
                 # The first start reads everything from disk: it is not counted.
-                measure(http, 0, False)
-                result = run_all(http)
+                without_wake(http, 0)
+                result = summarize(run_all(http))
         finally:
             process.terminate()
             process.wait(timeout=60)
