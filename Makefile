@@ -11,8 +11,8 @@ export PYTHONDONTWRITEBYTECODE = 1
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
-	@echo "make bench  cold starts on full-size random weights (9 GB): about an hour, as root"
-	@echo "make bench-levers   what each lever gives, one left out at a time: about 20 minutes"
+	@echo "make bench  cold starts on full-size random weights (9 GB): 70 minutes, as root"
+	@echo "make bench-levers   what each lever gives, one left out at a time: about 30 minutes"
 	@echo "make bench-gpu   ways to bring the weights onto a GPU, where there is one"
 	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 40 minutes"
 

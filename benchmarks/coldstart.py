@@ -91,7 +91,7 @@ class Run:
     """Seconds from the start of the process, peak memory in GB, and the phases as the model logged them."""
 
     ready_s: float
-    first_image_s: float | None
+    first_image_s: float
     peak_gb: float
     phases: dict[str, float]
 
@@ -201,8 +201,8 @@ def run_and_wait(command: list[Any], cwd: Path | None = None) -> float:
     return seconds
 
 
-def start(subject: Subject, files: list[Path], image: bool, port: int) -> Run:
-    """One cold start of the server, until it is ready and has read files. image: ask for the first image too."""
+def start(subject: Subject, files: list[Path], port: int) -> Run:
+    """One cold start of the server, until it is ready and has read files, and then its first image."""
     environment = {
         **os.environ,
         "INFERENCE_SERVER_PORT": str(port),
@@ -233,16 +233,14 @@ def start(subject: Subject, files: list[Path], image: bool, port: int) -> Run:
         # A CPU maps the files: what load() did not touch is still on the disk, and a GPU would have read it.
         run_and_wait(read_command(files))
         ready = time.perf_counter() - started
-        first = None
-        if image:
-            urllib.request.urlopen(f"{url}:predict", json.dumps(REQUEST).encode(), timeout=1200).read()
-            first = time.perf_counter() - started
+        urllib.request.urlopen(f"{url}:predict", json.dumps(REQUEST).encode(), timeout=1200).read()
+        first_image = time.perf_counter() - started
         peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())[1])
     finally:
         # With the process that reads ahead, so that the next start has the disk for itself.
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
-    return Run(ready, first, peak * 1024 / 1e9, logged_phases(log.read_text()))
+    return Run(ready, first_image, peak * 1024 / 1e9, logged_phases(log.read_text()))
 
 
 def answers(url: str) -> bool:
@@ -299,9 +297,7 @@ def measure(model: str, python: Path, cache: Path, arguments: argparse.Namespace
         edit_config(warm_up, lambda config: config["model_metadata"]["pipeline"].update(small))
         subprocess.run([python, "-m", "compileall", "-q", warm_up], check=True)
         subjects.append(Subject("warm_up on", warm_up, python))
-        with_image = ("ours", "warm_up on")
     else:
-        with_image = ("ours", *BASELINES)
         subjects += [Subject(name, baseline(app, name), bare) for name in BASELINES]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -311,14 +307,13 @@ def measure(model: str, python: Path, cache: Path, arguments: argparse.Namespace
         runs: dict[str, list[Run]] = {subject.name: [] for subject in subjects}
         floors = []
         set_page_cache(state, files)
-        start(subjects[0], files, False, port)  # not counted: after a pause the disk itself may be slow
+        start(subjects[0], files, port)  # not counted: after a pause the disk itself may be slow
         for number in range(arguments.runs):
             for subject in subjects:
                 if subject.name == "naive" and number >= arguments.naive:
                     continue
                 set_page_cache(state, files)
-                image = number < arguments.images and subject.name in with_image
-                runs[subject.name].append(start(subject, files, image, port))
+                runs[subject.name].append(start(subject, files, port))
                 print(f"{model} {state} {number + 1} {subject.name}: {runs[subject.name][-1]}", file=sys.stderr)
             floors.append(floor(app, python, class_name, files, state))
             print(f"{model} {state} {number + 1} floor: {floors[-1]}", file=sys.stderr)
@@ -347,7 +342,6 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=("sdxl", "sd15"), default=("sdxl", "sd15"))
     parser.add_argument("--states", nargs="+", choices=("cold", "warm"), default=("cold", "warm"))
     parser.add_argument("--runs", type=int, default=5, help="Of each, in alternation. Default: 5.")
-    parser.add_argument("--images", type=int, default=1, help="In how many runs the first image is made. Default: 1.")
     parser.add_argument(
         "--levers", action="store_true", help="Leave out one lever at a time, in place of the baselines."
     )

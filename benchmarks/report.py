@@ -54,8 +54,6 @@ def table(measured: dict[str, Any]) -> str:
     rows = [head, ["---"] * len(head)]
     for name, runs in measured["runs"].items():
         cells = [f"{median(run['phases'].get(phase, 0) for run in runs):.2f}" for phase in phases]
-        images = [run["first_image_s"] for run in runs if run["first_image_s"]]
-        image = f"{median(images):.1f}" if images else ""
         peak = max(run["peak_gb"] for run in runs)
         rows.append(
             [
@@ -63,7 +61,7 @@ def table(measured: dict[str, Any]) -> str:
                 str(len(runs)),
                 spread(run["ready_s"] for run in runs),
                 *cells,
-                image,
+                spread(run["first_image_s"] for run in runs),
                 f"{peak:.2f}",
             ]
         )
