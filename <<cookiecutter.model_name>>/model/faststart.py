@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,8 +33,18 @@ class ColdStart:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        self.phases[name] = time.perf_counter() - started
+        try:
+            yield
+        finally:
+            self.phases[name] = time.perf_counter() - started
+
+    @contextlib.contextmanager
+    def reported(self) -> Iterator[Callable[[str], contextlib.AbstractContextManager]]:
+        """Give phase(), and report at the end: also what led to a fault."""
+        try:
+            yield self.phase
+        finally:
+            self.report()
 
     def rounded(self) -> dict[str, float]:
         return {name: round(seconds, 3) for name, seconds in self.phases.items()}

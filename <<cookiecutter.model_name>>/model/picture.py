@@ -3,39 +3,57 @@
 import base64
 import binascii
 import io
+import re
 from typing import Any
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+DATA_URL = re.compile(r"data:image/[a-z]+;base64,")
+# Of the text: what holds the size of every picture. A multiple of four, as base64 comes in fours.
+HEADER_CHARACTERS = 2**21
+# A JPEG is scaled down while it is decoded, so it may be larger. Phones make 50 megapixels.
+JPEG_PIXELS = 4
+# Each scan of a progressive JPEG is a pass over the whole picture. Cameras and editors write about 10.
+JPEG_SCANS, SCAN = 100, b"\xff\xda"
 
 
-def decode(text: str, max_bytes: int, max_pixels: int) -> Any:
-    """Return the RGB picture that text holds, upright. Raises ValueError with a sentence if it cannot be used.
+def check(text: str, max_bytes: int, max_pixels: int) -> None:
+    """Raise ValueError with a sentence if the picture cannot be used. Looks at its length and its header only.
 
-    max_bytes: of the file. max_pixels: checked before a pixel is decoded, so a decompression bomb stays folded.
+    max_bytes: of the file. max_pixels: before a pixel is decoded, so a decompression bomb stays folded.
+    """
+    encoded = text[_start(text) :]
+    if len(encoded) > (max_bytes + 2) // 3 * 4:
+        raise ValueError(f"it is larger than {max_bytes} bytes: send a smaller file")
+    picture = _open(_bytes(encoded[:HEADER_CHARACTERS]))
+    most = max_pixels * JPEG_PIXELS if picture.format == "JPEG" else max_pixels
+    if picture.width * picture.height > most:
+        raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {most}: send a smaller one")
+
+
+def decode(text: str, width: int, height: int) -> Any:
+    """Return the RGB picture in text: upright, laid on white, scaled and cropped to width x height.
+
+    Raises ValueError with a sentence if it is damaged. It decodes whatever it is given: call check() first.
     """
     from PIL import Image, ImageOps
 
-    if len(text) > (max_bytes + 2) // 3 * 4:
-        raise ValueError(f"it is larger than {max_bytes} bytes: send a smaller file")
+    file = _bytes(text[_start(text) :])
+    picture = _open(file)
+    if picture.format == "JPEG" and file.count(SCAN) > JPEG_SCANS:
+        raise ValueError(f"it has more than {JPEG_SCANS} scans: save it as an ordinary JPEG")
     try:
-        file = base64.b64decode(text.encode("ascii", "replace"), validate=True)
-    except binascii.Error as error:
-        raise ValueError("it is not base64: send the bytes of the file in base64, without a data: prefix") from error
-    try:
-        picture = Image.open(io.BytesIO(file), formats=FORMATS)
-        if picture.width * picture.height <= max_pixels:
-            return ImageOps.exif_transpose(picture).convert("RGB")
+        # A JPEG then comes at the least of 1/8, 1/4, 1/2 and 1 that is no smaller than asked, however it is turned.
+        picture.draft("RGB", (max(width, height),) * 2)
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I"):
+            picture = picture.convert("I").point(lambda grey: grey * (255 / 65535)).convert("L")
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return ImageOps.fit(picture.convert("RGB"), (width, height))
     # For a damaged file Pillow raises whatever its parsers run into, AttributeError and struct.error among them.
     except Exception as error:
         raise ValueError("it cannot be read: send a whole PNG, JPEG or WebP file") from error
-    raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {max_pixels}: send a smaller one")
-
-
-def fit(picture: Any, width: int, height: int) -> Any:
-    """Return picture scaled and cropped around its middle to width x height pixels."""
-    from PIL import ImageOps
-
-    return ImageOps.fit(picture, (width, height))
 
 
 def encode(picture: Any, output_format: str, quality: int) -> str:
@@ -44,3 +62,24 @@ def encode(picture: Any, output_format: str, quality: int) -> str:
     options = {} if output_format == "png" else {"quality": quality}
     picture.save(buffer, format=output_format, **options)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _start(text: str) -> int:
+    url = DATA_URL.match(text)
+    return url.end() if url else 0
+
+
+def _bytes(encoded: str) -> bytes:
+    try:
+        return base64.b64decode(encoded.encode("ascii", "replace"), validate=True)
+    except binascii.Error as error:
+        raise ValueError("it is not base64: send the bytes of the file in base64, or a data: URL of them") from error
+
+
+def _open(file: bytes) -> Any:
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(file), formats=FORMATS)
+    except Exception as error:
+        raise ValueError("it cannot be read: send a whole PNG, JPEG or WebP file") from error

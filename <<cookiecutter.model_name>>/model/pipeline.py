@@ -1,46 +1,50 @@
-"""Puts the pipeline together out of the cached weights. Which parts it has is said in config.yaml."""
+"""Puts the pipeline together out of the cached weights, and proves it. Which parts it has is said in config.yaml."""
 
+import inspect
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from model import lora
+from model.settings import Settings, SettingsError, did_you_mean
 from model.weights import WeightsError
 
 
-def read_pipeline(settings: dict[str, Any]) -> Any:
-    """Return the pipeline on the GPU, or on the CPU where there is none. settings: see config.yaml.
-
-    Raises WeightsError if the files lack a tensor.
-    """
+def read_pipeline(settings: Settings, device: str) -> Any:
+    """Return the pipeline on device. Raises SettingsError or WeightsError unless a fitting file holds each tensor."""
     import diffusers
     import torch
+    import transformers
 
-    folder = Path(settings["weights_dir"])
-    cuda = torch.cuda.is_available()
-    options = {
-        "dtype": getattr(torch, settings["dtype" if cuda else "cpu_dtype"]),
-        "device_map": "cuda" if cuda else "cpu",
-        "local_files_only": True,
-    }
+    # Their warnings repeat what they cut off a prompt, and that belongs in no log.
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    pipeline_class = named(diffusers, settings.class_name, "class_name")
+    known = inspect.signature(pipeline_class.__call__).parameters
+    _check(settings.guidance_parameter, known, "guidance_parameter")
+    _check(settings.step_callback, known, "step_callback")
+    for name in settings.call_kwargs:
+        _check(name, known, "call_kwargs")
+    folder = Path(settings.weights_dir)
+    dtype = getattr(torch, settings.cpu_dtype if device == "cpu" else settings.dtype)
+    index = json.loads((folder / "pipeline" / "model_index.json").read_text("utf-8"))
+    models = {name: _read_model(name, index[name], settings, dtype, device) for name in _models(index, settings)}
     try:
-        pipeline = getattr(diffusers, settings["class_name"]).from_pretrained(
-            folder / "pipeline",
-            variant=settings["variant"],
-            use_safetensors=True,
-            **options,
-            **settings["load_kwargs"],
-            **{name: _read_component(folder, name, part, options) for name, part in settings["components"].items()},
+        # What is left for it are tokenizers and the scheduler.
+        pipeline = pipeline_class.from_pretrained(
+            folder / "pipeline", local_files_only=True, **models, **settings.load_kwargs
         )
-    except NotImplementedError as error:
-        # A tensor that no file holds is left without data, and torch refuses to move it.
-        raise WeightsError(
-            f"The weight files in {folder} lack a tensor that the pipeline needs: they are corrupt, or those of "
-            "another model."
-        ) from error
-    if settings["scheduler_kwargs"]:
-        scheduler = pipeline.scheduler
-        pipeline.scheduler = type(scheduler).from_config(scheduler.config, **settings["scheduler_kwargs"])
-    if settings["lora_repo_id"]:
-        _fuse_lora(pipeline, folder / "lora", settings["lora_scale"])
+    except (OSError, ValueError, TypeError, ImportError, AttributeError) as error:
+        raise WeightsError(f"The pipeline in {folder} cannot be put together: {_one_line(error)}") from error
+    if settings.scheduler:
+        pipeline.scheduler = _scheduler(settings.scheduler, pipeline.scheduler)
+    _check_steps(pipeline.scheduler, settings)
+    _check_fit(pipeline, settings)
+    if settings.lora_repo_id:
+        lora.fuse(pipeline, folder / "lora", settings.lora_scale)
+    for name, model in models.items():
+        _check_placement(name, model, dtype, device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -49,28 +53,125 @@ def image_to_image(pipeline: Any, class_name: str) -> Any:
     """Return a pipeline of class_name on the very same weights: no second copy in memory."""
     import diffusers
 
-    # Without dtype, from_pipe makes everything float32.
-    other = getattr(diffusers, class_name).from_pipe(pipeline, dtype=pipeline.dtype)
-    other.set_progress_bar_config(disable=True)
-    return other
+    other = named(diffusers, class_name, "image_to_image.class_name")
+    # Not from_pipe: it casts all components to one dtype, also the layers that must stay float32.
+    known = inspect.signature(other.__init__).parameters
+    made = other(**{name: part for name, part in {**pipeline.config, **pipeline.components}.items() if name in known})
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
-def _read_component(folder: Path, name: str, part: dict[str, Any], options: dict[str, Any]) -> Any:
+def named(library: Any, name: str, key: str) -> Any:
+    """Return the class of the library that config.yaml names under key. Raises SettingsError."""
+    _check(name, dir(library), key)
+    return getattr(library, name)
+
+
+def _check(name: str, known: Iterable[str], key: str) -> None:
+    if name not in known:
+        raise SettingsError(f"config.yaml, {key}: there is no {name} in diffusers{did_you_mean(name, list(known))}.")
+
+
+def _models(index: dict[str, Any], settings: Settings) -> list[str]:
+    """Return which entries of model_index.json are models, in the order in which they are read."""
+    folder = Path(settings.weights_dir) / "pipeline"
+    return [
+        name
+        for name in index
+        if name in settings.components
+        or (name not in settings.load_kwargs and (folder / name / "config.json").is_file())
+    ]
+
+
+def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, device: str) -> Any:
     import diffusers
+    import transformers
+    from safetensors import SafetensorError
 
-    component = getattr(diffusers, part["class_name"])
-    if part["file"] is None:
-        return component.from_pretrained(folder / name, use_safetensors=True, **options)
-    return component.from_single_file(
-        str(folder / name / part["file"]), config=str(folder / "pipeline"), subfolder=name, **options
+    part, pipeline = settings.components.get(name), Path(settings.weights_dir) / "pipeline"
+    folder = pipeline.parent / name if part else pipeline / name
+    library = transformers if entry[0] == "transformers" and not part else diffusers
+    options = {"dtype": dtype, "local_files_only": True}
+    class_ = named(library, part.class_name if part else entry[1], f"components.{name}")
+    try:
+        if part and part.file:
+            # device, as it takes no notice of device_map.
+            return class_.from_single_file(
+                str(folder / part.file), config=str(pipeline), subfolder=name, device=device, **options
+            )
+        options |= {"variant": settings.variant if any(folder.glob(f"*.{settings.variant}*")) else None}
+        model, report = class_.from_pretrained(
+            folder, use_safetensors=True, device_map=device, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        # A tensor that no file holds: torch cannot move it, and from_single_file cannot find it.
+        missing = isinstance(error, NotImplementedError | KeyError)
+        raise _unfit(name, folder, "no file holds a tensor of it" if missing else _one_line(error)) from error
+    if report["missing_keys"]:
+        # transformers fills it with random numbers, other ones on each replica.
+        raise _unfit(name, folder, f"no file holds its tensor {min(report['missing_keys'])}")
+    return model
+
+
+def _unfit(name: str, folder: Path, why: str) -> WeightsError:
+    return WeightsError(
+        f"{name} cannot be read from {folder}: {why}. The files are corrupt, not whole, or those of another model: "
+        "check patterns and commit in config.yaml."
     )
 
 
-def _fuse_lora(pipeline: Any, folder: Path, scale: float) -> None:
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise ValueError(f"lora_repo_id is set, and a {type(pipeline).__name__} cannot take a LoRA: leave it empty.")
-    (file,) = folder.glob("*.safetensors")
-    pipeline.load_lora_weights(folder, weight_name=file.name, local_files_only=True)
-    pipeline.fuse_lora(lora_scale=scale)
-    # The weights hold it now: what is left of it would only cost memory.
-    pipeline.unload_lora_weights()
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")
+
+
+def _scheduler(wanted: dict[str, Any], scheduler: Any) -> Any:
+    import diffusers
+
+    class_ = named(diffusers, wanted.get("class_name", type(scheduler).__name__), "scheduler.class_name")
+    changes = {name: value for name, value in wanted.items() if name != "class_name"}
+    for name in changes:
+        _check(name, inspect.signature(class_.__init__).parameters, f"scheduler.{name}")
+    try:
+        return class_.from_config(scheduler.config, **changes)
+    except (ImportError, ValueError, NotImplementedError) as error:
+        raise SettingsError(f"config.yaml, scheduler: {_one_line(error)}.") from error
+
+
+def _check_steps(scheduler: Any, settings: Settings) -> None:
+    """Raise SettingsError if limits allow steps that the scheduler refuses or spoils."""
+    known = {name: scheduler.config.get(name) for name in inspect.signature(scheduler.__init__).parameters}
+    # PNDM's Runge-Kutta steps are the first of four; one step alone stretches to shift_terminal by 0 / 0.
+    least = 4 if known.get("skip_prk_steps") is False else 2 if known.get("shift_terminal") else 1
+    most = known.get("original_inference_steps") or settings.limits.max_steps
+    if settings.limits.min_steps < least or settings.limits.max_steps > most:
+        raise SettingsError(f"config.yaml, limits: {type(scheduler).__name__} can do {least} to {most} steps.")
+
+
+def _check_placement(name: str, model: Any, dtype: Any, device: str) -> None:
+    import torch
+
+    tensors = [*model.parameters(), *model.buffers()]
+    # Some layers stay float32 in every dtype, such as T5's.
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if {tensor.device.type for tensor in tensors} != {device} or not {dtype} <= dtypes <= {dtype, torch.float32}:
+        raise WeightsError(f"{name} is not whole on {device} in {dtype}: report this to the maker of the template.")
+
+
+def _check_fit(pipeline: Any, settings: Settings) -> None:
+    """Raise if the UNet or transformer is made for another pipeline, such as one for inpainting."""
+    name = "unet" if "unet" in pipeline.components else "transformer"
+    takes = pipeline.components[name].config
+    latents = pipeline.vae.config.get("latent_channels") or pipeline.vae.config.get("z_dim")
+    # FLUX and Qwen-Image pack 2 x 2 latents into one.
+    if takes.in_channels not in (latents, latents if name == "unet" else 4 * latents):
+        raise WeightsError(f"{name} takes {takes.in_channels} channels and not {latents}: use a text-to-image model.")
+    encoders = [part for key, part in pipeline.components.items() if key.startswith("text_encoder") and part]
+    width = sum(encoder.config.hidden_size for encoder in encoders) if name == "unet" else 0
+    if name == "unet" and takes.cross_attention_dim != width:
+        raise WeightsError(
+            f"unet reads texts of {takes.cross_attention_dim} numbers a token, and the text encoders write {width}: "
+            "they are of different models."
+        )
+    # transformers 5 made CLIP's text model flat, and diffusers still looks inside it.
+    if settings.call_kwargs.get("clip_skip") and len(encoders) == 1 and not hasattr(encoders[0], "text_model"):
+        raise SettingsError("config.yaml, call_kwargs.clip_skip: this model cannot skip layers, so leave it out.")

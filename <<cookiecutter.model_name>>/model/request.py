@@ -1,25 +1,30 @@
 """What a client may ask and what it gets. The bounds come from config.yaml."""
 
-from pathlib import Path
+from collections.abc import Callable
+from math import ceil
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from fastapi import HTTPException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model import picture
+from model.settings import read_settings
 
-# Truss puts config.yaml beside model/ in the image, as it is in this repository. The bounds are
-# read here, and not in Model.__init__, because Truss takes /schema from this class.
-_CONFIG = yaml.safe_load((Path(__file__).parent.parent / "config.yaml").read_text("utf-8"))
-_PIPELINE = _CONFIG["model_metadata"]["pipeline"]
-_DEFAULTS = _PIPELINE["defaults"]
-_LIMITS = _PIPELINE["limits"]
-
+# Read here, and not in Model.__init__, because Truss takes /schema from this class.
+SETTINGS = read_settings()
+_DEFAULTS, _LIMITS = SETTINGS.defaults, SETTINGS.limits
 MAX_SEED = 2**32 - 1
-STRENGTH = 0.6
+# Base64 of an image, two prompts of which each character is escaped as JSON may do, and the other fields.
+MAX_BODY = _LIMITS.image_bytes * 4 // 3 * bool(SETTINGS.image_to_image) + 2 * 12 * _LIMITS.prompt_characters + 10_000
+# Two prompts of colons, and the fields: parsing a million fields takes seconds.
+MAX_COLONS = 2 * _LIMITS.prompt_characters + 100
+MAX_ERRORS = 10
 
-Prompt = Annotated[str, Field(max_length=_LIMITS["prompt_characters"])]
-Pixels = Annotated[int, Field(ge=_LIMITS["min_size"], le=_LIMITS["max_size"], multiple_of=_LIMITS["size_multiple"])]
+Prompt = Annotated[str, Field(max_length=_LIMITS.prompt_characters)]
+Pixels = Annotated[int, Field(ge=_LIMITS.min_size, le=_LIMITS.max_size, multiple_of=_LIMITS.size_multiple)]
+Steps = Annotated[int, Field(ge=_LIMITS.min_steps, le=_LIMITS.max_steps)]
+Guidance = Annotated[float, Field(ge=0, le=_LIMITS.guidance_scale)]
+IMAGE = "A PNG, JPEG or WebP file to start from, in base64 or as a data: URL; cropped to width x height, laid on white."
 
 
 class GenerationRequest(BaseModel):
@@ -29,72 +34,82 @@ class GenerationRequest(BaseModel):
 
     prompt: Prompt = Field(min_length=1, description="What the image shows.")
     negative_prompt: Prompt | None = Field(None, description="What the image must not show.")
-    num_inference_steps: int = Field(
-        _DEFAULTS["num_inference_steps"],
-        ge=1,
-        le=_LIMITS["num_inference_steps"],
-        description="Denoising steps: more take longer.",
-    )
-    guidance_scale: float = Field(
-        _DEFAULTS["guidance_scale"],
-        ge=0,
-        le=_LIMITS["guidance_scale"],
-        description="How closely the image follows the prompt.",
-    )
-    width: Pixels = Field(_DEFAULTS["width"], description="Width in pixels.")
-    height: Pixels = Field(_DEFAULTS["height"], description="Height in pixels.")
+    num_inference_steps: Steps = Field(_DEFAULTS.num_inference_steps, description="Denoising steps: more take longer.")
+    guidance_scale: Guidance = Field(_DEFAULTS.guidance_scale, description="How closely the image follows the prompt.")
+    width: Pixels = Field(_DEFAULTS.width, description="Width in pixels.")
+    height: Pixels = Field(_DEFAULTS.height, description="Height in pixels.")
     seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="Seed of the first image; the next ones count up. Random if left out."
+        None, ge=0, le=MAX_SEED, description="Of the first image; the next count up. None: random."
     )
-    image: str | None = Field(
-        None,
-        description="A PNG, JPEG or WebP file in base64 to start from, scaled and cropped to width x height.",
-    )
+    image: str | None = Field(None, description=IMAGE)
     strength: float | None = Field(
-        None, gt=0, le=1, description=f"How much of image is painted over. {STRENGTH} if left out."
+        None, gt=0, le=1, description=f"How much of image is painted over. {_DEFAULTS.strength} if left out."
     )
-    num_images: int = Field(1, ge=1, le=_LIMITS["num_images"], description="How many images.")
+    num_images: int = Field(1, ge=1, le=_LIMITS.num_images, description="How many images.")
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the images.")
     quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
 
     @field_validator("image")
     @classmethod
-    def _image_can_be_read(cls, image: str | None) -> str | None:
+    def _image_can_be_used(cls, image: str | None) -> str | None:
         if image is not None:
-            if not _PIPELINE["image_to_image"]:
+            if not SETTINGS.image_to_image:
                 raise ValueError("image cannot be used by this model: leave it out")
-            picture.decode(image, _LIMITS["image_bytes"], _LIMITS["image_pixels"])
+            picture.check(image, _LIMITS.image_bytes, _LIMITS.image_pixels)
         return image
 
     @model_validator(mode="after")
     def _strength_has_an_effect(self) -> "GenerationRequest":
-        if self.image is None and self.strength is not None:
-            raise ValueError("strength has no effect without image: leave it out")
-        if self.image is not None and int(self.num_inference_steps * (self.strength or STRENGTH)) < 1:
-            raise ValueError("strength times num_inference_steps must be at least 1: raise one of them")
+        if self.image is None:
+            if self.strength is not None:
+                raise ValueError("strength has no effect without image: leave it out")
+            return self
+        self.strength = self.strength or _DEFAULTS.strength
+        least, most, factor = _LIMITS.min_steps, _LIMITS.max_steps, _LIMITS.max_steps_per_strength
+        if factor:
+            most = min(most, int(factor * self.strength))
+        else:
+            least = max(least, ceil(1 / self.strength))
+            # 1 / strength may be rounded down, and the pipelines round down too.
+            least += int(least * self.strength) < 1
+        if least > most:
+            raise ValueError(f"strength {self.strength} is too little for any number of steps: raise it")
+        # Left out, it follows strength.
+        if "num_inference_steps" not in self.model_fields_set:
+            self.num_inference_steps = min(max(self.num_inference_steps, least), most)
+        if not least <= self.num_inference_steps <= most:
+            raise ValueError(f"num_inference_steps must be {least} to {most} at strength {self.strength}: change one")
         return self
 
     @model_validator(mode="after")
     def _negative_prompt_has_an_effect(self) -> "GenerationRequest":
-        if not self.negative_prompt:
-            return self
-        if not _PIPELINE["negative_prompt"]:
+        if self.negative_prompt and not SETTINGS.negative_prompt:
             raise ValueError("negative_prompt cannot be used by this model: leave it out")
-        if self.guidance_scale <= 1:
+        if self.negative_prompt and self.guidance_scale <= 1:
             raise ValueError("negative_prompt has no effect unless guidance_scale is above 1: raise it or leave it out")
         return self
 
+    # Truss calls these two: for JSON, and for msgpack. BaseModel.parse_raw ends in a RecursionError on deep nesting.
     @classmethod
-    def parse_raw(cls, b: str | bytes, **_: Any) -> "GenerationRequest":
-        """Parse a JSON body, for Truss. That of BaseModel ends in a RecursionError, and so a 500, on deep nesting."""
-        return cls.model_validate_json(b)
+    def parse_raw(cls, b: bytes, **_: Any) -> "GenerationRequest":
+        """Parse a JSON body. Raises ValidationError, or HTTPException (413) if no request needs to be so long."""
+        return _few_errors(cls.model_validate_json, b, flood=len(b) > MAX_BODY or b.count(b":") > MAX_COLONS)
 
-    def start_image(self) -> Any:
-        """Return image as an RGB picture of width x height, or None."""
-        if self.image is None:
-            return None
-        decoded = picture.decode(self.image, _LIMITS["image_bytes"], _LIMITS["image_pixels"])
-        return picture.fit(decoded, self.width, self.height)
+    @classmethod
+    def parse_obj(cls, obj: Any) -> "GenerationRequest":
+        """Check a body that is parsed already. Raises as parse_raw() does."""
+        return _few_errors(cls.model_validate, obj, flood=isinstance(obj, dict) and len(obj) > MAX_COLONS)
+
+
+def _few_errors(parse: Callable[[Any], GenerationRequest], body: Any, flood: bool) -> GenerationRequest:
+    if flood:
+        raise HTTPException(413, f"The request has more fields, or more than the {MAX_BODY} bytes, that one can need.")
+    try:
+        return parse(body)
+    except ValidationError as error:
+        if error.error_count() <= MAX_ERRORS:
+            raise
+        raise ValidationError.from_exception_data(error.title, error.errors()[:MAX_ERRORS]) from None
 
 
 class GeneratedImage(BaseModel):
@@ -105,16 +120,18 @@ class GeneratedImage(BaseModel):
 
 
 class Timings(BaseModel):
-    """Seconds of wall time. cold_start is there in the first answer only: its phases."""
+    """Seconds of wall time. wait: for requests before it. cold_start is there in the first answer only: its phases."""
 
+    wait: float
     generate: float
     encode: float
     cold_start: dict[str, float] | None = None
 
 
 class GenerationResponse(BaseModel):
-    """The images in the order of their seeds."""
+    """The images in the order of their seeds. warnings: what of the request had no effect, in sentences."""
 
     images: list[GeneratedImage]
     content_type: str
+    warnings: list[str]
     timings: Timings

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from model.settings import Settings
+
 # What Truss puts into the image for model_cache: the files to download, and Hugging Face's etag of each.
 MANIFEST = Path("/static-bptr/static-bptr-manifest.json")
 BLOCK_BYTES = 2**24
@@ -27,35 +29,31 @@ def wait_for_download(lazy_data_resolver: Any) -> None:
         ) from error
 
 
-def check_weights(settings: dict[str, Any]) -> None:
-    """Raise WeightsError unless all files are there and whole. Reads only the headers, but for check_hashes.
-
-    settings: model_metadata.pipeline in config.yaml.
-    """
-    folder = Path(settings["weights_dir"])
-    for name, patterns in settings["weight_files"].items():
-        check_files(folder / name, patterns)
-    # A folder with a config.json is a model. A pattern such as transformer/* does not say that it needs weights.
-    for model in sorted(file.parent for file in (folder / "pipeline").glob("*/config.json")):
-        if model.name not in settings["components"] and not any(model.glob("*.safetensors")):
-            raise WeightsError(
-                f"The weight file {model.name}/*.safetensors is missing from {model.parent}: "
-                "check its patterns and commit in config.yaml."
-            )
-    if settings["lora_repo_id"]:
-        _check_lora(folder / "lora")
-    if settings["check_hashes"] and MANIFEST.is_file():
+def check_weights(settings: Settings) -> None:
+    """Raise WeightsError unless each pattern of weight_files finds a file. Reads none, but for check_hashes."""
+    for name, patterns in settings.weight_files.items():
+        folder = Path(settings.weights_dir) / name
+        for pattern in patterns:
+            if not any(folder.glob(pattern)):
+                raise WeightsError(
+                    f"The weight file {pattern} is missing from {folder}: {_cure(pattern, settings.variant)}"
+                )
+    if settings.check_hashes and MANIFEST.is_file():
         check_hashes(json.loads(MANIFEST.read_text("utf-8"))["pointers"])
 
 
-def _check_lora(folder: Path) -> None:
-    files = list(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        raise WeightsError(
-            f"lora_repo_id is set, and {folder} holds {len(files)} safetensors files: "
-            "cache its one file there, in config.yaml."
+def _cure(pattern: str, variant: str | None) -> str:
+    if pattern == "model_index.json":
+        return (
+            "the repository is not in the layout of diffusers. Convert a single-file checkpoint with "
+            "from_single_file() and save_pretrained() of diffusers, and use the repository of the result."
         )
-    check_files(folder, [files[0].name])
+    if variant and f".{variant}." in pattern:
+        return (
+            f"check the commit in config.yaml. If the repository has plain names, take .{variant} out of the patterns, "
+            "and set variant to null."
+        )
+    return "check its patterns and commit in config.yaml."
 
 
 def check_hashes(pointers: list[dict[str, Any]]) -> None:
@@ -80,47 +78,3 @@ def _has_its_hash(pointer: dict[str, Any]) -> bool:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest() == pointer["hash"]
-
-
-def check_files(folder: Path, patterns: list[str]) -> None:
-    """Raise WeightsError unless each pattern finds a whole file.
-
-    patterns: paths under folder; one that ends in /* needs at least one file in that folder.
-    """
-    for pattern in patterns:
-        files = sorted(folder.glob(pattern))
-        if not files:
-            raise WeightsError(
-                f"The weight file {pattern} is missing from {folder}: check its patterns and commit in config.yaml."
-            )
-        for file in files:
-            if file.suffix == ".safetensors":
-                _check_length(file)
-            if file.name.endswith(".safetensors.index.json"):
-                _check_shards(file)
-
-
-def _check_shards(index: Path) -> None:
-    shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
-    if missing:
-        name = f"{index.parent.name}/{missing[0]}"
-        raise WeightsError(f"The weight file {name} is missing from {index.parent.parent}: {index.name} names it.")
-
-
-def _check_length(file: Path) -> None:
-    # A safetensors file: 8 bytes with the length of the header, the header (JSON), the tensors.
-    # https://huggingface.co/docs/safetensors/index#format
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as stream:
-            header_length = int.from_bytes(stream.read(8), "little")
-            if header_length > size:
-                raise ValueError
-            header = json.loads(stream.read(header_length))
-    except ValueError as error:
-        raise WeightsError(f"The weight file {file} is truncated or not a safetensors file.") from error
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    expected = 8 + header_length + max(ends, default=0)
-    if size != expected:
-        raise WeightsError(f"The weight file {file} is truncated or corrupt: it has {size} of {expected} bytes.")

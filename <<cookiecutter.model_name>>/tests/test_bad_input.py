@@ -52,8 +52,9 @@ BAD_FIELDS = [
     ("image", ""),
     ("image", HOSTILE),
     ("image", "data:image/png;base64,AAAA"),
+    ("image", "data:text/html;base64,AAAA"),
     ("image", base64.b64encode(b"no picture").decode()),
-    ("image", "A" * 20_000_000),
+    ("image", "A" * 13_350_000),
     ("image", file_of(Image.new("1", (20_000, 20_000)), "PNG")),
     ("image", file_of(Image.new("1", (5_000, 5_000)), "PNG")),
     ("image", file_of(Image.effect_noise((64, 64), 50), "PNG", keep=500)),
@@ -103,6 +104,19 @@ def test_a_missing_prompt_is_named(server: Server) -> None:
     response = server.predict({})
     assert response.status_code == 400
     assert "`prompt`" in response.json()["error"]
+
+
+def test_more_than_a_request_can_need_is_not_even_parsed(server: Server, small: dict[str, Any]) -> None:
+    for more in ({"image": "A" * 20_000_000}, {f"field {i}": i for i in range(100_000)}):
+        response = server.predict({**small, **more})
+        assert response.status_code == 413
+        assert "more than" in response.json()["error"]
+
+
+def test_ten_errors_are_named_at_most(server: Server, small: dict[str, Any]) -> None:
+    response = server.predict({**small, **{f"field {i}": i for i in range(1000)}})
+    assert response.status_code == 400
+    assert response.json()["error"].count("`field ") == 10
 
 
 def test_a_hostile_prompt_is_only_text(server: Server, small: dict[str, Any]) -> None:

@@ -50,10 +50,13 @@ def test_schema_holds_the_bounds_of_the_config(server: Server, pipeline: dict[st
     limits, defaults = pipeline["limits"], pipeline["defaults"]
     assert schema["input_schema"]["required"] == ["prompt"]
     assert schema["input_schema"]["additionalProperties"] is False
-    assert fields["num_inference_steps"]["maximum"] == limits["num_inference_steps"]
+    assert fields["num_inference_steps"]["maximum"] == limits["max_steps"]
     assert fields["width"]["maximum"] == fields["height"]["maximum"] == limits["max_size"]
-    assert {name: fields[name]["default"] for name in defaults} == defaults
-    assert set(schema["output_schema"]["properties"]) == {"images", "content_type", "timings"}
+    assert {name: fields[name]["default"] for name in defaults if name != "strength"} == {
+        name: value for name, value in defaults.items() if name != "strength"
+    }
+    assert str(defaults["strength"]) in fields["strength"]["description"]
+    assert set(schema["output_schema"]["properties"]) == {"images", "content_type", "warnings", "timings"}
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
@@ -123,7 +126,7 @@ def test_negative_prompt_has_an_effect_or_is_refused(
 
 def test_an_image_is_a_start_or_is_refused(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
     first = generate(server, {**small, "seed": 5})["images"][0]["image"]
-    body = {**small, "image": first, "strength": 0.5, "width": 128}
+    body = {**small, "image": first, "strength": 0.5, "width": 128, "num_inference_steps": 4}
     if not pipeline["image_to_image"]:
         response = server.predict(body)
         assert response.status_code == 400
@@ -136,7 +139,11 @@ def test_an_image_is_a_start_or_is_refused(server: Server, small: dict[str, Any]
     assert generate(server, {**body, "seed": 6})["images"] != answer["images"]
     weak = server.predict({**body, "strength": 0.1})
     assert weak.status_code == 400
-    assert "strength times num_inference_steps" in weak.json()["error"]
+    assert "num_inference_steps must be" in weak.json()["error"]
+    # Left out, steps and strength are those that work together.
+    generate(server, {"prompt": "a red house", "width": 64, "height": 64, "image": first})
+    url = generate(server, {**body, "image": f"data:image/png;base64,{first}"})
+    assert url["images"] == answer["images"]
     alone = server.predict({**small, "strength": 0.5})
     assert alone.status_code == 400
     assert "strength has no effect" in alone.json()["error"]
@@ -155,3 +162,20 @@ def test_timings_are_json_numbers(server: Server, small: dict[str, Any]) -> None
     assert json.dumps(timings)
     assert timings["generate"] > 0
     assert timings["encode"] > 0
+
+
+def test_what_the_model_does_not_read_is_said(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
+    assert generate(server, small)["warnings"] == []
+    limit = pipeline["limits"]["prompt_characters"]
+    words = "boat " * (limit // 5)
+    warnings = generate(server, {**small, "prompt": words})["warnings"]
+    for warning in warnings:
+        assert warning.startswith("prompt: the model reads")
+        assert warning.endswith(words[-20:])
+        # What it does not read changes nothing, and what it reads does.
+        rest = warning.split("had no effect: ", 1)[1]
+        kept = words[: len(words) - len(rest)]
+        assert (
+            generate(server, {**small, "prompt": kept + "?" * len(rest)})["images"]
+            == generate(server, {**small, "prompt": words})["images"]
+        )

@@ -1,0 +1,87 @@
+"""Owns all that touches the device: one piece of work at a time, what a fault leaves behind, and health."""
+
+import gc
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import HTTPException
+
+# A visitor's odd request may make one such picture. Broken weights make nothing else.
+NOT_NUMBERS_IN_A_ROW = 3
+NO_MEMORY = "The GPU has too little memory for this request: ask for a smaller width or height."
+NO_NUMBERS = "The model made a picture that is not a number: ask for another guidance_scale or num_inference_steps."
+
+
+class NotANumberError(ArithmeticError):
+    """A picture holds NaN or infinity."""
+
+
+class Guard:
+    """Runs work on the pipeline, and knows whether the next can succeed."""
+
+    def __init__(self) -> None:
+        # A pipeline keeps state between steps: two requests must not share it.
+        self._lock = threading.Lock()
+        self._dtypes: dict[Any, set[Any]] = {}
+        self._device_failed = False
+        self._not_numbers = 0
+
+    def watch(self, pipeline: Any) -> None:
+        """Remember the dtypes of the pipeline's models: a fault must not leave others."""
+        models = [part for part in pipeline.components.values() if hasattr(part, "parameters")]
+        self._dtypes = {model: _dtypes(model) for model in models}
+
+    def is_healthy(self) -> bool:
+        """Return False before watch(), and while the last that was seen of the device or the weights is a fault."""
+        return bool(self._dtypes) and not self._device_failed and self._not_numbers < NOT_NUMBERS_IN_A_ROW
+
+    def run(self, work: Callable[[], Any]) -> tuple[Any, float, float]:
+        """Return what work returns, the seconds that it waited for its turn, and those that it took.
+
+        Raises HTTPException: 503 if memory ran out, 500 for a picture that is not a number; else what work raises.
+        """
+        asked = time.perf_counter()
+        with self._lock:
+            started = time.perf_counter()
+            try:
+                result = work()
+            except Exception as error:
+                # Its frames hold the tensors that filled the memory.
+                traceback.clear_frames(error.__traceback__)
+                fault = error
+            else:
+                self._device_failed, self._not_numbers = False, 0
+                return result, started - asked, time.perf_counter() - started
+            # Out of the except, which holds them too.
+            raise self._recover(fault)
+
+    def _recover(self, fault: Exception) -> Exception:
+        """Leave the pipeline as it was before fault, and return what to tell the client."""
+        import torch
+
+        if isinstance(fault, NotANumberError):
+            self._not_numbers += 1
+            return HTTPException(500, NO_NUMBERS)
+        # cuBLAS and cuDNN raise plain RuntimeErrors.
+        full = isinstance(fault, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(fault)
+        device = isinstance(fault, torch.AcceleratorError) or "CUDA error" in str(fault) or "cuDNN error" in str(fault)
+        # Most of these are for good: the process can only be replaced. A picture proves the others wrong.
+        self._device_failed |= device and not full
+        try:
+            for model, dtypes in self._dtypes.items():
+                # Some pipelines decode in float32, and put their VAE back afterwards.
+                if _dtypes(model) != dtypes:
+                    (dtype,) = dtypes
+                    model.to(dtype=dtype)
+            gc.collect()
+            torch.cuda.empty_cache()
+        except Exception:
+            self._device_failed = True
+        return HTTPException(503, NO_MEMORY) if full else fault
+
+
+def _dtypes(model: Any) -> set[Any]:
+    return {parameter.dtype for parameter in model.parameters()}

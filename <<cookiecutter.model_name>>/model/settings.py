@@ -1,0 +1,161 @@
+"""What config.yaml says of the pipeline, checked: each key of model_metadata.pipeline, and what it means."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+# Truss puts config.yaml beside model/ in the image, as it is in this repository.
+CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
+BLOCK = "model_metadata.pipeline"
+# Each request that runs holds a thread, and the server needs some for itself.
+MAX_CONCURRENCY = 8
+Name = Annotated[str, Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+Dtype = Literal["float16", "bfloat16", "float32"]
+
+
+class SettingsError(ValueError):
+    """What is wrong in config.yaml: one sentence that names the key and what would be right."""
+
+
+class Strict(BaseModel):
+    """No unknown keys, and no numbers out of strings."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Component(Strict):
+    """A model that does not come from the pipeline's own folder."""
+
+    class_name: Name = Field(description="Its class in diffusers.")
+    file: Name | None = Field(description="Its one safetensors file, if its config.json is in the pipeline's folder.")
+
+
+class ImageToImage(Strict):
+    """How the family starts from an image."""
+
+    class_name: Name = Field(description="The pipeline in diffusers. It shares the weights of the first.")
+    takes_size: bool = Field(description="false: it takes width and height from the image.")
+
+
+class PromptTokens(Strict):
+    """How much of a prompt the model reads."""
+
+    tokenizer: Name = Field(description="The one whose text encoder reads the most.")
+    count: Positive = Field(description="Tokens of the prompt, without those that the pipeline adds.")
+
+
+class Defaults(Strict):
+    """What a request gets for a field that it leaves out."""
+
+    num_inference_steps: Positive
+    guidance_scale: float = Field(ge=0)
+    width: Positive
+    height: Positive
+    strength: float = Field(gt=0, le=1)
+
+
+class Limits(Strict):
+    """What a request may ask. All else is answered with 400."""
+
+    prompt_characters: Positive
+    min_steps: Positive = Field(description="The fewest that the scheduler can do.")
+    max_steps: Positive
+    max_steps_per_strength: Positive | None = Field(
+        description="With an image: at most this x strength steps. null: at least one of steps x strength."
+    )
+    guidance_scale: float = Field(ge=0)
+    min_size: Positive
+    max_size: Positive
+    size_multiple: Positive
+    num_images: Positive
+    image_bytes: Positive = Field(description="Of the file that a request brings, before base64.")
+    image_pixels: Positive = Field(description="Of the decoded picture. A JPEG may have four times as many.")
+
+
+class Settings(Strict):
+    """All that model/ needs to know of the model."""
+
+    class_name: Name = Field(description="The pipeline in diffusers.")
+    image_to_image: ImageToImage | None = Field(description="null: the family cannot start from an image.")
+    weights_dir: Name = Field(description="Holds one folder for each name in weight_files.")
+    weight_files: dict[str, list[Name]] = Field(description="What must be there. `pipeline` is the pipeline.")
+    components: dict[str, Component] = Field(description="Those that have a folder of their own in weights_dir.")
+    dtype: Dtype = Field(description="On a GPU.")
+    cpu_dtype: Dtype = Field(description="Where there is no GPU: half precision takes minutes a step there.")
+    warm_up: bool = Field(description="true: load() ends with one image, so that no request waits for kernels.")
+    check_hashes: bool = Field(description="true: load() reads each byte of model_cache, a second for 1.8 GB.")
+    variant: Name | None = Field(description="fp16 where the files are named *.fp16.safetensors; null: plain names.")
+    load_kwargs: dict[str, Any] = Field(description="More for from_pretrained(). null leaves a component out.")
+    scheduler: dict[str, Any] = Field(description="Settings to change; class_name in place of the repository's.")
+    call_kwargs: dict[str, Any] = Field(description="More arguments of each call of the pipeline.")
+    guidance_parameter: Name = Field(description="What the pipeline calls the guidance_scale of a request.")
+    step_callback: Literal["callback_on_step_end", "callback"] = Field(description="What it calls after each step.")
+    negative_prompt: bool = Field(description="false: it runs without guidance, so it cannot use one.")
+    prompt_tokens: PromptTokens
+    lora_repo_id: str = Field(description='A LoRA to fuse into the weights, cached in the folder lora. "": none.')
+    lora_revision: str = Field(description="Its commit.")
+    lora_scale: float
+    defaults: Defaults
+    limits: Limits
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Settings":
+        limits = self.limits
+        bounds = {
+            "num_inference_steps": (limits.min_steps, limits.max_steps),
+            "guidance_scale": (0, limits.guidance_scale),
+            "width": (limits.min_size, limits.max_size),
+            "height": (limits.min_size, limits.max_size),
+        }
+        for name, (low, high) in bounds.items():
+            value = getattr(self.defaults, name)
+            if not low <= value <= high:
+                raise ValueError(f"defaults.{name} is {value}, and limits allow {low} to {high}: change one of them")
+            if low == limits.min_size and value % limits.size_multiple:
+                raise ValueError(f"defaults.{name} is {value}: use a multiple of limits.size_multiple")
+        for name in ("pipeline", *self.components, *(["lora"] if self.lora_repo_id else [])):
+            if name not in self.weight_files:
+                raise ValueError(f"weight_files lacks {name}: list the files that are cached for it")
+        return self
+
+
+def read_settings(config: Path = CONFIG) -> Settings:
+    """Return the checked block of config.yaml. Raises SettingsError: the first fault, in a sentence."""
+    try:
+        content = yaml.safe_load(config.read_text("utf-8"))
+        block = content["model_metadata"]["pipeline"]
+    except yaml.YAMLError as error:
+        raise SettingsError(f"config.yaml is not YAML: {' '.join(str(error).split())}.") from None
+    except (KeyError, TypeError):
+        raise SettingsError(f"config.yaml lacks the block {BLOCK}: generate the project again.") from None
+    concurrency = (content.get("runtime") or {}).get("predict_concurrency", 1)
+    if concurrency not in range(1, MAX_CONCURRENCY + 1):
+        raise SettingsError(f"config.yaml, runtime.predict_concurrency: use 1 to {MAX_CONCURRENCY}.")
+    try:
+        settings = Settings.model_validate(block)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error.errors()[0])) from None
+    if settings.check_hashes and "weights" in content:
+        raise SettingsError(f"config.yaml, {BLOCK}.check_hashes: weights brings no hashes, so use false.")
+    return settings
+
+
+def _sentence(error: Any) -> str:
+    *place, key = error["loc"] or (BLOCK,)
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        models = {"defaults": Defaults, "limits": Limits, "prompt_tokens": PromptTokens, "image_to_image": ImageToImage}
+        known = models.get(place[0], Component) if place else Settings
+        message = f"there is no such key{did_you_mean(key, list(known.model_fields))}"
+    return f"config.yaml, {'.'.join(map(str, (*place, key)))}: {message[0].lower()}{message[1:]}."
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """Return the end of a sentence that says that name is unknown."""
+    import difflib
+
+    close = difflib.get_close_matches(str(name), known, 1)
+    return f", did you mean {close[0]}?" if close else ""
