@@ -29,16 +29,20 @@ def fuse(pipeline: Any, folder: Path, scale: float) -> None:
     unfit = f"The LoRA {file} does not fit a {type(pipeline).__name__}: use one that was made for this model."
     try:
         pipeline.load_lora_weights(folder, weight_name=file, local_files_only=True)
-    except (ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except (ValueError, RuntimeError, LookupError, AttributeError) as error:
         raise WeightsError(unfit) from error
-    models = [part for part in pipeline.components.values() if hasattr(part, "modules")]
-    layers = [layer for model in models for layer in model.modules() if getattr(layer, "active_adapters", None)]
-    layers = [layer for layer in layers if hasattr(layer, "get_delta_weight")]
+    layers = {
+        name: [layer for layer in part.modules() if hasattr(layer, "get_delta_weight") and layer.active_adapters]
+        for name, part in pipeline.components.items()
+        if hasattr(part, "modules")
+    }
+    added = [layer for found in layers.values() for layer in found]
     # diffusers takes no notice of names that it does not know.
-    if len(layers) < sum(name.endswith(UPS) for name in names):
+    if len(added) < sum(name.endswith(UPS) for name in names):
         raise WeightsError(unfit)
-    if not any(layer.get_delta_weight(layer.active_adapters[0]).any() for layer in layers):
+    if not any(layer.get_delta_weight(layer.active_adapters[0]).any() for layer in added):
         raise WeightsError(unfit)
-    pipeline.fuse_lora(lora_scale=scale)
+    # Named, as some pipelines would leave out their text encoder.
+    pipeline.fuse_lora(components=[name for name, found in layers.items() if found], lora_scale=scale)
     # The weights hold it now: what is left of it would only cost memory.
     pipeline.unload_lora_weights()

@@ -1,0 +1,133 @@
+"""Tests of the emitted model/, run in the environment of the emitted project: see tests/test_emitted_model.py.
+
+One process reads the tiny pipelines of all families, so the imports are paid for once.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+PROJECT = Path(os.environ["EMITTED_PROJECT"])
+# The block model_metadata.pipeline of each preset.
+BLOCKS = json.loads(Path(os.environ["PIPELINE_BLOCKS"]).read_text("utf-8"))
+FAMILIES = list({block["class_name"]: preset for preset, block in reversed(BLOCKS.items())}.values())
+sys.path.insert(0, str(PROJECT))
+
+from model.settings import Settings  # noqa: E402
+
+
+def _tiny_pipeline() -> Any:
+    spec = importlib.util.spec_from_file_location("tiny_pipeline", PROJECT / "tests" / "tiny_pipeline.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    return _tiny_pipeline()
+
+
+Make = Callable[..., Settings]
+
+
+@pytest.fixture(scope="session")
+def weights(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the folder of a preset's tiny weights. Nobody writes to it."""
+    made: dict[str, Path] = {}
+
+    def folder(preset: str) -> Path:
+        if preset not in made:
+            made[preset] = tmp_path_factory.mktemp(preset)
+            tiny.make(made[preset], BLOCKS[preset])
+        return made[preset]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings_of(weights: Callable[[str], Path]) -> Make:
+    """Return the settings of a preset on its tiny weights, in the dtype that it has on a GPU."""
+
+    def settings(preset: str, folder: Path | None = None, **changes: Any) -> Settings:
+        block = {**BLOCKS[preset], "cpu_dtype": BLOCKS[preset]["dtype"], "weights_dir": str(folder or weights(preset))}
+        return Settings.model_validate({**block, **changes})
+
+    return settings
+
+
+class Request:
+    """What predict() needs of Truss's request."""
+
+    def __init__(self) -> None:
+        self.left = threading.Event()
+        self.state = SimpleNamespace(watch_disconnect=self._watch)
+
+    @contextlib.contextmanager
+    def _watch(self) -> Any:
+        yield self.left
+
+
+class Served:
+    """A loaded model, asked as Truss asks it."""
+
+    def __init__(self, settings: Settings, patch: pytest.MonkeyPatch) -> None:
+        import model.arguments
+        import model.model
+        import model.request
+
+        for module in (model.arguments, model.model, model.request):
+            patch.setattr(module, "SETTINGS", settings)
+        # The bounds of single fields stay those of the emitted project's preset.
+        patch.setattr(model.request, "_LIMITS", settings.limits)
+        patch.setattr(model.request, "_DEFAULTS", settings.defaults)
+        self.settings = settings
+        self.model = model.model.Model(SimpleNamespace(block_until_download_complete=lambda: None))
+        # The gauge is one for the process.
+        self.model.load()
+
+    @property
+    def pipeline(self) -> Any:
+        return self.model._pipeline
+
+    def ask(self, **body: Any) -> Any:
+        from model.request import GenerationRequest
+
+        small = {"prompt": "a red house", "num_inference_steps": 4, "width": 64, "height": 64, "seed": 0}
+        if not self.settings.negative_prompt:
+            small["guidance_scale"] = self.settings.defaults.guidance_scale
+        return self.model.predict(GenerationRequest(**{**small, **body}), Request())
+
+    def picture(self, **body: Any) -> str:
+        return self.ask(**body).images[0].image
+
+    def healthy(self) -> bool:
+        import asyncio
+
+        return asyncio.run(self.model.is_healthy())
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], Served]:
+    import prometheus_client
+    from model import faststart
+
+    # Each model registers its gauge, and there are many in this process.
+    monkeypatch.setattr(prometheus_client.Gauge, "__init__", _with_own_registry(prometheus_client.Gauge.__init__))
+    monkeypatch.setattr(faststart, "read_ahead", lambda *_: None)
+    return lambda settings: Served(settings, monkeypatch)
+
+
+def _with_own_registry(init: Any) -> Any:
+    import prometheus_client
+
+    return lambda self, *args, **more: init(self, *args, registry=prometheus_client.CollectorRegistry(), **more)

@@ -1,0 +1,129 @@
+"""What people send as a picture is taken as they see it, or refused before it costs anything."""
+
+import base64
+import io
+from typing import Any
+
+import numpy
+import pytest
+from model import picture
+from PIL import Image
+
+PIXELS = 4096 * 4096
+BYTES = 10_000_000
+
+
+def text_of(image: Image.Image, file_format: str = "PNG", **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def taken(text: str, width: int = 64, height: int = 64) -> numpy.ndarray:
+    picture.check(text, BYTES, PIXELS)
+    found = picture.decode(text, width, height)
+    assert (found.mode, found.size) == ("RGB", (width, height))
+    return numpy.asarray(found)
+
+
+def hidden(mode: str) -> Image.Image:
+    """A clear picture whose hidden colour is black, but for one solid red or grey pixel block."""
+    rgba = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    rgba.paste((255, 0, 0, 255), (0, 0, 32, 64))
+    if mode == "P":
+        return rgba.convert("P", palette=Image.Palette.ADAPTIVE)
+    return rgba.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_what_is_clear_is_white(mode: str, file_format: str) -> None:
+    if mode == "P" and file_format == "WEBP":
+        return
+    pixels = taken(text_of(hidden(mode), file_format, **({"lossless": True} if file_format == "WEBP" else {})))
+    assert pixels[32, 60].tolist() == [255, 255, 255]
+    assert pixels[32, 4].tolist() == ([76, 76, 76] if mode == "LA" else [255, 0, 0])
+
+
+def test_a_palette_with_a_clear_colour_is_laid_on_white() -> None:
+    image = Image.new("P", (64, 64), 1)
+    image.putpalette([255, 0, 0, 0, 0, 0])
+    assert taken(text_of(image, transparency=1))[0, 0].tolist() == [255, 255, 255]
+
+
+def test_half_clear_edges_are_mixed_with_white() -> None:
+    assert taken(text_of(Image.new("RGBA", (64, 64), (0, 0, 0, 128))))[0, 0].tolist() == [127, 127, 127]
+
+
+def test_sixteen_bits_are_scaled_to_eight() -> None:
+    ramp = numpy.tile(numpy.linspace(0, 65535, 64).astype("uint16"), (64, 1))
+    pixels = taken(text_of(Image.fromarray(ramp)))[0, :, 0].astype(int)
+    assert numpy.abs(pixels - numpy.linspace(0, 255, 64)).max() <= 1
+
+
+def test_a_large_jpeg_is_scaled_down_while_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 24 megapixels, as phones make them.
+    large = Image.linear_gradient("L").resize((6000, 4000)).convert("RGB")
+    text = text_of(large, "JPEG", quality=30)
+    sizes = []
+    true = picture._open
+    monkeypatch.setattr(picture, "_open", lambda file: sizes.append(true(file)) or sizes[-1])
+    pixels = taken(text, 512, 512)
+    assert sizes[-1].width * sizes[-1].height <= 1500 * 1000
+    assert pixels[10].mean() < 20 < 235 < pixels[-10].mean()
+
+
+def test_a_turned_jpeg_is_upright_and_no_smaller_than_asked() -> None:
+    image = Image.new("RGB", (2000, 200), "blue")
+    image.paste("red", (0, 0, 1000, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    pixels = taken(text_of(image, "JPEG", exif=exif.tobytes()), 64, 640)
+    assert pixels[10].mean(axis=0)[0] > 200 > 50 > pixels[10].mean(axis=0)[2]
+    assert pixels[-10].mean(axis=0)[2] > 200
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "data:image/jpeg;base64,"])
+def test_a_data_url_is_taken(prefix: str) -> None:
+    assert taken(prefix + text_of(Image.new("RGB", (64, 64), "red")))[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr"])
+def test_other_modes_keep_their_colours(mode: str) -> None:
+    image = Image.new("RGB", (64, 64), "white").convert(mode)
+    pixels = taken(text_of(image, "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"))
+    assert pixels.min() >= 250
+
+
+def progressive(scans: int) -> bytes:
+    """Return a JPEG whose last scan is repeated."""
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(buffer, "JPEG", progressive=True)
+    file = buffer.getvalue()
+    last = file.rindex(picture.SCAN)
+    return file[:last] + file[last:-2] * scans + file[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_refused() -> None:
+    taken(base64.b64encode(progressive(10)).decode())
+    text = base64.b64encode(progressive(200)).decode()
+    with pytest.raises(ValueError, match="more than 100 scans"):
+        picture.decode(text, 64, 64)
+
+
+def test_the_check_decodes_no_pixel_and_not_the_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = text_of(Image.effect_noise((3000, 3000), 100))
+    assert len(noise) > 2 * picture.HEADER_CHARACTERS
+    loaded = []
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: loaded.append(1))
+    picture.check(noise, BYTES * 2, PIXELS)
+    assert loaded == []
+
+
+@pytest.mark.parametrize(
+    ("size", "file_format"), [((9000, 9000), "JPEG"), ((5000, 5000), "PNG"), ((5000, 5000), "WEBP")]
+)
+def test_too_many_pixels_are_refused_by_the_header(size: tuple[int, int], file_format: str) -> None:
+    text = text_of(Image.new("L", size), file_format)
+    with pytest.raises(ValueError, match="pixels, more than"):
+        picture.check(text, BYTES, PIXELS)

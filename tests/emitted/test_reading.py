@@ -1,0 +1,236 @@
+"""What read_pipeline() takes, in whatever layout, and what it refuses: on every family that it can touch."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+import transformers
+from conftest import BLOCKS, FAMILIES, Make
+from model.pipeline import read_pipeline
+from model.settings import SettingsError
+from model.weights import WeightsError, check_weights
+from safetensors.torch import load_file, save_file
+
+UNETS = [preset for preset in FAMILIES if "unet/config.json" in BLOCKS[preset]["weight_files"]["pipeline"]]
+
+
+@pytest.fixture
+def copy_of(weights: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    return lambda preset: Path(shutil.copytree(weights(preset), tmp_path / "weights"))
+
+
+def models(folder: Path) -> list[Path]:
+    """Return the folder of each model that has weights."""
+    return sorted({file.parent for file in folder.rglob("*.safetensors")})
+
+
+def tensors_of(pipeline: Any) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": tensor
+        for name, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module)
+        for key, tensor in part.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("preset", BLOCKS)
+def test_every_tensor_is_that_of_a_file_on_the_device_and_in_the_dtype_that_were_asked(
+    preset: str, settings_of: Make
+) -> None:
+    settings = settings_of(preset)
+    stored = [
+        tensor for file in Path(settings.weights_dir).rglob("*.safetensors") for tensor in load_file(file).values()
+    ]
+    sums = {(tuple(tensor.shape), tensor.double().sum().item()) for tensor in stored}
+    for name, tensor in tensors_of(read_pipeline(settings, "cpu")).items():
+        assert (tuple(tensor.shape), tensor.double().sum().item()) in sums, name
+        assert not tensor.is_floating_point() or tensor.dtype in (getattr(torch, settings.dtype), torch.float32), name
+    # A device that holds no bytes stands for the GPU.
+    assert {tensor.device.type for tensor in tensors_of(read_pipeline(settings, "meta")).values()} == {"meta"}
+
+
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_a_tensor_that_no_file_holds_is_named(preset: str, settings_of: Make, copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of(preset)
+    for model in models(folder):
+        file = min(model.glob("*.safetensors"))
+        content, tensors = file.read_bytes(), load_file(file)
+        # Not one that is tied to another, and so may be absent.
+        name = min(name for name in tensors if name.endswith("weight") and "embed" not in name and "shared" not in name)
+        del tensors[name]
+        save_file(tensors, file, {"format": "pt"})
+        with pytest.raises(WeightsError, match=rf"{model.name} cannot be read from .*: no file holds"):
+            read_pipeline(settings_of(preset, folder), "cpu")
+        file.write_bytes(content)
+    read_pipeline(settings_of(preset, folder), "cpu")
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("preset", ["sd15", "sd3-medium"])
+def test_each_layout_of_save_pretrained_is_read(
+    preset: str, variant: str | None, sharded: bool, settings_of: Make, copy_of: Callable[[str], Path]
+) -> None:
+    folder = copy_of(preset)
+    usual = tensors_of(pipeline := read_pipeline(settings_of(preset, folder), "cpu"))
+    for model in models(folder / "pipeline"):
+        shutil.rmtree(model)
+        part = pipeline.components[model.name]
+        size = int(0.6 * part.get_memory_footprint()) if sharded else "10GB"
+        part.save_pretrained(model, variant=variant, max_shard_size=size)
+        # What real repositories keep beside them: other precisions, and pickles.
+        other = "diffusion_pytorch_model" if isinstance(part, diffusers.ModelMixin) else "model"
+        other += ".non_ema.safetensors" if variant else ".fp16.safetensors"
+        (model / other).write_bytes(b"")
+        (model / "pytorch_model.bin").write_bytes(b"no pickle")
+    found = tensors_of(read_pipeline(settings_of(preset, folder, variant=variant), "cpu"))
+    assert found.keys() == usual.keys()
+    assert all(torch.equal(found[name], usual[name]) for name in usual)
+
+
+def test_a_shard_that_is_missing_is_named(settings_of: Make, copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of("sd15")
+    for model, part in (
+        (model, read_pipeline(settings_of("sd15"), "cpu").components[model.name]) for model in models(folder)
+    ):
+        shutil.rmtree(model)
+        part.save_pretrained(model, variant="fp16", max_shard_size=int(0.6 * part.get_memory_footprint()))
+        shard = min(model.glob("*-00002-of-*"))
+        content = shard.read_bytes()
+        shard.unlink()
+        with pytest.raises(WeightsError, match=rf"{model.name} cannot be read from .*00002-of"):
+            read_pipeline(settings_of("sd15", folder), "cpu")
+        shard.write_bytes(content)
+
+
+def test_plain_names_are_the_cure_for_a_variant_that_is_not_there(
+    settings_of: Make, copy_of: Callable[[str], Path]
+) -> None:
+    folder = copy_of("sd15")
+    for file in folder.rglob("*.fp16.safetensors"):
+        file.rename(file.with_name(file.name.replace(".fp16", "")))
+    with pytest.raises(WeightsError, match=r"take \.fp16 out of the patterns, and set variant to null"):
+        check_weights(settings_of("sd15", folder))
+    files = {
+        name: [pattern.replace(".fp16", "") for pattern in patterns]
+        for name, patterns in BLOCKS["sd15"]["weight_files"].items()
+    }
+    cured = settings_of("sd15", folder, variant=None, weight_files=files)
+    check_weights(cured)
+    read_pipeline(cured, "cpu")
+
+
+def test_a_single_file_checkpoint_is_told_how_to_become_a_folder(settings_of: Make, tmp_path: Path) -> None:
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"from_single_file\(\) and save_pretrained\(\)"):
+        check_weights(settings_of("sdxl", tmp_path))
+
+
+@pytest.mark.parametrize("channels", [8, 9])
+@pytest.mark.parametrize("preset", UNETS)
+def test_a_unet_for_inpainting_or_editing_is_refused(
+    preset: str, channels: int, settings_of: Make, copy_of: Callable[[str], Path]
+) -> None:
+    folder = copy_of(preset)
+    config = json.loads((folder / "pipeline" / "unet" / "config.json").read_text())
+    shutil.rmtree(folder / "pipeline" / "unet")
+    unet = diffusers.UNet2DConditionModel.from_config({**config, "in_channels": channels})
+    unet.to(torch.float16).save_pretrained(folder / "pipeline" / "unet", variant=BLOCKS[preset]["variant"])
+    with pytest.raises(WeightsError, match=rf"unet takes {channels} channels and not 4"):
+        read_pipeline(settings_of(preset, folder), "cpu")
+
+
+def test_a_transformer_for_editing_is_refused(settings_of: Make, copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of("flux-schnell")
+    config = json.loads((folder / "pipeline" / "transformer" / "config.json").read_text())
+    shutil.rmtree(folder / "pipeline" / "transformer")
+    wide = diffusers.FluxTransformer2DModel.from_config({**config, "in_channels": 6 * config["in_channels"]})
+    wide.to(torch.bfloat16).save_pretrained(folder / "pipeline" / "transformer")
+    with pytest.raises(WeightsError, match=r"transformer takes \d+ channels"):
+        read_pipeline(settings_of("flux-schnell", folder), "cpu")
+
+
+def test_a_unet_for_another_text_encoder_is_refused(settings_of: Make, copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of("sd15")
+    config = json.loads((folder / "pipeline" / "unet" / "config.json").read_text())
+    shutil.rmtree(folder / "pipeline" / "unet")
+    unet = diffusers.UNet2DConditionModel.from_config({**config, "cross_attention_dim": 64})
+    unet.to(torch.float16).save_pretrained(folder / "pipeline" / "unet", variant="fp16")
+    with pytest.raises(WeightsError, match="they are of different models"):
+        read_pipeline(settings_of("sd15", folder), "cpu")
+
+
+def test_a_component_that_is_left_out_needs_no_files(settings_of: Make, copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of("sd3-medium")
+    shutil.rmtree(folder / "pipeline" / "text_encoder_3")
+    shutil.rmtree(folder / "pipeline" / "tokenizer_3")
+    pipeline = read_pipeline(
+        settings_of("sd3-medium", folder, load_kwargs={"text_encoder_3": None, "tokenizer_3": None}), "cpu"
+    )
+    assert pipeline.text_encoder_3 is None
+    # A safety checker in one's own folder, as real repositories have it.
+    folder = Path(shutil.copytree(Path(settings_of("sd15").weights_dir), folder.with_name("checker")))
+    (folder / "pipeline" / "safety_checker").mkdir()
+    (folder / "pipeline" / "safety_checker" / "config.json").write_text("{}")
+    (folder / "pipeline" / "safety_checker" / "pytorch_model.bin").write_bytes(b"no pickle")
+    check_weights(settings_of("sd15", folder))
+    read_pipeline(settings_of("sd15", folder), "cpu")
+
+
+@pytest.mark.parametrize("preset", [p for p in BLOCKS if p in ("sd3-medium", "flux-schnell", "pixart-sigma")])
+def test_what_a_text_encoder_keeps_in_float32_stays_so(preset: str, settings_of: Make) -> None:
+    pipeline = read_pipeline(settings_of(preset), "cpu")
+    kept = [part for part in pipeline.components.values() if isinstance(part, transformers.T5EncoderModel)]
+    dtypes = {p.dtype for part in kept for name, p in part.named_parameters() if name.endswith("wo.weight")}
+    # transformers keeps them so in float16 alone.
+    assert dtypes == {torch.float32 if BLOCKS[preset]["dtype"] == "float16" else torch.bfloat16}
+
+
+def test_a_tokenizer_of_one_file_is_read(settings_of: Make, copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of("sd15")
+    tokenizer = read_pipeline(settings_of("sd15", folder), "cpu").tokenizer
+    for file in ("vocab.json", "merges.txt"):
+        (folder / "pipeline" / "tokenizer" / file).unlink()
+    tokenizer.save_pretrained(folder / "pipeline" / "tokenizer")
+    assert (
+        read_pipeline(settings_of("sd15", folder), "cpu").tokenizer("a boat").input_ids == tokenizer("a boat").input_ids
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"class_name": "StableDifusionPipeline"}, "class_name: .* did you mean StableDiffusionPipeline"),
+        ({"guidance_parameter": "guidance"}, "guidance_parameter: there is no guidance"),
+        ({"step_callback": "callback"}, "step_callback: there is no callback"),
+        ({"call_kwargs": {"clip_skp": 1}}, "call_kwargs: .* did you mean clip_skip"),
+        ({"call_kwargs": {"clip_skip": 1}}, "clip_skip: this model cannot skip layers"),
+        ({"scheduler": {"class_name": "EulerDiscretScheduler"}}, "did you mean EulerDiscreteScheduler"),
+        ({"scheduler": {"beta_shedule": "linear"}}, "scheduler.beta_shedule: .* did you mean beta_schedule"),
+        ({"scheduler": {"class_name": "LMSDiscreteScheduler"}}, "scheduler: .*scipy"),
+        ({"scheduler": {"class_name": "DPMSolverSDEScheduler"}}, "scheduler: .*torchsde"),
+        ({"scheduler": {"class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}}, "scheduler: .*scipy"),
+        ({"scheduler": {"class_name": "LCMScheduler"}}, "limits: LCMScheduler can do 1 to 50 steps"),
+        ({"scheduler": {"class_name": "PNDMScheduler", "skip_prk_steps": False}}, "PNDMScheduler can do 4 to 100"),
+    ],
+)
+def test_what_config_yaml_cannot_have_is_a_sentence(changes: dict[str, Any], sentence: str, settings_of: Make) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        read_pipeline(settings_of("sd15", **changes), "cpu")
+
+
+@pytest.mark.parametrize("preset", ["sd15", "sd21", "lcm-dreamshaper", "sdxl", "sd3-medium"])
+def test_clip_skip_works_or_is_refused(preset: str, settings_of: Make, serve: Any) -> None:
+    settings = settings_of(preset, call_kwargs={"clip_skip": 1})
+    try:
+        served = serve(settings)
+    except SettingsError:
+        assert preset in ("sd15", "sd21", "lcm-dreamshaper")
+        return
+    assert served.picture()

@@ -1,0 +1,87 @@
+"""What is wrong in config.yaml is one sentence with the key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import BLOCKS, PROJECT
+from model.settings import Settings, SettingsError, read_settings
+
+CONFIG = yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """Return config.yaml with value at path; None takes the key out."""
+    config = yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
+    place = config
+    *parents, key = path.split("/")
+    for parent in parents:
+        place = place[parent]
+    if value is None:
+        del place[key]
+    else:
+        place[key] = value
+    return config
+
+
+BLOCK = "model_metadata/pipeline"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (f"{BLOCK}/guidance_paramter", "x", "guidance_paramter: .* did you mean guidance_parameter"),
+        (f"{BLOCK}/limits/max_sise", 1, "limits.max_sise: .* did you mean max_size"),
+        (f"{BLOCK}/defaults/steps", 1, "defaults.steps: there is no such key"),
+        (f"{BLOCK}/dtype", "fp16", "dtype: .*'float16', 'bfloat16' or 'float32'"),
+        (f"{BLOCK}/dtype", None, "dtype: field required"),
+        (f"{BLOCK}/warm_up", "no", "warm_up: .* valid boolean"),
+        (f"{BLOCK}/lora_scale", "high", "lora_scale: .* valid number"),
+        (f"{BLOCK}/defaults/num_inference_steps", "thirty", "num_inference_steps: .* valid integer"),
+        (f"{BLOCK}/defaults/guidance_scale", float("nan"), "guidance_scale: .* finite number"),
+        (f"{BLOCK}/image_to_image", "StableDiffusionImg2ImgPipeline", "image_to_image: "),
+        (f"{BLOCK}/limits/max_size", 256, "defaults.width is 512, and limits allow 64 to 256"),
+        (f"{BLOCK}/limits/max_steps", 20, "defaults.num_inference_steps is 30, and limits allow 1 to 20"),
+        (f"{BLOCK}/limits/guidance_scale", 5.0, "defaults.guidance_scale is 7.5"),
+        (f"{BLOCK}/defaults/width", 500, "defaults.width is 500: use a multiple"),
+        (f"{BLOCK}/lora_repo_id", "owner/style", "weight_files lacks lora"),
+        (f"{BLOCK}/weight_files", {}, "weight_files lacks pipeline"),
+        (BLOCK, None, "lacks the block"),
+        (BLOCK, [], "model_metadata.pipeline: "),
+        ("model_metadata", None, "lacks the block"),
+        ("runtime/predict_concurrency", 9, "predict_concurrency: use 1 to 8"),
+        ("runtime/predict_concurrency", "2", "predict_concurrency: use 1 to 8"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_sentence(tmp_path: Path, path: str, value: Any, words: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(changed(path, value)))
+    with pytest.raises(SettingsError, match=words) as caught:
+        read_settings(file)
+    assert str(caught.value).startswith("config.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a:\n\t- b", "a: [", "", "just words", "a: \x07"])
+def test_what_is_no_yaml_is_one_sentence(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=r"^config\.yaml") as caught:
+        read_settings(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_hashes_come_with_model_cache_alone(tmp_path: Path) -> None:
+    config = changed(f"{BLOCK}/check_hashes", True)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert read_settings(file).check_hashes
+    file.write_text(yaml.safe_dump({**config, "weights": []}))
+    with pytest.raises(SettingsError, match="check_hashes: weights brings no hashes"):
+        read_settings(file)
+
+
+@pytest.mark.parametrize("preset", BLOCKS)
+def test_each_preset_is_valid(preset: str) -> None:
+    Settings.model_validate(BLOCKS[preset])

@@ -1,0 +1,37 @@
+"""The emitted model/ on the tiny pipelines of every preset: tests/emitted, in the project's own environment."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import MEASURED, PRESETS, BakedProject, render_config
+from platforms import PROJECT_PYTHON
+
+FOLDER = Path(__file__).parent / "emitted"
+pytestmark = pytest.mark.skipif(
+    PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
+)
+
+
+@pytest.mark.parametrize("module", sorted(file.name for file in FOLDER.glob("test_*.py")))
+def test_emitted_model(module: str, bake: Callable[..., BakedProject], tmp_path: Path) -> None:
+    blocks = tmp_path / "blocks.json"
+    pipelines = {preset: render_config(preset=preset).model_metadata["pipeline"] for preset in PRESETS}
+    blocks.write_text(json.dumps(pipelines), "utf-8")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment = {
+        **kept,
+        **MEASURED,
+        "EMITTED_PROJECT": str(bake(preset="sd15").path),
+        "PIPELINE_BLOCKS": str(blocks),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    # Neither this repository's settings nor its conftest.py are those of that environment.
+    options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={FOLDER}", f"--confcutdir={FOLDER}"]
+    options += ["-W", "ignore", f"--basetemp={tmp_path / 'own'}"]
+    command = [PROJECT_PYTHON, "-m", "pytest", *options, FOLDER / module]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
