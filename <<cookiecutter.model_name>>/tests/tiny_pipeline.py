@@ -393,12 +393,14 @@ def _qwen_image(folder: Path, published: Published) -> dict[str, Any]:
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **published["text_encoder"])
     latents = published["vae"]["z_dim"]
+    vae = diffusers.AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **published["vae"])
+    # Otherwise its pictures are grey, and a JPEG of low quality is of one colour.
+    with torch.no_grad():
+        vae.decoder.conv_out.weight.mul_(10)
     return {
         "tokenizer": tokenizer,
         "text_encoder": transformers.Qwen2_5_VLForConditionalGeneration(config),
-        "vae": diffusers.AutoencoderKLQwenImage(
-            base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **published["vae"]
-        ),
+        "vae": vae,
         "transformer": diffusers.QwenImageTransformer2DModel(
             in_channels=4 * latents,
             out_channels=latents,
