@@ -1,4 +1,4 @@
-"""Fixtures that serve the sd15 preset, with tiny weights, as its own local_server.py does."""
+"""Serves an emitted project, with tiny weights, as its own local_server.py does. The fixture serves the preset sd15."""
 
 import contextlib
 import dataclasses
@@ -51,11 +51,13 @@ class Serving:
     local_server: ModuleType
     app: Path
 
-    def copy(self, folder: Path, predict_concurrency: int = 1, faulty: bool = False) -> Path:
+    def copy(self, folder: Path, predict_concurrency: int = 1, faulty: bool = False, **pipeline: Any) -> Path:
+        """Return a copy of the app. pipeline: what to change in model_metadata.pipeline."""
         app = folder / "app"
         shutil.copytree(self.app, app, ignore=shutil.ignore_patterns("context"))
         config = yaml.safe_load((app / "config.yaml").read_text("utf-8"))
         config["runtime"]["predict_concurrency"] = predict_concurrency
+        config["model_metadata"]["pipeline"].update(pipeline)
         (app / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
         if faulty:
             # Outside model/, whose lines are counted.
@@ -86,8 +88,11 @@ class Serving:
 
 @pytest.fixture(scope="session")
 def serving(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPathFactory) -> Serving:
-    project = bake(preset="sd15").path
-    folder = tmp_path_factory.mktemp("serving")
+    return lay_out(bake(preset="sd15").path, tmp_path_factory.mktemp("serving"))
+
+
+def lay_out(project: Path, folder: Path) -> Serving:
+    """Make the tiny weights and the app of the project in folder."""
     spec = importlib.util.spec_from_file_location("emitted_local_server", project / "local_server.py")
     local_server = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(local_server)

@@ -46,6 +46,7 @@ MANIFEST = {
     "requirements-client.txt",
     "requirements-dev.txt",
     "tests/conftest.py",
+    "tests/published_settings.yaml",
     "tests/test_bad_input.py",
     "tests/test_client.py",
     "tests/test_load.py",

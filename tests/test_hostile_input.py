@@ -1,7 +1,6 @@
-"""Whatever is sent to the emitted server, it answers 200 or 400 with a sentence, and goes on."""
+"""Whatever is sent to the emitted server, it answers 200 or 400 with a sentence, and goes on: see test_families too."""
 
 import json
-import re
 import socket
 import struct
 from base64 import b64decode, b64encode
@@ -10,20 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import jsonschema
 import msgpack
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from generated_requests import SENTENCES
 from platforms import PROJECT_PYTHON, SMALL
-from serving import PREDICT, READY, Server, Serving
+from serving import PREDICT, Server, Serving
 
-CASES = 2000
 JSON = {"Content-Type": "application/json"}
 BINARY = {"Content-Type": "application/octet-stream"}
-SENTENCES = re.compile(r"Input Parsing Errors?:(\n  `.*`: .+\.)+", re.DOTALL)
-# A valid request takes the least of these: the smallest image, in one step.
-COSTLY = ("num_inference_steps", "width", "height", "num_images")
 pytestmark = [
     pytest.mark.skipif(PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` names it"),
     pytest.mark.xdist_group("hostile"),
@@ -50,65 +43,6 @@ def _goes_on(server: Server, image: str) -> Iterator[None]:
 
 def post(server: Server, body: bytes, headers: dict[str, str] = JSON) -> httpx.Response:
     return server.http.post(PREDICT, content=body, headers=headers)
-
-
-# Any JSON, with NaN, lone surrogates and huge integers. Without the integers that would be a large image or many steps.
-TEXT = st.text(st.characters(exclude_categories=()), max_size=8)
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.floats() | TEXT | st.integers(max_value=1) | st.integers(min_value=10_000),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
-    max_leaves=5,
-)
-
-
-def good_value(name: str, field: dict[str, Any]) -> st.SearchStrategy:
-    """Return values that the schema of the field allows."""
-    if "anyOf" in field:
-        return st.one_of(*(good_value(name, choice) for choice in field["anyOf"]))
-    if "enum" in field:
-        return st.sampled_from(field["enum"])
-    if name in COSTLY:
-        return st.just(field["minimum"])
-    if field["type"] == "integer":
-        return st.integers(field["minimum"], field["maximum"])
-    if field["type"] == "number":
-        return st.floats(field.get("minimum", field.get("exclusiveMinimum")), field["maximum"])
-    if field["type"] == "string":
-        return st.text(min_size=field.get("minLength", 0), max_size=8)
-    return st.none()
-
-
-def bodies(schema: dict[str, Any]) -> st.SearchStrategy:
-    """Return requests that the schema allows, most of them with some fields spoiled, and now and then none at all."""
-    values = {name: good_value(name, field) for name, field in schema["properties"].items()}
-    names = st.sampled_from(sorted(values))
-    always = {name: values.pop(name) for name in (*schema["required"], *COSTLY)}
-    request = st.fixed_dictionaries(always, optional=values)
-    spoiled = st.dictionaries(names | TEXT, JUNK, min_size=1, max_size=2)
-    return st.one_of(request, *[st.builds(lambda body, more: {**body, **more}, request, spoiled)] * 2, JUNK)
-
-
-def test_any_json_is_answered_and_what_the_schema_forbids_is_refused(server: Server) -> None:
-    schema = server.http.get(f"{READY}/schema").json()["input_schema"]
-    validator = jsonschema.Draft202012Validator(schema)
-    answers: Counter = Counter()
-
-    @settings(
-        max_examples=CASES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-    )
-    @given(bodies(schema))
-    def check(body: Any) -> None:
-        response = post(server, json.dumps(body).encode())
-        answers[response.status_code] += 1
-        if response.status_code == 200:
-            assert validator.is_valid(body)
-            return
-        assert response.status_code == 400, response.text
-        assert SENTENCES.fullmatch(response.json()["error"]), response.text
-
-    check()
-    assert answers.total() >= CASES
-    assert min(answers[200], answers[400]) > CASES / 20, answers
 
 
 def nested(opening: bytes, closing: bytes = b"", inside: bytes = b"") -> bytes:

@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 PROJECT = Path(__file__).resolve().parent.parent
+# What the real repositories say of their parts, apart from sizes: by preset.
+PUBLISHED = yaml.safe_load((Path(__file__).parent / "published_settings.yaml").read_text("utf-8"))
 # What the real model_index.json names and load() leaves out, so that the tests prove that it does.
 REAL_ONLY_COMPONENTS = {
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
     "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
 }
-PATCHED_LATENTS = 4  # latent channels; FLUX and Qwen-Image pack 2 x 2 of them into one patch
+Published = dict[str, Any]
 
 
 def make(folder: Path, settings: dict[str, Any]) -> None:
@@ -28,13 +30,21 @@ def make(folder: Path, settings: dict[str, Any]) -> None:
     class_name = settings["class_name"]
     if class_name not in FAMILIES:
         raise ValueError(f"There is no tiny pipeline for {class_name}: add one to FAMILIES in {__file__}.")
+    published = published_settings(class_name)
     target = folder / "pipeline"
     target.mkdir(parents=True, exist_ok=True)
+    if "vae" in settings["components"]:
+        published = {**published, "vae": published.get("component_vae", published["vae"])}
+    parts = FAMILIES[class_name](target, published)
+    scheduler = getattr(diffusers, published["scheduler"]["_class_name"]).from_config(published["scheduler"])
     absent = {name: None for name in REAL_ONLY_COMPONENTS if name in settings["load_kwargs"]}
-    pipeline = getattr(diffusers, class_name)(**FAMILIES[class_name](target, settings), **absent)
-    for module in pipeline.components.values():
+    pipeline = getattr(diffusers, class_name)(
+        **parts, scheduler=scheduler, **absent, **published.get("model_index", {})
+    )
+    dtypes = _stored_dtypes(published, settings)
+    for name, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module):
-            module.to(getattr(torch, settings["dtype"]))
+            module.to(dtypes.get(name, getattr(torch, settings["dtype"])))
     # The tokenizers are there already, in the files of the real repositories.
     tokenizers = {file: file.read_bytes() for file in target.glob("tokenizer*/*")}
     pipeline.save_pretrained(target, variant=settings["variant"], safe_serialization=True)
@@ -47,13 +57,24 @@ def make(folder: Path, settings: dict[str, Any]) -> None:
         tokenizer.mkdir()
     for file, content in tokenizers.items():
         file.write_bytes(content)
+    # Whole: save_pretrained leaves out what the installed version does not know.
+    (target / "scheduler" / "scheduler_config.json").write_text(json.dumps(published["scheduler"], indent=2))
     index = json.loads((target / "model_index.json").read_text())
     index.update({name: REAL_ONLY_COMPONENTS[name] for name in absent})
     (target / "model_index.json").write_text(json.dumps(index, indent=2))
     for name, part in settings["components"].items():
         _move_component(folder, name, part, pipeline.components[name])
+    for name in _left_out(settings):
+        shutil.rmtree(target / name, ignore_errors=True)
     if settings["lora_repo_id"]:
         make_lora(folder, pipeline)
+
+
+def published_settings(class_name: str) -> Published:
+    """Return those of this project's preset, or where its config.yaml names none, those of a preset of the family."""
+    config = yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
+    names = [*config["model_metadata"].get("tags", []), *PUBLISHED]
+    return next(PUBLISHED[name] for name in names if name in PUBLISHED and PUBLISHED[name]["class_name"] == class_name)
 
 
 def make_lora(folder: Path, pipeline: Any) -> tuple[str, str, torch.Tensor]:
@@ -74,6 +95,19 @@ def _sharded(patterns: list[str]) -> set[str]:
     return {pattern.split("/")[0] for pattern in patterns if pattern.endswith("-of-00002.safetensors")}
 
 
+def _stored_dtypes(published: Published, settings: dict[str, Any]) -> dict[str, torch.dtype]:
+    """Return the dtypes of components whose weight files have another one than the preset."""
+    stored = {name: getattr(torch, dtype) for name, dtype in published.get("stored", {}).items()}
+    from_elsewhere = stored.pop("component_vae", None)
+    return {**stored, "vae": from_elsewhere} if from_elsewhere and "vae" in settings["components"] else stored
+
+
+def _left_out(settings: dict[str, Any]) -> list[str]:
+    """Return the components that load() is told to leave out, and of which no file is fetched."""
+    fetched = {pattern.split("/")[0] for pattern in settings["weight_files"]["pipeline"]}
+    return [name for name, value in settings["load_kwargs"].items() if value is None and name not in fetched]
+
+
 def _move_component(folder: Path, name: str, part: dict[str, Any], module: torch.nn.Module) -> None:
     """Take the component out of the pipeline's folder, as the patterns of config.yaml do."""
     kept = folder / "pipeline" / name
@@ -87,7 +121,7 @@ def _move_component(folder: Path, name: str, part: dict[str, Any], module: torch
     save_file(module.state_dict(), folder / name / part["file"])
 
 
-def _clip_tokenizer(folder: Path) -> transformers.CLIPTokenizer:
+def _clip_tokenizer(folder: Path, published: Published) -> transformers.CLIPTokenizer:
     """One token per character, as vocab.json and merges.txt, as the real repositories hold them."""
     folder.mkdir(exist_ok=True)
     characters = [chr(code) for code in range(33, 127)]
@@ -100,6 +134,7 @@ def _clip_tokenizer(folder: Path) -> transformers.CLIPTokenizer:
         "unk_token": end,
         "pad_token": end,
         "model_max_length": 77,
+        **published.get(folder.name, {}),
     }
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -144,28 +179,27 @@ def _qwen_tokenizer(folder: Path) -> transformers.Qwen2Tokenizer:
     return tokenizer
 
 
-def _clip_config(tokenizer: transformers.CLIPTokenizer) -> transformers.CLIPTextConfig:
+def _clip_config(tokenizer: transformers.CLIPTokenizer, options: Published) -> transformers.CLIPTextConfig:
+    # The published eos_token_id of 2 is no token of theirs: then the end is the highest token, as it is here.
     return transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         hidden_size=32,
         intermediate_size=37,
         num_attention_heads=4,
         num_hidden_layers=2,
         projection_dim=32,
+        **options,
     )
 
 
-def _t5_encoder(tokenizer: transformers.T5Tokenizer, width: int) -> transformers.T5EncoderModel:
+def _t5_encoder(tokenizer: transformers.T5Tokenizer, width: int, options: Published) -> transformers.T5EncoderModel:
     config = transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=width, d_ff=37, d_kv=8, num_heads=4, num_layers=2, feed_forward_proj="relu"
+        vocab_size=len(tokenizer), d_model=width, d_ff=37, d_kv=8, num_heads=4, num_layers=2, **options
     )
     return transformers.T5EncoderModel(config)
 
 
-def _qwen_config(tokenizer: transformers.Qwen2Tokenizer, layers: int) -> transformers.Qwen3Config:
+def _qwen_config(tokenizer: transformers.Qwen2Tokenizer, layers: int, options: Published) -> transformers.Qwen3Config:
     return transformers.Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -175,73 +209,64 @@ def _qwen_config(tokenizer: transformers.Qwen2Tokenizer, layers: int) -> transfo
         num_key_value_heads=2,
         head_dim=8,
         max_position_embeddings=4096,
+        **options,
     )
 
 
-def _vae(latent_channels: int = 4, class_name: str = "AutoencoderKL", **options: Any) -> torch.nn.Module:
-    # Four levels: 8 pixels a latent, as in the real ones. Without attention, full size takes seconds.
+def _vae(options: Published, class_name: str = "AutoencoderKL") -> torch.nn.Module:
+    # Four levels: 8 pixels a latent, as in the real ones.
     return getattr(diffusers, class_name)(
         block_out_channels=(4, 4, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        mid_block_add_attention=False,
-        latent_channels=latent_channels,
         norm_num_groups=2,
         sample_size=64,
-        **options,
+        **{"latent_channels": 4, **options},
     )
 
 
-def _unet(**options: Any) -> diffusers.UNet2DConditionModel:
+def _unet(published: Published, **sizes: Any) -> diffusers.UNet2DConditionModel:
+    layers = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
+    options = {name: _at_most_2(value) if name in layers else value for name, value in published["unet"].items()}
     return diffusers.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(4, 4, 8),
-        layers_per_block=1,
         norm_num_groups=2,
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        **options,
+        **{"layers_per_block": 1, **sizes, **options},
     )
 
 
-def _flow_matching() -> diffusers.FlowMatchEulerDiscreteScheduler:
-    return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+def _at_most_2(layers: Any) -> Any:
+    return [_at_most_2(each) for each in layers] if isinstance(layers, list) else min(layers, 2)
 
 
-def _stable_diffusion(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    tokenizer = _clip_tokenizer(folder / "tokenizer")
+def _stable_diffusion(folder: Path, published: Published) -> dict[str, Any]:
+    tokenizer = _clip_tokenizer(folder / "tokenizer", published)
     return {
         "tokenizer": tokenizer,
-        "text_encoder": transformers.CLIPTextModel(_clip_config(tokenizer)),
-        "vae": _vae(),
-        "scheduler": diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
-        "unet": _unet(cross_attention_dim=32),
+        "text_encoder": transformers.CLIPTextModel(_clip_config(tokenizer, published["text_encoder"])),
+        "vae": _vae(published["vae"]),
+        "unet": _unet(published, cross_attention_dim=32),
     }
 
 
-def _latent_consistency(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **_stable_diffusion(folder, settings),
-        "scheduler": diffusers.LCMScheduler(),
-        "unet": _unet(cross_attention_dim=32, time_cond_proj_dim=32),
-    }
-
-
-def _stable_diffusion_xl(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    tokenizer = _clip_tokenizer(folder / "tokenizer")
-    config = _clip_config(tokenizer)
+def _stable_diffusion_xl(folder: Path, published: Published) -> dict[str, Any]:
+    tokenizer = _clip_tokenizer(folder / "tokenizer", published)
+    tokenizer_2 = _clip_tokenizer(folder / "tokenizer_2", published)
     return {
         "tokenizer": tokenizer,
-        "tokenizer_2": _clip_tokenizer(folder / "tokenizer_2"),
-        "text_encoder": transformers.CLIPTextModel(config),
-        "text_encoder_2": transformers.CLIPTextModelWithProjection(config),
-        "vae": _vae(),
-        "scheduler": diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
+        "tokenizer_2": tokenizer_2,
+        "text_encoder": transformers.CLIPTextModel(_clip_config(tokenizer, published["text_encoder"])),
+        "text_encoder_2": transformers.CLIPTextModelWithProjection(
+            _clip_config(tokenizer_2, published["text_encoder_2"])
+        ),
+        "vae": _vae(published["vae"]),
         "unet": _unet(
+            published,
             cross_attention_dim=64,
             attention_head_dim=(2, 2, 4),
-            transformer_layers_per_block=(1, 1, 2),
-            use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=32 + 6 * 8,
@@ -249,48 +274,52 @@ def _stable_diffusion_xl(folder: Path, settings: dict[str, Any]) -> dict[str, An
     }
 
 
-def _stable_diffusion_3(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    tokenizer = _clip_tokenizer(folder / "tokenizer")
-    t5_tokenizer = _t5_tokenizer(folder / "tokenizer_3")
-    config = _clip_config(tokenizer)
+def _stable_diffusion_3(folder: Path, published: Published) -> dict[str, Any]:
+    tokenizer = _clip_tokenizer(folder / "tokenizer", published)
+    tokenizer_2 = _clip_tokenizer(folder / "tokenizer_2", published)
+    tokenizer_3 = _t5_tokenizer(folder / "tokenizer_3")
+    # Of its layers, some have two attentions, as published, and the last has not.
+    options = {**published["transformer"], "dual_attention_layers": (0,)}
+    if "dual_attention_layers" not in published["transformer"]:
+        del options["dual_attention_layers"]
+    latents = published["vae"]["latent_channels"]
     return {
         "tokenizer": tokenizer,
-        "tokenizer_2": _clip_tokenizer(folder / "tokenizer_2"),
-        "tokenizer_3": t5_tokenizer,
-        "text_encoder": transformers.CLIPTextModelWithProjection(config),
-        "text_encoder_2": transformers.CLIPTextModelWithProjection(config),
-        "text_encoder_3": _t5_encoder(t5_tokenizer, 64),
-        "vae": _vae(shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
-        "scheduler": _flow_matching(),
+        "tokenizer_2": tokenizer_2,
+        "tokenizer_3": tokenizer_3,
+        "text_encoder": transformers.CLIPTextModelWithProjection(_clip_config(tokenizer, published["text_encoder"])),
+        "text_encoder_2": transformers.CLIPTextModelWithProjection(
+            _clip_config(tokenizer_2, published["text_encoder_2"])
+        ),
+        "text_encoder_3": _t5_encoder(tokenizer_3, 64, published["text_encoder_3"]),
+        "vae": _vae(published["vae"]),
         "transformer": diffusers.SD3Transformer2DModel(
             sample_size=32,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=1,
+            in_channels=latents,
+            out_channels=latents,
+            num_layers=2,
             attention_head_dim=8,
             num_attention_heads=4,
             caption_projection_dim=32,
             joint_attention_dim=64,
             pooled_projection_dim=64,
             pos_embed_max_size=96,
+            **options,
         ),
     }
 
 
-def _flux(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    tokenizer = _clip_tokenizer(folder / "tokenizer")
-    t5_tokenizer = _t5_tokenizer(folder / "tokenizer_2")
+def _flux(folder: Path, published: Published) -> dict[str, Any]:
+    tokenizer = _clip_tokenizer(folder / "tokenizer", published)
+    tokenizer_2 = _t5_tokenizer(folder / "tokenizer_2")
     return {
         "tokenizer": tokenizer,
-        "tokenizer_2": t5_tokenizer,
-        "text_encoder": transformers.CLIPTextModel(_clip_config(tokenizer)),
-        "text_encoder_2": _t5_encoder(t5_tokenizer, 32),
-        "vae": _vae(PATCHED_LATENTS, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
-        "scheduler": _flow_matching(),
+        "tokenizer_2": tokenizer_2,
+        "text_encoder": transformers.CLIPTextModel(_clip_config(tokenizer, published["text_encoder"])),
+        "text_encoder_2": _t5_encoder(tokenizer_2, 32, published["text_encoder_2"]),
+        "vae": _vae(published["vae"]),
         "transformer": diffusers.FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=4 * PATCHED_LATENTS,
+            in_channels=4 * published["vae"]["latent_channels"],
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,
@@ -298,36 +327,35 @@ def _flux(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             joint_attention_dim=32,
             pooled_projection_dim=32,
             axes_dims_rope=(4, 4, 8),
-            guidance_embeds=settings["defaults"]["guidance_scale"] > 0,
+            **published["transformer"],
         ),
     }
 
 
-def _pixart_sigma(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _pixart_sigma(folder: Path, published: Published) -> dict[str, Any]:
     tokenizer = _t5_tokenizer(folder / "tokenizer")
     return {
         "tokenizer": tokenizer,
-        "text_encoder": _t5_encoder(tokenizer, 32),
-        "vae": _vae(),
-        "scheduler": diffusers.DPMSolverMultistepScheduler(),
+        "text_encoder": _t5_encoder(tokenizer, 32, published["text_encoder"]),
+        "vae": _vae(published["vae"]),
         "transformer": diffusers.PixArtTransformer2DModel(
             sample_size=32,
             num_layers=1,
-            patch_size=2,
             attention_head_dim=8,
             num_attention_heads=3,
             caption_channels=32,
             in_channels=4,
             out_channels=8,
             cross_attention_dim=24,
+            **published["transformer"],
         ),
     }
 
 
-def _z_image(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _z_image(folder: Path, published: Published) -> dict[str, Any]:
     tokenizer = _qwen_tokenizer(folder / "tokenizer")
     transformer = diffusers.ZImageTransformer2DModel(
-        in_channels=4,
+        in_channels=published["vae"]["latent_channels"],
         dim=32,
         n_layers=1,
         n_refiner_layers=1,
@@ -336,6 +364,7 @@ def _z_image(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         cap_feat_dim=16,
         axes_dims=[8, 4, 4],
         axes_lens=[2048, 256, 256],
+        **published["transformer"],
     )
     # Made with torch.empty: it may hold NaN.
     with torch.no_grad():
@@ -343,14 +372,13 @@ def _z_image(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         transformer.cap_pad_token.fill_(1)
     return {
         "tokenizer": tokenizer,
-        "text_encoder": transformers.Qwen3Model(_qwen_config(tokenizer, layers=2)),
-        "vae": _vae(scaling_factor=0.3611, shift_factor=0.1159),
-        "scheduler": _flow_matching(),
+        "text_encoder": transformers.Qwen3Model(_qwen_config(tokenizer, 2, published["text_encoder"])),
+        "vae": _vae(published["vae"]),
         "transformer": transformer,
     }
 
 
-def _qwen_image(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _qwen_image(folder: Path, published: Published) -> dict[str, Any]:
     tokenizer = _qwen_tokenizer(folder / "tokenizer")
     text = {
         "vocab_size": len(tokenizer),
@@ -363,44 +391,42 @@ def _qwen_image(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "rope_parameters": {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1000000.0},
     }
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
-    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **published["text_encoder"])
+    latents = published["vae"]["z_dim"]
+    vae = diffusers.AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **published["vae"])
+    # Otherwise its pictures are grey, and a JPEG of low quality is of one colour.
+    with torch.no_grad():
+        vae.decoder.conv_out.weight.mul_(10)
     return {
         "tokenizer": tokenizer,
         "text_encoder": transformers.Qwen2_5_VLForConditionalGeneration(config),
-        "vae": diffusers.AutoencoderKLQwenImage(
-            base_dim=8,
-            z_dim=PATCHED_LATENTS,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-            latents_mean=[0.0] * PATCHED_LATENTS,
-            latents_std=[1.0] * PATCHED_LATENTS,
-        ),
-        "scheduler": _flow_matching(),
+        "vae": vae,
         "transformer": diffusers.QwenImageTransformer2DModel(
-            patch_size=2,
-            in_channels=4 * PATCHED_LATENTS,
-            out_channels=PATCHED_LATENTS,
+            in_channels=4 * latents,
+            out_channels=latents,
             num_layers=1,
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=16,
             axes_dims_rope=(8, 4, 4),
+            **published["transformer"],
         ),
     }
 
 
-def _flux2_klein(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _flux2_klein(folder: Path, published: Published) -> dict[str, Any]:
     tokenizer = _qwen_tokenizer(folder / "tokenizer")
+    vae = _vae(published["vae"], "AutoencoderKLFlux2")
+    # What training left there. Fresh, it would change nothing.
+    torch.nn.init.normal_(vae.bn.running_mean, std=0.1)
+    torch.nn.init.uniform_(vae.bn.running_var, 1, 3)
     return {
         "tokenizer": tokenizer,
         # The pipeline takes the hidden states of layers 9, 18 and 27.
-        "text_encoder": transformers.Qwen3ForCausalLM(_qwen_config(tokenizer, layers=28)),
-        "vae": _vae(PATCHED_LATENTS, "AutoencoderKLFlux2", use_quant_conv=False, use_post_quant_conv=False),
-        "scheduler": _flow_matching(),
+        "text_encoder": transformers.Qwen3ForCausalLM(_qwen_config(tokenizer, 28, published["text_encoder"])),
+        "vae": vae,
         "transformer": diffusers.Flux2Transformer2DModel(
-            patch_size=1,
-            in_channels=4 * PATCHED_LATENTS,
+            in_channels=4 * published["vae"]["latent_channels"],
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,
@@ -408,9 +434,8 @@ def _flux2_klein(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             joint_attention_dim=3 * 16,
             timestep_guidance_channels=256,
             axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
+            **published["transformer"],
         ),
-        "is_distilled": True,
     }
 
 
@@ -419,7 +444,7 @@ FAMILIES = {
     "StableDiffusionXLPipeline": _stable_diffusion_xl,
     "StableDiffusion3Pipeline": _stable_diffusion_3,
     "FluxPipeline": _flux,
-    "LatentConsistencyModelPipeline": _latent_consistency,
+    "LatentConsistencyModelPipeline": _stable_diffusion,
     "PixArtSigmaPipeline": _pixart_sigma,
     "ZImagePipeline": _z_image,
     "QwenImagePipeline": _qwen_image,

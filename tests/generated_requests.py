@@ -1,0 +1,52 @@
+"""Requests made from the schema that a server shows, most of them with something wrong."""
+
+import re
+from typing import Any
+
+from hypothesis import strategies as st
+
+# How Truss words what a request lacks: a sentence for each field.
+SENTENCES = re.compile(r"Input Parsing Errors?:(\n  `.*`: .+\.)+", re.DOTALL)
+# A valid request takes the least of these: the smallest image.
+COSTLY = ("width", "height", "num_images")
+# Any JSON, with NaN, lone surrogates and huge integers. Without the integers that would be a large image or many steps.
+TEXT = st.text(st.characters(exclude_categories=()), max_size=8)
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.floats() | TEXT | st.integers(max_value=1) | st.integers(min_value=10_000),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def good_value(name: str, field: dict[str, Any], pictures: list[str]) -> st.SearchStrategy:
+    """Return values that the schema of the field allows. pictures: files in base64 for the field image."""
+    if "anyOf" in field:
+        return st.one_of(*(good_value(name, choice, pictures) for choice in field["anyOf"]))
+    if "enum" in field:
+        return st.sampled_from(field["enum"])
+    if name in COSTLY:
+        return st.just(field["minimum"])
+    if name == "num_inference_steps":
+        # At a few steps schedulers differ most, and each step takes time.
+        return st.integers(field["minimum"], min(field["minimum"] + 3, field["maximum"]))
+    if field["type"] == "integer":
+        return st.integers(field["minimum"], field["maximum"])
+    if field["type"] == "number":
+        return st.floats(field.get("minimum", field.get("exclusiveMinimum")), field["maximum"])
+    if field["type"] == "string":
+        text = st.text(min_size=field.get("minLength", 0), max_size=8)
+        return text | st.sampled_from(pictures) if name == "image" and pictures else text
+    return st.none()
+
+
+def bodies(schema: dict[str, Any], pictures: list[str]) -> st.SearchStrategy:
+    """Return requests that the schema allows, most of them with some fields spoiled, and now and then none at all."""
+    values = {name: good_value(name, field, pictures) for name, field in schema["properties"].items()}
+    names = st.sampled_from(sorted(values))
+    always = {name: values.pop(name) for name in sorted({*schema["required"], *COSTLY, "num_inference_steps"})}
+    request = st.fixed_dictionaries(always, optional=values)
+    # From an image, with what may go with it.
+    more = {name: values[name] for name in ("strength", "seed", "output_format")}
+    from_image = st.fixed_dictionaries({**always, "image": values["image"]}, optional=more)
+    spoiled = st.dictionaries(names | TEXT, JUNK, min_size=1, max_size=2)
+    return st.one_of(request, from_image, *[st.builds(lambda body, more: {**body, **more}, request, spoiled)] * 2, JUNK)

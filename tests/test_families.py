@@ -1,0 +1,140 @@
+"""Every family, as its real files are and in half precision: whatever the schema allows is a picture or a sentence."""
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from conftest import CATALOG, BakedProject
+from generated_requests import SENTENCES, bodies
+from hypothesis import HealthCheck, given, settings
+from platforms import PROJECT_PYTHON
+from serving import PREDICT, READY, Server, lay_out
+
+# One preset of each pipeline: the one whose real settings have failed most. SSD-1B decodes in float32, and T5 keeps
+# layers in float32 where the others have float16.
+FAMILIES = (
+    "sd15",
+    "ssd-1b",
+    "sd3-medium",
+    "flux-dev",
+    "lcm-dreamshaper",
+    "pixart-sigma",
+    "z-image-turbo",
+    "qwen-image",
+    "flux2-klein-4b",
+)
+CASES = 2000 // len(FAMILIES) + 1
+# Prints the places of the pictures in argv[1], of which each is a file in base64, that are of one colour. So is a
+# picture of numbers that are none.
+OF_ONE_COLOUR = """
+import base64, io, json, sys
+from PIL import Image
+
+pictures = json.load(open(sys.argv[1]))
+bands = [Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").getextrema() for picture in pictures]
+print(json.dumps([place for place, found in enumerate(bands) if all(low == high for low, high in found)]))
+"""
+pytestmark = pytest.mark.skipif(
+    PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
+)
+
+
+def test_every_pipeline_is_there() -> None:
+    assert sorted(CATALOG[preset]["pipeline"] for preset in FAMILIES) == sorted(
+        {facts["pipeline"] for facts in CATALOG.values()}
+    )
+
+
+# One test for each, with all that needs its server: to start one takes longer than a hundred requests.
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_a_family_in_half_precision(bake: Callable[..., BakedProject], tmp_path: Path, preset: str) -> None:
+    serving = lay_out(bake(preset=preset).path, tmp_path)
+    folder = tmp_path / "half"
+    folder.mkdir()
+    with serving.start(serving.copy(folder, cpu_dtype=CATALOG[preset]["dtype"])) as server:
+        family = Family(server, preset)
+        first = family.text()
+        family.every_number_of_steps()
+        family.generated()
+        # Nothing of that has changed the pipeline.
+        assert family.text() == first
+        constant = of_one_colour(tmp_path, [picture for _, picture in family.pictures])
+        assert not constant, [family.pictures[place][0] for place in constant]
+
+
+class Family:
+    """Asks the server of a family, and keeps each request that was answered, with its picture."""
+
+    def __init__(self, server: Server, preset: str) -> None:
+        self.server = server
+        self.image_to_image = CATALOG[preset]["image_to_image"] is not None
+        self.schema = server.http.get(f"{READY}/schema").json()["input_schema"]
+        self.pictures: list[tuple[Any, str]] = []
+        self.starts: list[str] = []
+
+    def ask(self, body: Any) -> httpx.Response:
+        response = self.server.http.post(PREDICT, content=json.dumps(body).encode())
+        if response.status_code == 200:
+            self.pictures += [(body, entry["image"]) for entry in response.json()["images"]]
+        else:
+            assert response.status_code == 400, (body, response.text, self.server.log.read_text()[-3000:])
+            assert SENTENCES.fullmatch(response.json()["error"]), (body, response.text)
+        return response
+
+    def picture(self, **more: Any) -> str:
+        small = {name: self.schema["properties"][name]["minimum"] for name in ("width", "height")}
+        response = self.ask({"prompt": "a red house", "seed": 1, **small, **more})
+        assert response.status_code == 200, (more, response.text)
+        return response.json()["images"][0]["image"]
+
+    def text(self) -> str:
+        return self.picture(num_inference_steps=2)
+
+    def every_number_of_steps(self) -> None:
+        """The least that the schema allows, a few more, and the most: with an image, at the strengths that fit."""
+        steps = self.schema["properties"]["num_inference_steps"]
+        for count in (*range(steps["minimum"], 4), steps["maximum"]):
+            self.picture(num_inference_steps=count)
+        self.starts = [self.picture(num_inference_steps=2, output_format=name) for name in ("png", "jpeg", "webp")]
+        if not self.image_to_image:
+            assert self.ask({"prompt": "x", "image": self.starts[0]}).status_code == 400
+            return
+        whole, half = (self.picture(num_inference_steps=4, image=self.starts[0], strength=s) for s in (1.0, 0.5))
+        assert whole != half
+        small = {name: self.schema["properties"][name]["minimum"] for name in ("width", "height")}
+        counts = [(count, strength) for count in (1, 2, 3, 20) for strength in (0.1, 0.3, 0.6, 1.0)]
+        for count, strength in [*counts, (steps["maximum"], 0.1), (steps["maximum"], 1.0)]:
+            # Whether they fit is the family's own matter. If they do not, ask() wants a sentence.
+            body = {"prompt": "a boat", "num_inference_steps": count, "image": self.starts[0], "strength": strength}
+            self.ask({**body, **small})
+
+    def generated(self) -> None:
+        """CASES requests made from the schema."""
+        validator = jsonschema.Draft202012Validator(self.schema)
+        answers: Counter = Counter()
+
+        @settings(
+            max_examples=CASES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+        )
+        @given(bodies(self.schema, self.starts))
+        def check(body: Any) -> None:
+            response = self.ask(body)
+            answers[response.status_code] += 1
+            assert response.status_code == 400 or validator.is_valid(body)
+
+        check()
+        assert answers.total() >= CASES
+        assert min(answers[200], answers[400]) > CASES / 20, answers
+
+
+def of_one_colour(folder: Path, pictures: list[str]) -> list[int]:
+    """Return the places of those that are of one colour."""
+    (folder / "pictures.json").write_text(json.dumps(pictures))
+    command = [PROJECT_PYTHON, "-c", OF_ONE_COLOUR, str(folder / "pictures.json")]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
