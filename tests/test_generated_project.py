@@ -10,6 +10,7 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import CATALOG, DELIVERIES, MEASURED, PRESETS, BakedProject
 from platforms import PROJECT_PYTHON, url_when_ready
@@ -89,7 +90,12 @@ def test_make_image_writes_an_image_and_prints_the_phases(bake: Callable[..., Ba
 
 def test_a_bad_option_is_one_sentence(bake: Callable[..., BakedProject]) -> None:
     project = bake()
-    for option, value in (("--weights", "no-such-folder"), ("--port", "70000"), ("--port", "x")):
+    for option, value in (
+        ("--weights", "no-such-folder"),
+        ("--port", "70000"),
+        ("--port", "x"),
+        ("--host", "no.such."),
+    ):
         command = [PROJECT_PYTHON, "local_server.py", option, value]
         result = subprocess.run(command, cwd=project.path, capture_output=True, text=True)
         assert result.returncode != 0
@@ -184,13 +190,31 @@ def resident_bytes(file: Path) -> int:
     return int(subprocess.check_output(command, text=True))
 
 
-def test_ending_the_command_ends_the_server(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
-    command = [PROJECT_PYTHON, "local_server.py", "--port", "0"]
+def test_the_server_is_for_this_machine_alone_and_ends_with_its_command(
+    bake: Callable[..., BakedProject], tmp_path: Path
+) -> None:
+    command = [PROJECT_PYTHON, "local_server.py", "--port"]
     log = tmp_path / "log"
+    # A proxy that answers nothing, and what a shell holds.
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    environment = {**os.environ, **proxies, "BASETEN_API_KEY": "a-key-of-the-user", "TRUSS_SECRET_hf_access_token": "x"}
+    environment = {name: value for name, value in environment.items() if name.lower() != "no_proxy"}
+    project = bake(preset="sd15").path
     with log.open("w") as output:
-        serve = subprocess.Popen(command, cwd=bake().path, stdout=output, stderr=subprocess.STDOUT)
+        serve = subprocess.Popen([*command, "0"], cwd=project, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         url = url_when_ready(serve, log)
+        (server,) = [child for child in psutil.Process(serve.pid).children() if "main.py" in child.cmdline()]
+        listening = [each.laddr for each in server.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        assert listening == [("127.0.0.1", int(url.rsplit(":")[-1]))]
+        passed_on = server.environ()
+        assert passed_on["TRUSS_SECRET_hf_access_token"] == "x"
+        assert not {"BASETEN_API_KEY", *proxies} & set(passed_on)
+        # A second one must not take the first for its own.
+        second = subprocess.run([*command, url.rsplit(":")[-1]], cwd=project, capture_output=True, text=True)
+        assert second.returncode == 1
+        assert second.stderr.startswith(f"Cannot listen on port {listening[0].port} of 127.0.0.1 (")
+        assert "Ready" not in second.stdout
         serve.terminate()
         assert serve.wait(timeout=60) == 143
     finally:
