@@ -29,6 +29,7 @@ MANIFEST = {
     "Makefile",
     "README.md",
     "app.py",
+    "check.py",
     "cli.py",
     "client.py",
     "config.yaml",

@@ -10,7 +10,18 @@ from jinja2 import meta, nodes
 
 RENDERED = [PROJECT / "config.yaml", PROJECT / "README.md"]
 HOOKS = sorted((TEMPLATE / "hooks").glob("*.py"))
-TAGS = (" cookiecutter", " preset", " pattern ", " accelerator ", " name ", " repo", " revisions", " variant ", " {")
+TAGS = (
+    " cookiecutter",
+    " preset",
+    " (preset",
+    " pattern ",
+    " accelerator ",
+    " name ",
+    " repo",
+    " revisions",
+    " variant ",
+    " {",
+)
 
 
 def prompted() -> set[str]:
