@@ -80,12 +80,65 @@ def test_a_lora_is_served_as_the_readme_says(bake: Callable[..., BakedProject], 
 def test_make_image_writes_an_image_and_prints_the_phases(bake: Callable[..., BakedProject]) -> None:
     project = bake()
     environment = Path(PROJECT_PYTHON).parent.parent
-    # The environment is there: tell make that it is newer than this bake.
-    output = run(
-        project, "make", "image", f"VENV={environment}", "--assume-old=config.yaml", "--assume-old=requirements-dev.txt"
-    )
+    # The environment is there: make must not make it anew.
+    output = run(project, "make", "image", f"VENV={environment}", f"--assume-old={environment}/.ready")
     assert (project.path / "image.png").read_bytes().startswith(b"\x89PNG")
     assert [phase for phase in ("import_torch", "read_weights", "first_image") if phase not in output] == []
+
+
+# Stands for python3 in the Makefile: its environments have the real Python of the image, and a pip that notes what it
+# is asked for, or fails.
+FAKE_PYTHON = """#!/bin/sh
+case "$1 $2" in
+"-m venv") ;;
+*) exec {python} "$@" ;;
+esac
+rm -rf "$4" && mkdir -p "$4/bin"
+printf '#!/bin/sh\\nexec {python} "$@"\\n' > "$4/bin/python"
+printf '#!/bin/sh\\necho "$*" >> {log}; test ! -e {log}.fail\\n' > "$4/bin/pip"
+chmod +x "$4/bin/python" "$4/bin/pip"
+"""
+
+
+def test_the_environment_is_made_anew_when_what_it_should_hold_changes(
+    bake: Callable[..., BakedProject], tmp_path: Path
+) -> None:
+    project, log = bake(preset="sd15"), tmp_path / "log"
+    python = tmp_path / "python3"
+    python.write_text(FAKE_PYTHON.format(python=PROJECT_PYTHON, log=log))
+    python.chmod(0o755)
+    config, old = project.path / "config.yaml", project.path / ".venv" / "left-by-a-package"
+
+    def make(edit: tuple[str, str] = ("", ""), expected: int = 0) -> tuple[int, str]:
+        """Edit config.yaml and make the environment. Returns how often pip ran, and what was said."""
+        config.write_text(config.read_text("utf-8").replace(*edit), "utf-8")
+        log.write_text("")
+        command = ["make", ".venv/.ready", f"PYTHON={python}"]
+        result = subprocess.run(command, cwd=project.path, capture_output=True, text=True)
+        assert result.returncode == expected, result.stdout + result.stderr
+        return len(log.read_text().splitlines()), result.stdout + result.stderr
+
+    installs, said = make()
+    assert installs == 2
+    assert said.index("Step 1 of 2: Truss and the tools") < said.index("Step 2 of 2: what the image holds")
+    old.touch()
+    assert make()[0] == 0
+    # A setting installs nothing; one requirement less makes it anew.
+    assert make(("num_images: 4", "num_images: 2"))[0] == 0
+    assert old.exists()
+    assert make(("  - sentencepiece==0.2.3\n", ""))[0] == 2
+    assert not old.exists()
+    # What failed is known by its step, and is tried again.
+    Path(f"{log}.fail").touch()
+    assert "Step 1 of 2 failed" in make(("pillow==13.0.0", "pillow==12.0.0"), expected=2)[1]
+    Path(f"{log}.fail").unlink()
+    assert make()[0] == 2
+    assert make()[0] == 0
+    # A wrong config.yaml is said in one sentence, before anything is installed.
+    installs, said = make(("accelerator: T4", "accelerator: T5"), expected=2)
+    assert installs == 0
+    assert "config.yaml: resources.accelerator: Unsupported accelerator type: `T5`. Available types: " in said
+    assert "Traceback" not in said
 
 
 def test_a_bad_option_is_one_sentence(bake: Callable[..., BakedProject]) -> None:
