@@ -1,11 +1,12 @@
 """Serve this Truss on this machine: the server that the image runs, without Docker, GPU or network.
 
-`truss image build-context` writes what the image is built from. This puts its parts side by side,
-as the image does, points the copy of config.yaml at weights on this machine, and starts main.py.
+`truss image build-context` writes what the image is built from, out of what `truss push` would push. This puts its
+parts side by side, as the image does, points the copy of config.yaml at weights on this machine, and starts main.py.
 """
 
 import argparse
 import base64
+import difflib
 import os
 import re
 import shutil
@@ -24,50 +25,111 @@ PROJECT = Path(__file__).resolve().parent
 REAL_WEIGHTS = PROJECT / ".weights"
 PREDICT = "/v1/models/model:predict"
 READY = "/v1/models/model/loaded"
+# What the server may need of this shell: programs, libraries, the GPU, the language, threads, secrets that Truss reads,
+# and the measuring of coverage. All else, such as keys and tokens, stays here.
+PASSED_ON = re.compile(r"PATH|LD_LIBRARY_PATH|TMPDIR|TZ|LANG|(LC|CUDA|NVIDIA|OMP|MKL|TRUSS_SECRET|COVERAGE)_.*")
+# main.py listens on all addresses of this machine, and nothing tells it otherwise. So the class of its settings is one
+# that knows better. The image has packages/ in /packages, where the server looks for it; here it is in the app.
+LAUNCHER = """
+import os, runpy, sys, uvicorn
+host, script = sys.argv[1:]
+class Config(uvicorn.Config):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **{**options, "host": host})
+uvicorn.Config = Config
+sys.argv, sys.path[0] = [script], os.getcwd()
+sys.path.append(os.path.abspath("packages"))
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+class ConfigError(ValueError):
+    """config.yaml is wrong: one sentence that names the key."""
 
 
 def read_config() -> dict[str, Any]:
-    """Return config.yaml of this project."""
-    return yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
+    """Return config.yaml of this project. Raises ConfigError. Every command reads it here, and nowhere else."""
+    try:
+        config = yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"config.yaml, line {error.problem_mark.line + 1}: {error.problem}.") from error
+    if not isinstance(config, dict):
+        raise ConfigError("config.yaml holds no keys: it must start with model_name, as it was generated.")
+    return config
+
+
+def check_with_truss(config: dict[str, Any]) -> None:
+    """Raise ConfigError, in one sentence, if Truss would refuse the config."""
+    import pydantic
+    from truss.base.truss_config import TrussConfig
+
+    unknown = [key for key in config if key not in TrussConfig.model_fields]
+    if unknown:
+        near = difflib.get_close_matches(str(unknown[0]), TrussConfig.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else "take it out."
+        raise ConfigError(f"config.yaml: Truss knows no key {unknown[0]}: {hint}")
+    try:
+        TrussConfig.from_dict(config).validate_forbid_extra()
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"config.yaml: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+    except ValueError as error:
+        raise ConfigError(f"config.yaml: {error}") from error
+
+
+def pushed_files() -> list[Path]:
+    """Return what `truss push` would push, by Truss's own reading of .truss_ignore; paths in this project."""
+    from truss.util.path import collect_files, load_trussignore_patterns_from_truss_dir
+
+    files = collect_files(PROJECT, load_trussignore_patterns_from_truss_dir(PROJECT))
+    return sorted(file.relative_to(PROJECT) for file in files)
 
 
 def build_context(target: Path) -> None:
-    """Write the image's build context to target. Raises CalledProcessError if Truss refuses the project.
+    """Write the image's build context to target. Raises ConfigError if Truss refuses the project.
 
     With model_cache in the config Truss asks the Hub for the list of files. So it gets a copy without.
     """
     config = read_config()
+    check_with_truss(config)
     for delivery in ("model_cache", "weights"):
         config.pop(delivery, None)
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary)
+        for file in pushed_files():
+            (copy / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / file, copy / file)
         (copy / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
-        for folder in ("model", "data", "packages"):
-            if (PROJECT / folder).is_dir():
-                shutil.copytree(PROJECT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
         truss = Path(sys.executable).parent / "truss"
         command = [truss, "image", "build-context", "--non-interactive", target, copy]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        built = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if built.returncode:
+        raise ConfigError(f"Truss cannot build this project: {built.stdout.strip()}")
 
 
 def build_app(app: Path, weights: Path) -> None:
     """Lay out app as /app is in the image, with weights (a folder) in the place of the cache."""
     build_context(app / "context")
     shutil.copytree(app / "context" / "server", app, dirs_exist_ok=True)
-    shutil.copytree(app / "context" / "model", app / "model")
+    for folder in ("model", "data", "packages"):
+        if (app / "context" / folder).is_dir():
+            shutil.copytree(app / "context" / folder, app / folder)
     # Truss fills in its defaults: the server needs its copy, not the one in this repository.
     config = yaml.safe_load((app / "context" / "config.yaml").read_text("utf-8"))
     config["model_metadata"]["pipeline"]["weights_dir"] = str(weights.resolve())
     (app / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
 
 
-def start(app: Path, port: int, **options: Any) -> subprocess.Popen:
-    """Start the server on port. options go to subprocess.Popen."""
+def start(app: Path, port: int, host: str = "127.0.0.1", **options: Any) -> subprocess.Popen:
+    """Start the server on port of host. options go to subprocess.Popen."""
     declared = read_config()["environment_variables"]
     declared = {name: re.sub("^/app/", f"{app}/", value) for name, value in declared.items()}
     # The server leaves a mark in the home folder when load() fails: keep it out of the user's.
-    environment = {**os.environ, **declared, "INFERENCE_SERVER_PORT": str(port), "HOME": str(app)}
-    return subprocess.Popen([sys.executable, "main.py"], cwd=app, env=environment, **options)
+    passed_on = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
+    environment = {**passed_on, **declared, "INFERENCE_SERVER_PORT": str(port), "HOME": str(app)}
+    command = [sys.executable, "-c", LAUNCHER, host, "main.py"]
+    return subprocess.Popen(command, cwd=app, env=environment, **options)
 
 
 def wait_until_ready(process: subprocess.Popen, url: str, timeout: float = 600) -> None:
@@ -79,12 +141,21 @@ def wait_until_ready(process: subprocess.Popen, url: str, timeout: float = 600) 
         if process.poll() is not None:
             raise RuntimeError("The server stopped before it was ready: its log says why.")
         try:
-            if requests.get(url + READY, timeout=5).ok:
+            if local_session().get(url + READY, timeout=5).ok:
                 return
         except requests.RequestException:
             pass
         time.sleep(0.1)
     raise TimeoutError(f"The server was not ready after {timeout:.0f} s.")
+
+
+def local_session() -> Any:
+    """Return a requests.Session that asks this machine itself: HTTP_PROXY and the like are for other machines."""
+    import requests
+
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -104,12 +175,23 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def refuse_busy_port(host: str, port: int) -> None:
+    """Raise RuntimeError, in one sentence, if nobody can listen there: another server may answer in our place."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise RuntimeError(
+            f"Cannot listen on port {port} of {host} ({error.strerror}): stop what uses it, or choose with --host and "
+            "--port (of make: PORT=8001)."
+        ) from error
+
+
 def cached_repos() -> list[dict[str, Any]]:
     """Return what the image gets from Hugging Face: repo_id, revision, folder and allow_patterns of each."""
     config = read_config()
     repos = [{**repo, "folder": repo["volume_folder"]} for repo in config.get("model_cache", [])]
     for source in config.get("weights", []):
-        repo_id, revision = source["source"].removeprefix("hf://").split("@")
+        repo_id, _, revision = source["source"].removeprefix("hf://").partition("@")
         folder = Path(source["mount_location"]).name
         repos.append({**source, "repo_id": repo_id, "revision": revision, "folder": folder})
     return [{key: repo[key] for key in ("repo_id", "revision", "folder", "allow_patterns")} for repo in repos]
@@ -148,11 +230,9 @@ def find_weights(choice: str, temporary: Path) -> Path:
 
 def save_first_image(url: str, prompt: str, output: Path) -> None:
     """Send prompt, write the PNG, and print where the cold start went."""
-    import requests
-
     config = read_config()["model_metadata"]
     body = {**config["example_model_input"], "prompt": prompt}
-    response = requests.post(url + PREDICT, json=body, timeout=3600)
+    response = local_session().post(url + PREDICT, json=body, timeout=3600)
     if not response.ok:
         sys.exit(f"The server answered {response.status_code}: {response.text}")
     answer = response.json()
@@ -173,6 +253,12 @@ def parse_arguments() -> argparse.Namespace:
         "DIR: a folder that holds them as .weights does. Default: tiny.",
     )
     parser.add_argument("--port", type=int, default=8000, help="Default: 8000. 0: any free port.")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="The address to listen on. Default: 127.0.0.1, this machine alone. 0.0.0.0: whoever reaches this machine "
+        "can use the server, and reload its code.",
+    )
     parser.add_argument("--prompt", help="Make one image, print the phases of the cold start, and stop.")
     parser.add_argument("--output", type=Path, default=Path("image.png"), help="Where --prompt puts the PNG.")
     parser.add_argument("--context", type=Path, help="Only write the image's build context to this folder.")
@@ -185,18 +271,31 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Serve until Ctrl-C, SIGTERM or the one image of --prompt, and then end the server."""
+    """Do what the arguments say. Exits with one sentence if that cannot be done."""
     arguments = parse_arguments()
-    if arguments.context:
-        return build_context(arguments.context)
+    try:
+        if arguments.context:
+            build_context(arguments.context)
+        else:
+            serve(arguments)
+    except KeyboardInterrupt:
+        pass
+    except (ConfigError, RuntimeError, TimeoutError) as error:
+        sys.exit(str(error))
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Build the app, start the server, and end it. Raises ConfigError, RuntimeError or TimeoutError."""
     # Whatever ends this process ends the server too: see finally.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    port = arguments.port or free_port()
-    url = f"http://127.0.0.1:{port}"
+    host, port = arguments.host, arguments.port or free_port()
+    refuse_busy_port(host, port)
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
     with tempfile.TemporaryDirectory(prefix="truss-") as temporary:
         app = Path(temporary) / "app"
         build_app(app, find_weights(arguments.weights, Path(temporary)))
-        process = start(app, port)
+        process = start(app, port, host)
         try:
             wait_until_ready(process, url)
             if arguments.prompt is not None:
@@ -206,10 +305,7 @@ def main() -> None:
                 flush=True,
             )
             process.wait()
-        except KeyboardInterrupt:
-            pass
-        except (RuntimeError, TimeoutError) as error:
-            sys.exit(str(error))
+            raise RuntimeError("The server stopped: its log says why.")
         finally:
             stop(process)
 

@@ -1,38 +1,70 @@
-"""Print the licence notice of the weights and the next steps. Nothing else."""
+"""Print what was made, the licence notice of the weights, and the next steps. Nothing else."""
 
 import json
+import shlex
 
 CONTEXT = r"""
 << cookiecutter | tojson >>
 """
+
+ANSWERS = ("model_name", "preset", "accelerator", "weights", "hf_repo_id", "hf_revision")
 
 
 def farewell(answers: dict) -> str:
     """Return what a user needs to know right after the project was made."""
     preset = answers["_presets"][answers["preset"]]
     name, fine_tune = answers["model_name"], answers["hf_repo_id"]
-    weights = fine_tune or f"{preset['title']}, {preset['download_gb']} GB of weights"
+    repo = preset["repos"]["pipeline"]
+    accelerator = preset["accelerator"] if answers["accelerator"] == "preset" else answers["accelerator"]
+    commit = answers["hf_revision"] or repo["revision"]
     licence = f"{preset['license']}. {preset['license_notice']}"
+    size = f"{preset['download_gb']} GB"
     if fine_tune:
         licence = f"read it at https://huggingface.co/{fine_tune}. Of {preset['title']} itself: {licence}"
-    secret = ""
-    if preset["gated"] or fine_tune:
-        secret = f"""
-The weights need a token, unless they are public. Ask for access at
-https://huggingface.co/{fine_tune or preset["repos"]["pipeline"]["repo_id"]}, then put a Hugging Face token
-into the secret hf_access_token on Baseten, under Settings, Secrets.
-"""
+        size = f"how large they are was not looked up (those of {preset['title']}: {size})"
     return f"""
-{name} is ready: {weights}.
+{name} is ready: {preset["title"]} on {accelerator} ({answers["_accelerators"][accelerator]} GB).
 
+Weights: {fine_tune or repo["repo_id"]}, {size}
+Commit: {commit}, brought by {answers["weights"]}
 Licence of the weights: {licence}
-{secret}
+{token_note(fine_tune or repo["repo_id"]) if preset["gated"] or fine_tune else ""}\
+{variant_note(answers, preset) if fine_tune and preset["variant"] else ""}
+The same project again:
+  {command(answers)}
+
 Next:
   cd {name}
   make test     the tests of the real server, without GPU, Docker or weights
   make serve    the local Truss server
-  truss push    to Baseten (pip install truss)
+  make push     to Baseten
 """
+
+
+def token_note(repo_id: str) -> str:
+    return f"""
+The weights need a token, unless they are public. Ask for access at https://huggingface.co/{repo_id},
+then put a Hugging Face token into the secret hf_access_token on Baseten, under Settings, Secrets.
+"""
+
+
+def variant_note(answers: dict, preset: dict) -> str:
+    """Return how to get the other file names: a fine-tune often has no copy in half precision beside the plain one."""
+    variant = preset["variant"] if answers["_hf_variant"] == "preset" else answers["_hf_variant"]
+    other, wanted = ("", "plain names such as model.safetensors") if variant else ("fp16", "names with .fp16")
+    return f"""
+Its files are expected as {f"model.{variant}.safetensors" if variant else "model.safetensors"}. If they have {wanted}:
+  {command({**answers, "_hf_variant": other})} --overwrite-if-exists
+"""
+
+
+def command(answers: dict) -> str:
+    """Return the command that gives the same project without a question."""
+    said = [f"{name}={answers[name]}" for name in ANSWERS if answers[name]]
+    if answers["_hf_variant"] != "preset":
+        said.append(f"_hf_variant={answers['_hf_variant']}")
+    checkout = ["--checkout", answers["_checkout"]] if answers.get("_checkout") else []
+    return shlex.join(["cookiecutter", answers.get("_template", "gh:org/fast-truss"), *checkout, "--no-input", *said])
 
 
 if __name__ == "__main__":

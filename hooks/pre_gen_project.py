@@ -1,13 +1,18 @@
-"""Refuse bad answers, all at once, one sentence each. No file has been written yet."""
+"""Refuse bad answers, all at once, one sentence each. No file has been written yet.
+
+This checks what goes into the files. It cannot guard against code: before any hook runs, cookiecutter itself renders
+each answer as a template of Jinja, with all that Python can do. So never bake from answers that others wrote.
+"""
 
 import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
-# The answers enter as data, never as code. This file is valid Python before it is rendered.
+# As data: quotes and backslashes in an answer arrive as they are. This file is valid Python before it is rendered.
 CONTEXT = r"""
 << cookiecutter | tojson >>
 """
@@ -34,27 +39,32 @@ def problems(answers: dict) -> list[str]:
     presets = answers["_presets"]
     if answers["preset"] not in presets:
         found.append(f"preset is {shown(answers['preset'])}: use one of {', '.join(presets)}.")
-    memory = {"preset": None, **answers["_accelerators"]}
-    if answers["accelerator"] not in memory:
-        found.append(f"accelerator is {shown(answers['accelerator'])}: use one of {', '.join(memory)}.")
+    found += accelerator_problems(answers)
     if answers["weights"] not in ("model_cache", "weights"):
         found.append(f"weights is {shown(answers['weights'])}: use model_cache or weights.")
-    found += fine_tune_problems(answers)
-    preset = presets.get(answers["preset"])
-    if preset and memory.get(answers["accelerator"]):
-        found += accelerator_problems(answers["accelerator"], memory, answers["preset"], preset)
-    return found
+    return found + fine_tune_problems(answers)
 
 
-def accelerator_problems(accelerator: str, memory: dict, name: str, preset: dict) -> list[str]:
-    """Return a sentence if the weights and activations (GB, an estimate) do not fit."""
-    needed = preset["weights_gb"] + preset["activations_gb"]
-    if memory[accelerator] >= needed:
+def accelerator_problems(answers: dict) -> list[str]:
+    """Return a sentence if there is no such accelerator, torch cannot use it, or the preset does not fit on it."""
+    name, preset = answers["accelerator"], answers["_presets"].get(answers["preset"])
+    memory, unusable = answers["_accelerators"], answers["_unusable_accelerators"]
+    usable = sorted((other for other in memory if other not in unusable), key=memory.get)
+    if name == "preset":
         return []
-    return [
-        f"accelerator is {accelerator!r}: it has {memory[accelerator]} GB of memory, "
-        f"and {name} needs about {needed:.0f}: use {preset['accelerator']} or a larger one."
-    ]
+    if name not in memory:
+        return [f"accelerator is {shown(name)}: use one of preset, {', '.join(usable)}."]
+    # Of a preset that is none, the memory is not known.
+    needed = preset["weights_gb"] + preset["activations_gb"] if preset else 0
+    fitting = ", ".join(other for other in usable if memory[other] >= needed)
+    if name in unusable:
+        return [f"accelerator is {name!r}: {unusable[name]}: use one of {fitting}."]
+    if memory[name] < needed:
+        return [
+            f"accelerator is {name!r}: it has {memory[name]} GB of memory, and {answers['preset']} needs about "
+            f"{needed:.0f}: use one of {fitting}."
+        ]
+    return []
 
 
 def fine_tune_problems(answers: dict) -> list[str]:
@@ -65,10 +75,12 @@ def fine_tune_problems(answers: dict) -> list[str]:
     repo_is_good = not repo_id or (HF_REPO_ID.fullmatch(repo_id) and "--" not in repo_id and ".." not in repo_id)
     if not repo_is_good:
         found.append(f"hf_repo_id is {shown(repo_id)}: use owner/name, as on Hugging Face, or leave it empty.")
-    if "unet" in preset["repos"] and repo_id:
+    # A component that the fine-tune cannot bring itself.
+    kept = [name for name, repo in preset["repos"].items() if "component" in repo and "fine_tune_patterns" not in repo]
+    if kept and repo_id:
         found.append(
-            f"hf_repo_id is {shown(repo_id)}: {answers['preset']} brings its own UNet, so it cannot serve a fine-tune, "
-            "use sdxl for that."
+            f"hf_repo_id is {shown(repo_id)}: {answers['preset']} brings its own {' and '.join(kept)}, "
+            "so it cannot serve a fine-tune, use sdxl for that."
         )
     if not COMMIT.fullmatch(revision) and (revision or repo_id):
         shown_id = repo_id if repo_id and repo_is_good else "owner/name"
@@ -77,7 +89,10 @@ def fine_tune_problems(answers: dict) -> list[str]:
             f"because a branch or tag moves; `git ls-remote https://huggingface.co/{shown_id}` prints them."
         )
     if variant not in VARIANTS:
-        found.append(f"_hf_variant is {shown(variant)}: use preset, fp16, bf16, fp32 or nothing for plain file names.")
+        found.append(
+            f"_hf_variant is {shown(variant)}: use preset, fp16, bf16 or fp32, as the files are named, or nothing "
+            "(_hf_variant=) for plain names such as unet/diffusion_pytorch_model.safetensors."
+        )
     elif variant != "preset" and not preset["variant"]:
         found.append(f"_hf_variant is {shown(variant)}: {shown(answers['preset'])} has no variants, leave it out.")
     return found
@@ -103,6 +118,14 @@ def remove_nested_folders(name: str, output: str | None) -> None:
             folder.rmdir()
 
 
+def same_again(answers: dict, found: list[str]) -> str:
+    """Return the command that keeps the good answers, so that one mistake does not cost the others."""
+    bad = list(dict.fromkeys(sentence.split()[0] for sentence in found))
+    said = [f"{name}={answers[name]}" for name in PROMPTED if name not in bad and answers[name]]
+    said += [f"{name}=..." for name in bad]
+    return shlex.join(["cookiecutter", answers.get("_template", "gh:org/fast-truss"), "--no-input", *said])
+
+
 def shown(answer: object) -> str:
     """Return the answer for a sentence: one line of ASCII, at most 60 characters."""
     text = ascii(answer)
@@ -114,4 +137,5 @@ if __name__ == "__main__":
     found = problems(context)
     if found:
         remove_nested_folders(context["model_name"], context.get("_output_dir"))
+        found.append(f"With the other answers kept: {same_again(context, found)}")
     sys.exit("\n".join(found) or None)

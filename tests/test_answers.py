@@ -48,6 +48,7 @@ def good_answers(draw: st.DrawFn) -> dict[str, str]:
     facts = CATALOG[preset]
     needed = facts["weights_gb"] + facts["activations_gb"]
     large_enough = [name for name, memory in CONTEXT["_accelerators"].items() if memory >= needed]
+    large_enough = [name for name in large_enough if name not in CONTEXT["_unusable_accelerators"]]
     variants = ["preset", "", "fp16", "bf16", "fp32"] if facts["variant"] else ["preset"]
     answers = {
         "model_name": draw(NAME | YAML_WORDS),
@@ -68,6 +69,9 @@ def expected_config(answers: dict[str, str]) -> dict[str, Any]:
     repos = {name: (repo["repo_id"], repo["revision"]) for name, repo in facts["repos"].items()}
     repo_id, revision = repos["pipeline"]
     repos["pipeline"] = (answers["hf_repo_id"] or repo_id, answers["hf_revision"] or revision)
+    if answers["hf_repo_id"]:
+        # It brings all of its parts itself.
+        repos = {"pipeline": repos["pipeline"]}
     variant = answers["_hf_variant"]
     return {
         "model_name": answers["model_name"],

@@ -29,6 +29,7 @@ MANIFEST = {
     "Makefile",
     "README.md",
     "app.py",
+    "check.py",
     "cli.py",
     "client.py",
     "config.yaml",
@@ -97,6 +98,11 @@ def test_truss_accepts_the_config_without_a_warning(
     assert config.to_dict() == render_config(weights=delivery).to_dict()
     assert config.model_name == "my-stable-diffusion"
     assert config.environment_variables["HF_HUB_OFFLINE"] == "1"
+    # A replica with a dead GPU: Baseten asks every 10 s, and by default waits for half an hour.
+    health = config.runtime.health_checks
+    assert 10 <= health.stop_traffic_threshold_seconds <= 60 < health.restart_threshold_seconds <= 120
+    # A cold start may take its time.
+    assert health.startup_threshold_seconds is None
 
 
 def test_accelerators_are_those_that_truss_knows() -> None:

@@ -115,6 +115,10 @@ def test_every_accelerator_is_accepted_by_truss_or_too_small(preset: str, delive
     for accelerator in ACCELERATORS:
         answers = {**GOOD, "preset": preset, "accelerator": accelerator, "weights": delivery}
         problems = hook("pre_gen_project").problems(answers)
+        if accelerator in CONTEXT["_unusable_accelerators"]:
+            (sentence,) = problems
+            assert CONTEXT["_unusable_accelerators"][accelerator] in sentence
+            continue
         if accelerator != "preset" and CONTEXT["_accelerators"][accelerator] < needed:
             (sentence,) = problems
             assert f"{preset} needs about" in sentence
@@ -160,13 +164,15 @@ def test_a_preset_is_whole(preset: str) -> None:
     assert set(facts) == set(CATALOG["sdxl"])
     for name, repo in facts["repos"].items():
         assert re.fullmatch(r"[0-9a-f]{40}", repo["revision"])
-        assert set(repo) - {"file"} == {"repo_id", "revision", "allow_patterns"} | (
+        assert set(repo) - {"file", "fine_tune_patterns"} == {"repo_id", "revision", "allow_patterns"} | (
             {"component"} - {name} if name != "pipeline" else set()
         )
     assert next(iter(facts["repos"])) == "pipeline"
     assert facts["license_notice"].endswith(".")
     assert facts["size"] % facts["size_multiple"] == facts["max_size"] % facts["size_multiple"] == 0
-    assert CONTEXT["__prompts__"]["preset"][preset] == f"{facts['label']}, {facts['download_gb']} GB"
+    assert CONTEXT["__prompts__"]["preset"][preset] == (
+        f"{preset}: {facts['label']}, {facts['download_gb']} GB, on {facts['accelerator']}"
+    )
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
@@ -177,17 +183,40 @@ def test_a_fine_tune_takes_the_place_of_the_pipeline(delivery: str) -> None:
     text = str(where[0])
     assert "owner/my-model" in text
     assert "a" * 40 in text
-    assert CATALOG["sdxl"]["repos"]["vae"]["repo_id"] in str(where[1])
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in where[0].allow_patterns
     assert "hf_access_token" in config.secrets
+    # Its own VAE: the preset's is for the preset's weights.
+    assert len(where) == 1
+    assert {"vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors"} <= set(where[0].allow_patterns)
+    pipeline = config.model_metadata["pipeline"]
+    assert pipeline["components"] == {}
+    assert pipeline["weight_files"] == {"pipeline": where[0].allow_patterns}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_component_of_the_preset_is_the_fine_tunes_own_or_takes_none(preset: str) -> None:
+    facts = CATALOG[preset]
+    components = [repo for repo in facts["repos"].values() if "component" in repo]
+    replaceable = ["fine_tune_patterns" in repo for repo in components]
+    problems = hook("pre_gen_project").problems(
+        {**GOOD, "preset": preset, "hf_repo_id": "owner/m", "hf_revision": "a" * 40}
+    )
+    assert bool(problems) == (not all(replaceable))
+    if problems:
+        return
+    config = render_config(preset=preset, hf_repo_id="owner/m", hf_revision="a" * 40)
+    patterns = config.model_cache.root[0].allow_patterns
+    # What from_pretrained reads of a family that has no list of components here is named with wildcards.
+    for component in COMPONENTS.get(facts["pipeline"], "").split():
+        assert any(pattern.startswith(f"{component}/") for pattern in patterns), component
 
 
 @pytest.mark.parametrize(("variant", "name"), [("", "model.safetensors"), ("bf16", "model.bf16.safetensors")])
 def test_a_fine_tune_may_have_other_file_names(variant: str, name: str) -> None:
     config = render_config(hf_repo_id="owner/m", hf_revision="a" * 40, _hf_variant=variant)
-    (pipeline, vae) = config.model_cache.root
+    (pipeline,) = config.model_cache.root
     assert f"text_encoder/{name}" in pipeline.allow_patterns
-    assert vae.allow_patterns == CATALOG["sdxl"]["repos"]["vae"]["allow_patterns"]
+    assert f"vae/diffusion_pytorch_{name}" in pipeline.allow_patterns
     assert config.model_metadata["pipeline"]["variant"] == (variant or None)
 
 

@@ -10,6 +10,7 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import CATALOG, DELIVERIES, MEASURED, PRESETS, BakedProject
 from platforms import PROJECT_PYTHON, url_when_ready
@@ -64,9 +65,10 @@ def test_a_lora_is_served_as_the_readme_says(bake: Callable[..., BakedProject], 
     project = bake(preset="sd15", weights=delivery)
     config = project.path / "config.yaml"
     readme = (project.path / "README.md").read_text("utf-8")
-    entry = re.search(r"\n\n      (- .*?\n)\n", readme, re.DOTALL)[1].replace("OWNER/NAME", "owner/style")
-    entry = entry.replace("COMMIT", "a" * 40).replace("\n      ", "\n  ")
-    text = config.read_text("utf-8").replace("\n# load() reads", f"  {entry}\n# load() reads")
+    # As it stands there, pasted below the last entry.
+    entry = re.search(r"```yaml\n(  - .*?)```", readme, re.DOTALL)[1].replace("OWNER/NAME", "owner/style")
+    entry = entry.replace("COMMIT", "a" * 40)
+    text = config.read_text("utf-8").replace("\n# load() reads", f"{entry}\n# load() reads")
     text = text.replace('lora_repo_id: ""', "lora_repo_id: owner/style")
     config.write_text(text.replace('lora_revision: ""', f"lora_revision: {'a' * 40}"), "utf-8")
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'own'}", "tests/test_load.py"]
@@ -79,17 +81,75 @@ def test_a_lora_is_served_as_the_readme_says(bake: Callable[..., BakedProject], 
 def test_make_image_writes_an_image_and_prints_the_phases(bake: Callable[..., BakedProject]) -> None:
     project = bake()
     environment = Path(PROJECT_PYTHON).parent.parent
-    # The environment is there: tell make that it is newer than this bake.
-    output = run(
-        project, "make", "image", f"VENV={environment}", "--assume-old=config.yaml", "--assume-old=requirements-dev.txt"
-    )
+    # The environment is there: make must not make it anew.
+    output = run(project, "make", "image", f"VENV={environment}", f"--assume-old={environment}/.ready")
     assert (project.path / "image.png").read_bytes().startswith(b"\x89PNG")
     assert [phase for phase in ("import_torch", "read_weights", "first_image") if phase not in output] == []
 
 
+# Stands for python3 in the Makefile: its environments have the real Python of the image, and a pip that notes what it
+# is asked for, or fails.
+FAKE_PYTHON = """#!/bin/sh
+case "$1 $2" in
+"-m venv") ;;
+*) exec {python} "$@" ;;
+esac
+rm -rf "$4" && mkdir -p "$4/bin"
+printf '#!/bin/sh\\nexec {python} "$@"\\n' > "$4/bin/python"
+printf '#!/bin/sh\\necho "$*" >> {log}; test ! -e {log}.fail\\n' > "$4/bin/pip"
+chmod +x "$4/bin/python" "$4/bin/pip"
+"""
+
+
+def test_the_environment_is_made_anew_when_what_it_should_hold_changes(
+    bake: Callable[..., BakedProject], tmp_path: Path
+) -> None:
+    project, log = bake(preset="sd15"), tmp_path / "log"
+    python = tmp_path / "python3"
+    python.write_text(FAKE_PYTHON.format(python=PROJECT_PYTHON, log=log))
+    python.chmod(0o755)
+    config, old = project.path / "config.yaml", project.path / ".venv" / "left-by-a-package"
+
+    def make(edit: tuple[str, str] = ("", ""), expected: int = 0) -> tuple[int, str]:
+        """Edit config.yaml and make the environment. Returns how often pip ran, and what was said."""
+        config.write_text(config.read_text("utf-8").replace(*edit), "utf-8")
+        log.write_text("")
+        command = ["make", ".venv/.ready", f"PYTHON={python}"]
+        result = subprocess.run(command, cwd=project.path, capture_output=True, text=True)
+        assert result.returncode == expected, result.stdout + result.stderr
+        return len(log.read_text().splitlines()), result.stdout + result.stderr
+
+    installs, said = make()
+    assert installs == 2
+    assert said.index("Step 1 of 2: Truss and the tools") < said.index("Step 2 of 2: what the image holds")
+    old.touch()
+    assert make()[0] == 0
+    # A setting installs nothing; one requirement less makes it anew.
+    assert make(("num_images: 4", "num_images: 2"))[0] == 0
+    assert old.exists()
+    assert make(("  - sentencepiece==0.2.3\n", ""))[0] == 2
+    assert not old.exists()
+    # What failed is known by its step, and is tried again.
+    Path(f"{log}.fail").touch()
+    assert "Step 1 of 2 failed" in make(("pillow==13.0.0", "pillow==12.0.0"), expected=2)[1]
+    Path(f"{log}.fail").unlink()
+    assert make()[0] == 2
+    assert make()[0] == 0
+    # A wrong config.yaml is said in one sentence, before anything is installed.
+    installs, said = make(("accelerator: T4", "accelerator: T5"), expected=2)
+    assert installs == 0
+    assert "config.yaml: resources.accelerator: Unsupported accelerator type: `T5`. Available types: " in said
+    assert "Traceback" not in said
+
+
 def test_a_bad_option_is_one_sentence(bake: Callable[..., BakedProject]) -> None:
     project = bake()
-    for option, value in (("--weights", "no-such-folder"), ("--port", "70000"), ("--port", "x")):
+    for option, value in (
+        ("--weights", "no-such-folder"),
+        ("--port", "70000"),
+        ("--port", "x"),
+        ("--host", "no.such."),
+    ):
         command = [PROJECT_PYTHON, "local_server.py", option, value]
         result = subprocess.run(command, cwd=project.path, capture_output=True, text=True)
         assert result.returncode != 0
@@ -184,13 +244,31 @@ def resident_bytes(file: Path) -> int:
     return int(subprocess.check_output(command, text=True))
 
 
-def test_ending_the_command_ends_the_server(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
-    command = [PROJECT_PYTHON, "local_server.py", "--port", "0"]
+def test_the_server_is_for_this_machine_alone_and_ends_with_its_command(
+    bake: Callable[..., BakedProject], tmp_path: Path
+) -> None:
+    command = [PROJECT_PYTHON, "local_server.py", "--port"]
     log = tmp_path / "log"
+    # A proxy that answers nothing, and what a shell holds.
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    environment = {**os.environ, **proxies, "BASETEN_API_KEY": "a-key-of-the-user", "TRUSS_SECRET_hf_access_token": "x"}
+    environment = {name: value for name, value in environment.items() if name.lower() != "no_proxy"}
+    project = bake(preset="sd15").path
     with log.open("w") as output:
-        serve = subprocess.Popen(command, cwd=bake().path, stdout=output, stderr=subprocess.STDOUT)
+        serve = subprocess.Popen([*command, "0"], cwd=project, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         url = url_when_ready(serve, log)
+        (server,) = [child for child in psutil.Process(serve.pid).children() if "main.py" in child.cmdline()]
+        listening = [each.laddr for each in server.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        assert listening == [("127.0.0.1", int(url.rsplit(":")[-1]))]
+        passed_on = server.environ()
+        assert passed_on["TRUSS_SECRET_hf_access_token"] == "x"
+        assert not {"BASETEN_API_KEY", *proxies} & set(passed_on)
+        # A second one must not take the first for its own.
+        second = subprocess.run([*command, url.rsplit(":")[-1]], cwd=project, capture_output=True, text=True)
+        assert second.returncode == 1
+        assert second.stderr.startswith(f"Cannot listen on port {listening[0].port} of 127.0.0.1 (")
+        assert "Ready" not in second.stdout
         serve.terminate()
         assert serve.wait(timeout=60) == 143
     finally:

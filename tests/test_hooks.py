@@ -1,6 +1,7 @@
 """Bad answers: refused with a sentence each, all at once, and nothing is left behind."""
 
 import importlib.util
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -130,20 +131,33 @@ def test_a_variant_of_a_family_without_any_is_refused() -> None:
 def test_lightning_takes_no_fine_tune() -> None:
     bad = {**GOOD, "preset": "sdxl-lightning", "hf_repo_id": "owner/name", "hf_revision": SHA}
     (sentence,) = hook("pre_gen_project").problems(bad)
-    assert "its own UNet" in sentence
+    assert "its own vae and unet" in sentence
 
 
-def test_an_accelerator_that_is_too_small_names_one_that_is_not() -> None:
+def test_an_accelerator_that_is_too_small_names_all_that_are_not() -> None:
     (sentence,) = hook("pre_gen_project").problems({**GOOD, "preset": "flux-dev", "accelerator": "T4"})
-    assert (
-        sentence
-        == "accelerator is 'T4': it has 16 GB of memory, and flux-dev needs about 40: use H100 or a larger one."
+    start, fitting = sentence.split(": use one of ")
+    assert start == "accelerator is 'T4': it has 16 GB of memory, and flux-dev needs about 40"
+    facts = CONTEXT["_presets"]["flux-dev"]
+    needed = facts["weights_gb"] + facts["activations_gb"]
+    memory = {name: gb for name, gb in CONTEXT["_accelerators"].items() if gb >= needed}
+    # V100 has kernels no more.
+    assert fitting.removesuffix(".").split(", ") == sorted(memory, key=memory.get)
+
+
+@pytest.mark.parametrize("preset", ["sd15", "flux-dev", "no-such-preset"])
+def test_an_accelerator_without_kernels_is_refused_with_the_reason(preset: str) -> None:
+    sentence = hook("pre_gen_project").problems({**GOOD, "preset": preset, "accelerator": "V100"})[-1]
+    assert sentence.startswith(
+        "accelerator is 'V100': torch 2.13.0 is built for CUDA 13, which has no kernels for it: "
     )
+    assert "A100" in sentence
+    assert "V100" not in sentence.split("use one of")[1]
 
 
 def test_a_fine_tune_end_to_end(bake: Callable[..., BakedProject]) -> None:
     project = bake(hf_repo_id="owner/name", hf_revision=SHA, _hf_variant="")
-    (pipeline, _) = project.config["model_cache"]
+    (pipeline,) = project.config["model_cache"]
     assert (pipeline["repo_id"], pipeline["revision"]) == ("owner/name", SHA)
     assert "unet/diffusion_pytorch_model.safetensors" in pipeline["allow_patterns"]
     assert project.config["model_metadata"]["pipeline"]["variant"] is None
@@ -154,6 +168,74 @@ def test_a_variant_can_be_said_on_the_command_line(tmp_path: Path) -> None:
     result = run_cookiecutter(tmp_path, hf_repo_id="owner/name", hf_revision=SHA, _hf_variant="bf16")
     assert result.returncode == 0, result.stderr
     assert "model.bf16.safetensors" in (tmp_path / "my-stable-diffusion" / "config.yaml").read_text("utf-8")
+
+
+def said_command(output: str, before: str) -> list[str]:
+    """Return the arguments of the command that output names after the line before."""
+    program, template, *arguments = shlex.split(output.split(before)[1].splitlines()[1 if before.endswith(":") else 0])
+    assert (program, template) == ("cookiecutter", str(TEMPLATE))
+    return arguments
+
+
+@pytest.mark.parametrize("variant", ["preset", ""])
+def test_the_closing_message_names_the_other_file_names_and_how_to_get_them(tmp_path: Path, variant: str) -> None:
+    result = run_cookiecutter(tmp_path, hf_repo_id="owner/name", hf_revision=SHA, _hf_variant=variant)
+    before = "If they have names with .fp16:" if variant == "" else "plain names such as model.safetensors:"
+    arguments = said_command(result.stdout, before)
+    config = tmp_path / "my-stable-diffusion" / "config.yaml"
+    first = config.read_text("utf-8")
+    command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), *arguments]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    second = config.read_text("utf-8")
+    assert ("model.fp16.safetensors" in first, "model.fp16.safetensors" in second) == (variant != "", variant == "")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        {"model_name": "a", "preset": "sd15", "accelerator": "A10G", "weights": "weights", "hf_revision": SHA},
+        {"hf_repo_id": "owner/name", "hf_revision": SHA, "_hf_variant": ""},
+    ],
+    ids=len,
+)
+def test_the_closing_message_says_what_was_made_and_how_to_make_it_again(
+    tmp_path: Path, answers: dict[str, str]
+) -> None:
+    result = run_cookiecutter(tmp_path, **answers)
+    facts = CONTEXT["_presets"][answers.get("preset", "sdxl")]
+    assert f" on {answers.get('accelerator', facts['accelerator'])} (24 GB)." in result.stdout
+    assert f", brought by {answers.get('weights', 'model_cache')}\n" in result.stdout
+    assert f"Commit: {answers.get('hf_revision', facts['repos']['pipeline']['revision'])}," in result.stdout
+    # One screen.
+    assert len(result.stdout.splitlines()) <= 30
+    again = tmp_path / "again"
+    again.mkdir()
+    command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), *said_command(result.stdout, "project again:")]
+    subprocess.run(command, check=True, capture_output=True, cwd=again)
+    name = answers.get("model_name", "my-stable-diffusion")
+    assert BakedProject(again / name).files() == BakedProject(tmp_path / name).files()
+
+
+def test_a_refusal_keeps_the_other_answers(tmp_path: Path) -> None:
+    answers = {"model_name": "my model", "preset": "sd15", "accelerator": "L4", "weights": "weights"}
+    result = run_cookiecutter(tmp_path, **answers)
+    arguments = said_command(result.stderr, "With the other answers kept: ")
+    assert "model_name=..." in arguments
+    arguments = [argument.replace("model_name=...", "model_name=mine") for argument in arguments]
+    command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), *arguments]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    config = BakedProject(tmp_path / "mine").config
+    assert config["resources"]["accelerator"] == "L4"
+    assert "weights" in config
+
+
+def test_cookiecutter_runs_code_in_an_answer_before_any_hook_as_the_readme_says(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    code = f"<< cycler.__init__.__globals__['os'].system('touch {mark}') >>"
+    assert run_cookiecutter(tmp_path, model_name=f"x{code}").returncode == 0
+    assert mark.exists()
+    assert "never bake from answers that others wrote" in (TEMPLATE / "README.md").read_text("utf-8")
 
 
 def test_a_fine_tune_says_whose_licence_holds() -> None:

@@ -1,5 +1,6 @@
 """What `truss push` sends: the archive, the config, and that the archive serves and takes a live reload."""
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -16,9 +17,10 @@ from typing import Any
 import control_plane
 import httpx
 import pytest
-from conftest import DELIVERIES, BakedProject
+from conftest import CONTEXT, DELIVERIES, BakedProject
 from platforms import PROJECT_PYTHON, SMALL, url_when_ready
 from truss.base.truss_config import TrussConfig
+from truss.util.path import is_ignored, load_trussignore_patterns_from_truss_dir
 
 # One worker, because they share the pushes and the server.
 pytestmark = pytest.mark.xdist_group("push")
@@ -28,6 +30,25 @@ needs_project = pytest.mark.skipif(
 SECRET = b"a-secret-of-the-user"
 # What a project holds after a while of use. All of it has the secret, so that one look at the archive finds it.
 LEFTOVERS = [
+    "PIC.PNG",
+    "client/__init__.py",
+    "data/.env",
+    "datasets/train/1.png",
+    "env/lib/torch.py",
+    "examples/backend.py",
+    "model/.ipynb_checkpoints/model.py",
+    "model/id_rsa",
+    "node_modules/x/index.js",
+    "notebooks/trial.ipynb",
+    "sdxl.ckpt",
+    "secrets.json",
+    "service-account-prod.json",
+    "sdxl.safetensors",
+    "trial.ipynb",
+    ".netrc",
+    ".trussrc",
+    "id_ed25519",
+    "id_rsa",
     ".cruft.json",
     ".DS_Store",
     ".env",
@@ -49,6 +70,18 @@ LEFTOVERS = [
     "tests/__pycache__/conftest.cpython-311.pyc",
     "venv/lib/torch.py",
 ]
+
+
+# What a model may need, although the folder of the project has files of these names that are left out.
+OF_THE_MODEL = {
+    "data/names.txt": b"Ada\n",
+    "model/assets/logo.png": b"\x89PNG",
+    "model/client.py": b"KIND = 'of the model'\n",
+    "packages/mylib/__init__.py": b"",
+    "packages/mylib/app.py": b"from pathlib import Path\n\nNAMES = Path('data/names.txt').read_text()\n",
+    "packages/mylib/pyproject.toml": b"[project]\n",
+    "packages/mylib/tests/test_app.py": b"",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +128,10 @@ def pushes(
             file = project.path / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(SECRET)
+        for name, content in OF_THE_MODEL.items():
+            file = project.path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
         result = truss_push(plane, project.path, tmp_path_factory.mktemp("home"), control_plane.KEY)
         assert result.returncode == 0, result.stdout + result.stderr
         created = plane.created[-1]
@@ -106,7 +143,8 @@ def pushes(
 def test_the_archive_holds_the_config_and_the_model_and_nothing_else(pushes: dict[str, Push], delivery: str) -> None:
     push = pushes[delivery]
     files = push.project.files()
-    assert push.files() == {name: files[name] for name in files if re.fullmatch(r"config\.yaml|model/[\w/]+\.py", name)}
+    needed = {name: files[name] for name in files if re.fullmatch(r"config\.yaml|model/[a-z_/]+\.py", name)}
+    assert push.files() == needed | OF_THE_MODEL
     assert SECRET not in push.archive
     assert len(push.archive) < 100_000
 
@@ -122,6 +160,88 @@ def test_the_config_that_arrives_is_the_file(pushes: dict[str, Push], delivery: 
     assert push.created["config"]["model_metadata"] == written["model_metadata"]
     assert len(push.created["config"][delivery]) == len(written[delivery])
     assert push.created["name"] == written["model_name"]
+
+
+@pytest.mark.parametrize("above", ["/home/me", "/home/me/tests", "/home/me/client/.work", "/srv/datasets/env"])
+def test_truss_watch_sees_a_change_of_the_model_wherever_the_project_is(pushes: dict[str, Push], above: str) -> None:
+    patterns = load_trussignore_patterns_from_truss_dir(pushes[DELIVERIES[0]].project.path)
+    # As Truss asks: by the absolute path.
+    for name in ("config.yaml", "model/model.py", *OF_THE_MODEL):
+        assert not is_ignored(Path(above, "project", name), patterns), name
+
+
+def test_the_image_gets_all_that_is_pushed(pushes: dict[str, Push], tmp_path: Path) -> None:
+    # The command runs on the environment of the project where there is one.
+    push = pushes[DELIVERIES[0]]
+    command = [PROJECT_PYTHON or sys.executable, "local_server.py", "--context", tmp_path / "context"]
+    subprocess.run(command, cwd=push.project.path, check=True)
+    for name, content in push.files().items():
+        if name != "config.yaml":
+            assert (tmp_path / "context" / name).read_bytes() == content
+    context = [file for file in (tmp_path / "context").rglob("*") if file.is_file()]
+    assert not [file for file in context if SECRET in file.read_bytes()]
+
+
+def check(project: Path) -> subprocess.CompletedProcess:
+    command = [PROJECT_PYTHON or sys.executable, "check.py"]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True)
+
+
+def test_make_check_lists_what_is_pushed(pushes: dict[str, Push]) -> None:
+    push = pushes[DELIVERIES[0]]
+    result = check(push.project.path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    listed = dict(reversed(line.split(maxsplit=1)) for line in result.stdout.splitlines()[1:])
+    assert {name: int(size.replace(",", "")) for name, size in listed.items()} == {
+        name: len(content) for name, content in push.files().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "sentence"),
+    [
+        ("config.yaml", "accelerator: T4", "accelerator: V100", "accelerator is 'V100': torch has no kernels for it"),
+        ("config.yaml", "accelerator: T4", "accelerator: T5", "accelerator: Unsupported accelerator type: `T5`"),
+        (
+            "config.yaml",
+            "gpu_memory_gb: 6",
+            "gpu_memory_gb: 20",
+            "has 16 GB, and the model needs about 20: use one of L4",
+        ),
+        ("config.yaml", "revision: 451f4f", "revision: main # 451f4f", "is at 'main': use a commit, 40 hex digits"),
+        ("config.yaml", "requirements:", "requirments:", "Truss knows no key requirments: did you mean requirements?"),
+        ("config.yaml", "  predict_concurrency: 1", "  predict_concurency: 1", "predict_concurency"),
+        ("config.yaml", "  predict_concurrency", "\tpredict_concurrency", "config.yaml, line "),
+        ("model/request.py", '"""', '"""hf_' + "a" * 34, "model/request.py holds a token of Hugging Face"),
+        ("model/request.py", '"""', '"""-----BEGIN RSA PRIVATE KEY-----', "model/request.py holds a private key"),
+    ],
+)
+def test_make_check_refuses_in_one_sentence(
+    bake: Callable[..., BakedProject], file: str, old: str, new: str, sentence: str
+) -> None:
+    project = bake(preset="sd15").path
+    text = (project / file).read_text("utf-8")
+    assert old in text
+    (project / file).write_text(text.replace(old, new, 1), "utf-8")
+    result = check(project)
+    assert result.returncode == 1
+    assert sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_make_check_names_what_the_server_does_not_need(bake: Callable[..., BakedProject]) -> None:
+    project = bake(preset="sd15").path
+    (project / "notes.txt").write_text("mine")
+    assert "notes.txt   the server does not need it: name it in .truss_ignore" in check(project).stdout
+
+
+def test_make_check_knows_the_memory_of_every_accelerator_that_can_be_chosen(bake: Callable[..., BakedProject]) -> None:
+    text = (bake(preset="sd15").path / "check.py").read_text("utf-8")
+    (table,) = re.findall(r"GPU_MEMORY_GB = (\{.*?\})", text, re.DOTALL)
+    usable = {
+        name: gb for name, gb in CONTEXT["_accelerators"].items() if name not in CONTEXT["_unusable_accelerators"]
+    }
+    assert ast.literal_eval(table) == usable
 
 
 def test_a_wrong_key_pushes_nothing(
@@ -154,8 +274,9 @@ class Served:
         """Replace text in files of model/, each given as file, old, new; put them back and reload at the end."""
         before = {file: (self.app / "model" / file).read_text("utf-8") for file, _, _ in edits}
         for file, old, new in edits:
-            assert before[file].count(old) == 1, f"{old} is not in {file} once: choose another text to replace"
-            (self.app / "model" / file).write_text(before[file].replace(old, new), "utf-8")
+            text = (self.app / "model" / file).read_text("utf-8")
+            assert text.count(old) == 1, f"{old} is not in {file} once: choose another text to replace"
+            (self.app / "model" / file).write_text(text.replace(old, new), "utf-8")
         try:
             yield
         finally:
@@ -196,6 +317,20 @@ def test_what_was_pushed_makes_an_image(served: Served) -> None:
     assert response.is_success, response.text
     assert response.json()["content_type"] == "image/png"
     assert response.json()["images"][0]["image"].startswith("iVBORw0KGgo")
+
+
+@needs_project
+def test_packages_and_data_are_where_the_image_has_them(served: Served) -> None:
+    edits = (
+        "model.py",
+        "import inspect\n",
+        "import inspect\nfrom mylib.app import NAMES\nfrom model.client import KIND\n",
+    )
+    use = ("model.py", 'f"image/{inputs.output_format}"', "NAMES + KIND")
+    with served.edited(edits, use):
+        reloaded = served.reload()
+        assert reloaded.is_success, reloaded.text
+        assert served.predict().json()["content_type"] == "Ada\nof the model"
 
 
 @needs_project

@@ -1,11 +1,24 @@
-"""The README tells what cookiecutter.json holds."""
+"""Both READMEs tell what is there: the catalog, files, links, and commands that exist."""
 
-from conftest import CONTEXT, TEMPLATE
+import math
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from conftest import CONTEXT, PRESETS, PROJECT, TEMPLATE, BakedProject
+
+SERVER_GB = 2  # of main memory, beside the weights: an estimate
+MARKDOWN = [TEMPLATE / "README.md", TEMPLATE / "CONTRIBUTING.md", *sorted((TEMPLATE / "benchmarks").glob("*.md"))]
 
 
 def preset_rows() -> str:
     rows = []
     for name, facts in CONTEXT["_presets"].items():
+        memory = math.ceil(facts["download_gb"] + SERVER_GB)
+        too_small = memory > CONTEXT["_instance_memory_gb"].get(facts["accelerator"], math.inf)
         cells = [
             f"`{name}`",
             facts["repos"]["pipeline"]["repo_id"],
@@ -13,6 +26,7 @@ def preset_rows() -> str:
             str(facts["num_inference_steps"]),
             str(facts["download_gb"]),
             facts["accelerator"],
+            f"{memory}{' *' if too_small else ''}",
             facts["license"],
             "yes" if facts["gated"] else "no",
         ]
@@ -22,7 +36,9 @@ def preset_rows() -> str:
 
 def test_the_table_of_presets_is_that_of_the_catalog() -> None:
     readme = (TEMPLATE / "README.md").read_text("utf-8")
-    header = "| preset | weights | size | steps | download GB | GPU | licence | gated |\n|" + " --- |" * 8 + "\n"
+    header = (
+        "| preset | weights | size | steps | download GB | GPU | memory GB | licence | gated |\n|" + " --- |" * 9 + "\n"
+    )
     table = readme.split(header)[1].split("\n\n")[0] + "\n"
     assert table == preset_rows(), f"Put this into README.md:\n{preset_rows()}"
 
@@ -32,3 +48,109 @@ def test_every_answer_is_documented() -> None:
     for name in CONTEXT:
         if not name.startswith("_"):
             assert f"| `{name}` |" in readme
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_readmes_say_that_nothing_filters_the_images(bake: Callable[..., BakedProject], preset: str) -> None:
+    emitted = (bake(preset=preset).path / "README.md").read_text("utf-8")
+    assert "safety checker" in emitted
+    left_out = "safety_checker" in CONTEXT["_presets"][preset]["load_kwargs"]
+    assert ("is left out: nothing filters" in emitted) == left_out
+    if left_out:
+        paragraph = (TEMPLATE / "README.md").read_text("utf-8").split("No preset filters its images")[1]
+        assert f"`{preset}`" in paragraph.split("are left out")[0]
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", MARKDOWN, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_no_link_of_the_template_is_dead(file: Path) -> None:
+    no_dead_links(file)
+
+
+def no_dead_links(file: Path) -> None:
+    text = file.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = file.parent / path if path else file
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked.read_text("utf-8")), target
+
+
+def commands(text: str) -> list[str]:
+    """Return what stands in code: lines of blocks, without what explains them, and what is between backticks."""
+    blocks = re.findall(r"^(?: {4}|\$ )(\S.*)$", text, re.MULTILINE)
+    for fence in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
+        blocks += fence.splitlines()
+    return [re.split(r" #| {2,}", line)[0].strip() for line in [*blocks, *re.findall(r"`([^`\n]+)`", text)]]
+
+
+def targets(makefile: Path) -> set[str]:
+    (phony,) = re.findall(r"^\.PHONY: (help .*)$", makefile.read_text("utf-8"), re.MULTILINE)
+    return set(phony.split())
+
+
+def options(command: click.Command) -> set[str]:
+    return {name for each in command.params for name in [*each.opts, *each.secondary_opts] if name.startswith("-")}
+
+
+def missing_commands(text: str, project: Path, make: set[str]) -> list[str]:
+    """Return the commands in text that do not exist: of make, Python, Truss, cruft and cookiecutter."""
+    from cookiecutter.cli import main as cookiecutter
+    from cruft._cli import app as cruft
+    from truss.cli.cli import truss_cli
+
+    missing = []
+    for command in commands(text):
+        try:
+            words = shlex.split(command)
+        except ValueError:  # prose, or a part of a command
+            continue
+        rest = words[1:]
+        flags = {word.split("=")[0] for word in rest if word.startswith("-")}
+        good = True
+        if words[:1] == ["make"]:
+            good = all(word in make for word in rest if "=" not in word and not word.startswith("-"))
+        elif words[:1] == ["truss"] and rest:
+            found = truss_cli.commands.get(rest[0])
+            good = found is not None and (isinstance(found, click.Group) or flags <= options(found))
+        elif words[:1] == ["cruft"] and rest:
+            good = rest[0] in {each.name or each.callback.__name__ for each in cruft.registered_commands}
+        elif words[:1] == ["cookiecutter"]:
+            good = flags <= options(cookiecutter)
+        elif words[:2] == ["python", "-m"]:
+            good = (project / rest[1].replace(".", "/")).exists()
+        elif words[:1] == ["python"] and rest:
+            good = (project / rest[0]).is_file() or (TEMPLATE / rest[0]).is_file()
+        if not good:
+            missing.append(command)
+    return missing
+
+
+@pytest.mark.parametrize("file", MARKDOWN, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_every_command_of_the_template_exists(file: Path) -> None:
+    make = targets(TEMPLATE / "Makefile") | targets(PROJECT / "Makefile")
+    assert missing_commands(file.read_text("utf-8"), PROJECT, make) == []
+
+
+def test_the_emitted_readme_has_no_dead_link_and_no_command_that_is_missing(
+    preset_project: tuple[str, BakedProject],
+) -> None:
+    project = preset_project[1].path
+    no_dead_links(project / "README.md")
+    text = (project / "README.md").read_text("utf-8")
+    assert missing_commands(text, project, targets(project / "Makefile")) == []
+    for name in re.findall(r"^\| `([^`]+)` \| .*\|$", text.split("its one job")[1], re.MULTILINE):
+        assert (project / name).exists(), name
+
+
+def test_a_command_that_is_missing_is_found() -> None:
+    wrong = ["make tset", "truss push --promot", "truss pusch", "python nowhere.py", "python -m none", "cruft updte"]
+    text = "\n".join(["    make demo", *(f"Try `{command}`." for command in wrong)])
+    assert missing_commands(text, PROJECT, targets(TEMPLATE / "Makefile")) == wrong

@@ -10,7 +10,18 @@ from jinja2 import meta, nodes
 
 RENDERED = [PROJECT / "config.yaml", PROJECT / "README.md"]
 HOOKS = sorted((TEMPLATE / "hooks").glob("*.py"))
-TAGS = (" cookiecutter", " preset", " pattern ", " accelerator ", " name ", " repo", " revisions", " variant ", " {")
+TAGS = (
+    " cookiecutter",
+    " preset",
+    " (preset",
+    " pattern ",
+    " accelerator ",
+    " name ",
+    " repo",
+    " revisions",
+    " variant ",
+    " {",
+)
 
 
 def prompted() -> set[str]:
@@ -37,7 +48,10 @@ def test_every_choice_has_a_label_or_speaks_for_itself() -> None:
     labels = CONTEXT["__prompts__"]
     assert list(CONTEXT["_presets"]) == CONTEXT["preset"]
     assert set(labels["preset"]) == {"__prompt__", *CONTEXT["preset"]}
-    assert {"__prompt__", "preset"} == set(labels["accelerator"])
+    assert set(labels["accelerator"]) == {"__prompt__", "preset", *CONTEXT["_accelerators"]}
+    for name, memory in CONTEXT["_accelerators"].items():
+        reason = CONTEXT["_unusable_accelerators"].get(name)
+        assert labels["accelerator"][name] == f"{name}: {memory} GB" + (f", refused: {reason}" if reason else "")
     assert {"__prompt__", *CONTEXT["weights"]} == set(labels["weights"])
 
 

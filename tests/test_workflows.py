@@ -1,5 +1,6 @@
 """The emitted workflows: least permissions, commits and not tags, and actionlint where it is installed."""
 
+import os
 import re
 import subprocess
 import sys
@@ -35,11 +36,60 @@ def test_actionlint_finds_nothing() -> None:
     assert f"Checking {len(WORKFLOWS)} workflow file(s)" in result.stdout
 
 
-def test_the_push_keeps_the_deployment() -> None:
+def push_scripts() -> list[str]:
     workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "push.yml").read_text("utf-8"))
-    (push,) = [step for step in workflow["jobs"]["push"]["steps"] if "truss-push" in step.get("uses", "")]
-    assert push["with"]["cleanup"] is False
     assert workflow["jobs"]["push"]["needs"] == "test"
+    return [step["run"] for step in workflow["jobs"]["push"]["steps"] if "run" in step]
+
+
+# Stands for pip, truss and curl: notes what it is asked, and answers what Baseten would.
+FAKE = """#!/bin/sh
+echo "$(basename "$0") $*" >> "$RUNNER_TEMP/asked"
+case "$(basename "$0") $*" in
+truss*) echo '{"model_id": "m1", "model_version_id": "d1", "predict_url": "https://m1.test/deployment/d1/predict"}' ;;
+*/predict*) printf '%s' "$ANSWER"; exit "$RC" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "rc", "promoted"),
+    [('{"images": [{"image": "iVBO"}]}', "0", True), ('{"images": []}', "0", False), ('{"error": "no"}', "22", False)],
+)
+def test_only_what_made_an_image_on_staging_is_promoted(tmp_path: Path, answer: str, rc: str, promoted: bool) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("pip", "truss", "curl"):
+        (programs / name).write_text(FAKE)
+        (programs / name).chmod(0o755)
+    environment = {
+        **{"PATH": f"{programs}:{os.environ['PATH']}", "RUNNER_TEMP": str(tmp_path), "BASETEN_API_KEY": "k"},
+        **{"ANSWER": answer, "RC": rc},
+    }
+    for script in push_scripts():
+        # As a runner does: the first step that fails ends the job.
+        result = subprocess.run(["bash", "-e", "-c", script], cwd=PROJECT, env=environment, capture_output=True)
+        if result.returncode:
+            break
+    asked = (tmp_path / "asked").read_text().splitlines()
+    pin = next(line for line in (PROJECT / "requirements-dev.txt").read_text().splitlines() if line.startswith("truss"))
+    assert asked[0] == f"pip install --quiet {pin}"
+    assert asked[1].startswith("truss push --non-interactive --environment staging ")
+    assert "https://m1.test/deployment/d1/predict" in asked[2]
+    assert (len(asked), result.returncode == 0) == ((4, True) if promoted else (3, False))
+    if promoted:
+        assert "/v1/models/m1/environments/production/promote" in asked[3]
+        assert '"deployment_id": "d1"' in asked[3]
+
+
+def test_the_flags_are_those_of_the_pinned_truss() -> None:
+    from truss.cli.cli import push
+
+    known = {name for parameter in push.params for name in [*parameter.opts, *parameter.secondary_opts]}
+    makefile = (PROJECT / "Makefile").read_text("utf-8")
+    for text in (*push_scripts(), makefile):
+        for command in re.findall(r"truss push ([^>\n]*(?:\\\n[^>\n]*)*)", text):
+            assert set(re.findall(r"--[\w-]+", command)) <= known
 
 
 def test_every_hour_of_a_weekday_can_wake_and_none_does_unasked() -> None:

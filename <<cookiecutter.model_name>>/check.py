@@ -1,0 +1,93 @@
+"""Say what `truss push` would push, and refuse what would fail there: `make check` and `make push` run this."""
+
+import re
+import sys
+from pathlib import Path
+
+import local_server
+
+# Where the server looks. Truss pushes the rest of the folder too, and the image leaves it out.
+NEEDED = re.compile(r"config\.yaml|(model|data|packages)/.*")
+# What keys look like, with the names that their makers give them.
+SECRETS = {
+    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a token of Hugging Face": rb"\bhf_[A-Za-z0-9]{30,}",
+    "a key of Baseten": rb"\b[A-Za-z0-9]{8}\.[A-Za-z0-9]{32}\b",
+    "a key of AWS": rb"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a token of GitHub": rb"\b(gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,})",
+}
+SEARCHED_BYTES = 2**24  # of each file: keys stand in small ones
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# GB. Those that Truss knows and torch has kernels for.
+GPU_MEMORY_GB = {
+    "T4": 16,
+    "L4": 24,
+    "A10G": 24,
+    "A100": 80,
+    "A100_40GB": 40,
+    "H100": 80,
+    "H100_40GB": 40,
+    "H200": 141,
+    "B200": 180,
+    "B300": 288,
+    "GB300": 288,
+    "L40S": 48,
+    "RTX_PRO_6000": 96,
+}
+
+
+def commit_problems() -> list[str]:
+    """Return one sentence for each repository that is not at a commit."""
+    return [
+        f"{repo['repo_id']} is at {repo['revision']!r}: use a commit, 40 hex digits, because a branch or tag moves."
+        for repo in local_server.cached_repos()
+        if not COMMIT.fullmatch(str(repo["revision"]))
+    ]
+
+
+def accelerator_problems(config: dict) -> list[str]:
+    """Return a sentence if the model does not fit on the accelerator (an estimate), or torch cannot use it."""
+    name = str(config["resources"].get("accelerator", "")).split(":")[0]
+    needed = config["model_metadata"].get("gpu_memory_gb", 0)
+    fitting = ", ".join(sorted((name for name, gb in GPU_MEMORY_GB.items() if gb >= needed), key=GPU_MEMORY_GB.get))
+    if name not in GPU_MEMORY_GB:
+        return [f"resources.accelerator is {name!r}: torch has no kernels for it, use one of {fitting}."]
+    if GPU_MEMORY_GB[name] >= needed:
+        return []
+    return [
+        f"resources.accelerator is {name!r}: it has {GPU_MEMORY_GB[name]} GB, and the model needs about {needed}: "
+        f"use one of {fitting}."
+    ]
+
+
+def secret_problems(files: list[Path]) -> list[str]:
+    """Return one sentence for each key or token in files, which are paths in this project."""
+    found = []
+    for file in files:
+        with (local_server.PROJECT / file).open("rb") as stream:
+            content = stream.read(SEARCHED_BYTES)
+        found += [
+            f"{file} holds {what}: take it out, or name the file in .truss_ignore."
+            for what, pattern in SECRETS.items()
+            if re.search(pattern, content)
+        ]
+    return found
+
+
+def main() -> None:
+    """Print the list, and exit with 1 and the problems if there are any."""
+    try:
+        config = local_server.read_config()
+        local_server.check_with_truss(config)
+    except local_server.ConfigError as error:
+        sys.exit(str(error))
+    files = local_server.pushed_files()
+    print("`truss push` pushes, in bytes:", flush=True)
+    for file in files:
+        note = "" if NEEDED.fullmatch(file.as_posix()) else "   the server does not need it: name it in .truss_ignore"
+        print(f"  {(local_server.PROJECT / file).stat().st_size:>12,}  {file}{note}", flush=True)
+    sys.exit("\n".join(commit_problems() + accelerator_problems(config) + secret_problems(files)) or None)
+
+
+if __name__ == "__main__":
+    main()
