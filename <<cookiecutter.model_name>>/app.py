@@ -36,7 +36,7 @@ def page(client: Client) -> gradio.Blocks:
             seed = gradio.Textbox(label="Seed (empty: random)", elem_id="seed")
             steps = gradio.Slider(
                 1,
-                limits["num_inference_steps"],
+                limits["max_steps"],
                 defaults["num_inference_steps"],
                 step=1,
                 label="Steps",

@@ -7,6 +7,7 @@ parts side by side, as the image does, points the copy of config.yaml at weights
 import argparse
 import base64
 import difflib
+import importlib.util
 import os
 import re
 import shutil
@@ -49,13 +50,15 @@ class ConfigError(ValueError):
 
 def read_config() -> dict[str, Any]:
     """Return config.yaml of this project. Raises ConfigError. Every command reads it here, and nowhere else."""
+    # By its path: this module is imported from elsewhere too.
+    spec = importlib.util.spec_from_file_location("settings", PROJECT / "model" / "settings.py")
+    settings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(settings)
     try:
-        config = yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"config.yaml, line {error.problem_mark.line + 1}: {error.problem}.") from error
-    if not isinstance(config, dict):
-        raise ConfigError("config.yaml holds no keys: it must start with model_name, as it was generated.")
-    return config
+        settings.read_settings(PROJECT / "config.yaml")
+    except settings.SettingsError as error:
+        raise ConfigError(str(error)) from error
+    return yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
 
 
 def check_with_truss(config: dict[str, Any]) -> None:
@@ -290,6 +293,7 @@ def serve(arguments: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     host, port = arguments.host, arguments.port or free_port()
     refuse_busy_port(host, port)
+    check_with_truss(read_config())
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
     with tempfile.TemporaryDirectory(prefix="truss-") as temporary:

@@ -153,9 +153,12 @@ def same_weights(config: Any, facts: dict[str, Any], delivery: str) -> None:
     }
     pipeline = config.model_metadata["pipeline"]
     assert pipeline["weight_files"] == {name: repo["allow_patterns"] for name, repo in facts["repos"].items()}
-    copied = ("dtype", "variant", "load_kwargs", "call_kwargs", "scheduler_kwargs", "negative_prompt", "image_to_image")
+    copied = ("dtype", "variant", "load_kwargs", "call_kwargs", "scheduler", "negative_prompt", "image_to_image")
+    copied += ("step_callback", "prompt_tokens")
     assert {name: pipeline[name] for name in copied} == {name: facts[name] for name in copied}
     assert pipeline["defaults"]["guidance_scale"] == facts["guidance_scale"]
+    bounds = ("min_steps", "max_steps", "max_steps_per_strength", "max_size", "size_multiple")
+    assert {name: pipeline["limits"][name] for name in bounds} == {name: facts[name] for name in bounds}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -73,8 +73,14 @@ class Model:
     def _answer(self, inputs: GenerationRequest, request: Request) -> GenerationResponse:
         began = time.perf_counter()
         seeds, asked = arguments.seeds(inputs), arguments.of_request(inputs)
+
+        def work() -> tuple[list[Any], list[str]]:
+            # Here, as a tokenizer is no more for two requests at once than the pipeline is.
+            warnings = arguments.warnings(inputs, self._pipeline)
+            return [self._generate(asked, seed, left) for seed in seeds], warnings
+
         with request.state.watch_disconnect() as left:
-            pictures, wait, generate = self._guard.run(lambda: [self._generate(asked, seed, left) for seed in seeds])
+            (pictures, warnings), wait, generate = self._guard.run(work)
         started = time.perf_counter()
         images = [
             GeneratedImage(image=picture.encode(made, inputs.output_format, inputs.quality), seed=seed)
@@ -84,7 +90,7 @@ class Model:
         return GenerationResponse(
             images=images,
             content_type=f"image/{inputs.output_format}",
-            warnings=arguments.warnings(inputs, self._pipeline),
+            warnings=warnings,
             timings=Timings(
                 wait=wait, generate=generate, encode=ended - started, cold_start=self._first_answer(ended - began)
             ),

@@ -69,7 +69,7 @@ class GenerationRequest(BaseModel):
         if factor:
             most = min(most, int(factor * self.strength))
         else:
-            least = max(least, ceil(1 / self.strength))
+            least = max(least, ceil(min(1 / self.strength, 2.0**31)))
             # 1 / strength may be rounded down, and the pipelines round down too.
             least += int(least * self.strength) < 1
         if least > most:
