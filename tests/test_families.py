@@ -1,6 +1,8 @@
 """Every family, as its real files are and in half precision: whatever the schema allows is a picture or a sentence."""
 
+import base64
 import json
+import struct
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -83,8 +85,9 @@ class Family:
         if response.status_code == 200:
             self.pictures += [(body, entry["image"]) for entry in response.json()["images"]]
         else:
-            assert response.status_code == 400, (body, response.text, self.server.log.read_text()[-3000:])
-            assert SENTENCES.fullmatch(response.json()["error"]), (body, response.text)
+            said = f"{str(body)[:1000]}\n{response.text[:1000]}"
+            assert response.status_code == 400, f"{said}\n{self.server.log.read_text()[-3000:]}"
+            assert SENTENCES.fullmatch(response.json()["error"]), said
         return response
 
     def picture(self, **more: Any) -> str:
@@ -109,10 +112,19 @@ class Family:
         assert whole != half
         small = {name: self.schema["properties"][name]["minimum"] for name in ("width", "height")}
         counts = [(count, strength) for count in (1, 2, 3, 20) for strength in (0.1, 0.3, 0.6, 1.0)]
-        for count, strength in [*counts, (steps["maximum"], 0.1), (steps["maximum"], 1.0)]:
+        for count, strength in [*counts, (steps["maximum"], 0.1), (steps["maximum"], 1.0), (4, 5e-324)]:
             # Whether they fit is the family's own matter. If they do not, ask() wants a sentence.
             body = {"prompt": "a boat", "num_inference_steps": count, "image": self.starts[0], "strength": strength}
             self.ask({**body, **small})
+
+    def sizes(self) -> None:
+        """The smallest that are not square are made, and not another one in their place."""
+        least, multiple = (self.schema["properties"]["width"][name] for name in ("minimum", "multipleOf"))
+        for width, height in ((least + multiple, least), (least, least + 3 * multiple)):
+            more = {"width": width, "height": height, "num_inference_steps": 2}
+            assert size_of(self.picture(**more)) == (width, height)
+            if self.image_to_image:
+                assert size_of(self.picture(**more, image=self.starts[0])) == (width, height)
 
     def generated(self) -> None:
         """CASES requests made from the schema."""
@@ -131,6 +143,10 @@ class Family:
         check()
         assert answers.total() >= CASES
         assert min(answers[200], answers[400]) > CASES / 20, answers
+
+
+def size_of(png: str) -> tuple[int, int]:
+    return struct.unpack(">II", base64.b64decode(png)[16:24])
 
 
 def of_one_colour(folder: Path, pictures: list[str]) -> list[int]:

@@ -24,13 +24,16 @@ REAL_ONLY_COMPONENTS = {
 Published = dict[str, Any]
 
 
-def make(folder: Path, settings: dict[str, Any]) -> None:
-    """Write what settings (model_metadata.pipeline in config.yaml) name: one folder for each cached repository."""
+def make(folder: Path, settings: dict[str, Any], preset: str = "") -> None:
+    """Write what settings (model_metadata.pipeline in config.yaml) name: one folder for each cached repository.
+
+    preset: whose real repositories it resembles. Left out, it is this project's, as the tags in config.yaml say.
+    """
     torch.manual_seed(0)
     class_name = settings["class_name"]
     if class_name not in FAMILIES:
         raise ValueError(f"There is no tiny pipeline for {class_name}: add one to FAMILIES in {__file__}.")
-    published = published_settings(class_name)
+    published = published_settings(class_name, preset)
     target = folder / "pipeline"
     target.mkdir(parents=True, exist_ok=True)
     if "vae" in settings["components"]:
@@ -70,10 +73,10 @@ def make(folder: Path, settings: dict[str, Any]) -> None:
         make_lora(folder, pipeline)
 
 
-def published_settings(class_name: str) -> Published:
-    """Return those of this project's preset, or where its config.yaml names none, those of a preset of the family."""
+def published_settings(class_name: str, preset: str = "") -> Published:
+    """Return those of the preset, or of this project's; where that is no preset of the family, those of its first."""
     config = yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
-    names = [*config["model_metadata"].get("tags", []), *PUBLISHED]
+    names = [preset, *config["model_metadata"].get("tags", []), *PUBLISHED]
     return next(PUBLISHED[name] for name in names if name in PUBLISHED and PUBLISHED[name]["class_name"] == class_name)
 
 
