@@ -19,7 +19,7 @@ help:
 
 demo: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) image VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
-	@echo "The PNG is $(DEMO)/image.png"
+	@echo "The PNG is $(DEMO)/image.png: noise, because the weights are tiny and random"
 
 # Generated once. `rm -rf build` to start over.
 $(DEMO)/config.yaml: $(VENV)/.ready
