@@ -7,10 +7,11 @@ BIN = $(VENV)/bin
 DEMO = build/my-stable-diffusion
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test bench bench-levers bench-wake bench-gpu
+.PHONY: help demo test test-bake bench bench-levers bench-wake bench-gpu
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
+	@echo "make test-bake   those of them that start no server: a minute or two"
 	@echo "make bench  cold starts on full-size random weights (9 GB): 70 minutes, as root"
 	@echo "make bench-levers   what each lever gives, one left out at a time: about 30 minutes"
 	@echo "make bench-gpu   ways to bring the weights onto a GPU, where there is one"
@@ -18,7 +19,7 @@ help:
 
 demo: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) image VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
-	@echo "The PNG is $(DEMO)/image.png"
+	@echo "The PNG is $(DEMO)/image.png: noise, because the weights are tiny and random"
 
 # Generated once. `rm -rf build` to start over.
 $(DEMO)/config.yaml: $(VENV)/.ready
@@ -34,6 +35,11 @@ test: $(VENV)/.ready $(DEMO)/config.yaml
 	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python APP_PYTHON=$(APP_VENV)/bin/python $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+# What needs neither a server nor the emitted project's environment.
+test-bake: $(VENV)/.ready
+	$(BIN)/python -m pytest tests/test_answers.py tests/test_bake.py tests/test_catalog.py tests/test_hooks.py \
+	  tests/test_readme.py tests/test_template.py tests/test_types.py tests/test_update.py tests/test_workflows.py
 
 bench bench-levers: .venv-bench/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)

@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import local_server
 
@@ -45,11 +46,11 @@ def commit_problems() -> list[str]:
     ]
 
 
-def accelerator_problems(config: dict) -> list[str]:
+def accelerator_problems(config: dict[str, Any]) -> list[str]:
     """Return a sentence if the model does not fit on the accelerator (an estimate), or torch cannot use it."""
     name = str(config["resources"].get("accelerator", "")).split(":")[0]
     needed = config["model_metadata"].get("gpu_memory_gb", 0)
-    fitting = ", ".join(sorted((name for name, gb in GPU_MEMORY_GB.items() if gb >= needed), key=GPU_MEMORY_GB.get))
+    fitting = ", ".join(name for name, gb in sorted(GPU_MEMORY_GB.items(), key=lambda item: item[1]) if gb >= needed)
     if name not in GPU_MEMORY_GB:
         return [f"resources.accelerator is {name!r}: torch has no kernels for it, use one of {fitting}."]
     if GPU_MEMORY_GB[name] >= needed:

@@ -105,7 +105,7 @@ def build_context(target: Path) -> None:
             shutil.copy2(PROJECT / file, copy / file)
         (copy / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
         truss = Path(sys.executable).parent / "truss"
-        command = [truss, "image", "build-context", "--non-interactive", target, copy]
+        command = [str(truss), "image", "build-context", "--non-interactive", str(target), str(copy)]
         built = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if built.returncode:
         raise ConfigError(f"Truss cannot build this project: {built.stdout.strip()}")
@@ -124,7 +124,7 @@ def build_app(app: Path, weights: Path) -> None:
     (app / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
 
 
-def start(app: Path, port: int, host: str = "127.0.0.1", **options: Any) -> subprocess.Popen:
+def start(app: Path, port: int, host: str = "127.0.0.1", **options: Any) -> subprocess.Popen[bytes]:
     """Start the server on port of host. options go to subprocess.Popen."""
     declared = read_config()["environment_variables"]
     declared = {name: re.sub("^/app/", f"{app}/", value) for name, value in declared.items()}
@@ -135,7 +135,7 @@ def start(app: Path, port: int, host: str = "127.0.0.1", **options: Any) -> subp
     return subprocess.Popen(command, cwd=app, env=environment, **options)
 
 
-def wait_until_ready(process: subprocess.Popen, url: str, timeout: float = 600) -> None:
+def wait_until_ready(process: subprocess.Popen[bytes], url: str, timeout: float = 600) -> None:
     """Return when load() is done. Raises RuntimeError if the server ends, TimeoutError after timeout seconds."""
     import requests
 
@@ -161,7 +161,7 @@ def local_session() -> Any:
     return session
 
 
-def stop(process: subprocess.Popen) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     """End the server: it has 20 s to finish the answers that it works on."""
     process.terminate()
     try:
@@ -175,7 +175,7 @@ def free_port() -> int:
     """Return a port on 127.0.0.1 that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        return int(listener.getsockname()[1])
 
 
 def refuse_busy_port(host: str, port: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from typing import Any
 
 CONTEXT = r"""
 << cookiecutter | tojson >>
@@ -10,7 +11,7 @@ CONTEXT = r"""
 ANSWERS = ("model_name", "preset", "accelerator", "weights", "hf_repo_id", "hf_revision")
 
 
-def farewell(answers: dict) -> str:
+def farewell(answers: dict[str, Any]) -> str:
     """Return what a user needs to know right after the project was made."""
     preset = answers["_presets"][answers["preset"]]
     name, fine_tune = answers["model_name"], answers["hf_repo_id"]
@@ -48,7 +49,7 @@ then put a Hugging Face token into the secret hf_access_token on Baseten, under 
 """
 
 
-def variant_note(answers: dict, preset: dict) -> str:
+def variant_note(answers: dict[str, Any], preset: dict[str, Any]) -> str:
     """Return how to get the other file names: a fine-tune often has no copy in half precision beside the plain one."""
     variant = preset["variant"] if answers["_hf_variant"] == "preset" else answers["_hf_variant"]
     other, wanted = ("", "plain names such as model.safetensors") if variant else ("fp16", "names with .fp16")
@@ -58,7 +59,7 @@ Its files are expected as {f"model.{variant}.safetensors" if variant else "model
 """
 
 
-def command(answers: dict) -> str:
+def command(answers: dict[str, Any]) -> str:
     """Return the command that gives the same project without a question."""
     said = [f"{name}={answers[name]}" for name in ANSWERS if answers[name]]
     if answers["_hf_variant"] != "preset":

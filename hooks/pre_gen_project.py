@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 # As data: quotes and backslashes in an answer arrive as they are. This file is valid Python before it is rendered.
 CONTEXT = r"""
@@ -24,7 +25,7 @@ VARIANTS = ("preset", "", "fp16", "fp32", "bf16")
 MODEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
 
-def problems(answers: dict) -> list[str]:
+def problems(answers: dict[str, Any]) -> list[str]:
     """Return one sentence for each bad answer: what the field is, and what would be right."""
     no_text = [name for name in PROMPTED if not isinstance(answers[name], str)]
     if no_text:
@@ -45,7 +46,7 @@ def problems(answers: dict) -> list[str]:
     return found + fine_tune_problems(answers)
 
 
-def accelerator_problems(answers: dict) -> list[str]:
+def accelerator_problems(answers: dict[str, Any]) -> list[str]:
     """Return a sentence if there is no such accelerator, torch cannot use it, or the preset does not fit on it."""
     name, preset = answers["accelerator"], answers["_presets"].get(answers["preset"])
     memory, unusable = answers["_accelerators"], answers["_unusable_accelerators"]
@@ -67,7 +68,7 @@ def accelerator_problems(answers: dict) -> list[str]:
     return []
 
 
-def fine_tune_problems(answers: dict) -> list[str]:
+def fine_tune_problems(answers: dict[str, Any]) -> list[str]:
     """Return a sentence for each bad answer about the weights of a fine-tune."""
     repo_id, revision, variant = answers["hf_repo_id"], answers["hf_revision"], answers["_hf_variant"]
     preset = answers["_presets"].get(answers["preset"], {"repos": {}, "variant": None})
@@ -118,7 +119,7 @@ def remove_nested_folders(name: str, output: str | None) -> None:
             folder.rmdir()
 
 
-def same_again(answers: dict, found: list[str]) -> str:
+def same_again(answers: dict[str, Any], found: list[str]) -> str:
     """Return the command that keeps the good answers, so that one mistake does not cost the others."""
     bad = list(dict.fromkeys(sentence.split()[0] for sentence in found))
     said = [f"{name}={answers[name]}" for name in PROMPTED if name not in bad and answers[name]]

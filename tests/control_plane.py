@@ -30,6 +30,8 @@ class ControlPlane:
     validated: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     created: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     uploads: int = 0
+    # Names of the models that were pushed before.
+    models: list[str] = dataclasses.field(default_factory=list)
 
     def archive(self, key: str) -> bytes:
         return _s3(self.credentials).get_object(Bucket=BUCKET, Key=key)["Body"].read()
@@ -37,21 +39,22 @@ class ControlPlane:
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Return data or errors, as GraphQL does. The first field says what is asked."""
         name = re.search(r"\{\s*(\w+)", query)[1]
-        arguments = dict(re.findall(r'(\w+): "([^"]*)"', query))
+        arguments = dict(re.findall(r'(\w+): "([^"]*)"', query) + re.findall(r"(\w+): (true|false)", query))
         if name == "teams":
             return {"data": {"teams": [{"id": "team1", "name": "Team", "default": True}]}}
         if name == "models":
-            return {"data": {"models": []}}
+            team = {"id": "team1", "name": "Team"}
+            return {"data": {"models": [{"id": "model1", "name": model, "team": team} for model in self.models]}}
         if name == "truss_validation":
             self.validated.append(_decoded(arguments["config"]))
             return {"data": {name: {"success": True, "details": "{}"}}}
         if name == "model_s3_upload_credentials":
             self.uploads += 1
             return {"data": {name: {"s3_bucket": BUCKET, "s3_key": f"models/{self.uploads}.tgz", **self.credentials}}}
-        if name == "create_model_from_truss":
+        if name in ("create_model_from_truss", "create_model_version_from_truss"):
             raw = base64.b64decode(variables["rawConfig"])
             self.created.append({**arguments, "config": _decoded(arguments["config"]), "raw_config": raw})
-            oracle = {"id": "model1", "name": arguments["name"], "hostname": self.url}
+            oracle = {"id": "model1", "name": arguments.get("name", ""), "hostname": self.url}
             return {"data": {name: {"model_version": {"id": "v1", "oracle": oracle, "instance_type": {"name": "T4"}}}}}
         return {"errors": [{"message": f"Cannot query field {name}."}]}
 

@@ -22,9 +22,12 @@ else:
 Bake = Callable[..., BakedProject]
 
 MANIFEST = {
+    ".github/ISSUE_TEMPLATE/bug.yml",
+    ".github/dependabot.yml",
     ".github/workflows/push.yml",
     ".github/workflows/wake.yml",
     ".gitignore",
+    ".pre-commit-config.yaml",
     ".truss_ignore",
     "Makefile",
     "README.md",

