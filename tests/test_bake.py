@@ -38,7 +38,6 @@ MANIFEST = {
     "model/model.py",
     "model/picture.py",
     "model/pipeline.py",
-    "model/python_startup/sitecustomize.py",
     "model/request.py",
     "model/weights.py",
     "pyproject.toml",

@@ -27,7 +27,8 @@ class Model:
         # A pipeline's scheduler keeps state between steps: two requests must not share it.
         self._lock = threading.Lock()
         self._cold_start: faststart.ColdStart | None = faststart.ColdStart()
-        faststart.read_ahead(Path(self._settings["weights_dir"]))
+        weights, components, files = (self._settings[key] for key in ("weights_dir", "components", "weight_files"))
+        faststart.read_ahead(faststart.load_order(Path(weights), components, files))
 
     def load(self) -> None:
         """Everything here is part of the cold start. Raises WeightsError if the cache is not whole."""
