@@ -1,10 +1,11 @@
-"""Measure cold starts of the real local Truss server on full-size random weights, phase by phase.
+"""Measure cold starts of the real image on full-size random weights, phase by phase.
 
-    python benchmarks/coldstart.py PROJECT_PYTHON CACHE [--models sdxl sd15] [--runs 5] [--levers]
+    python benchmarks/coldstart.py CACHE [--models sdxl sd15] [--states cold warm limited] [--runs 5] [--levers]
 
-PROJECT_PYTHON holds what the image holds; CACHE keeps the weights. Our model runs in alternation with the three
-ways of baseline_model.py and with the floor. --levers measures what each lever gives instead, one left out at a
-time. Writes the tables and charts beside this file; the last line that it prints is one JSON object.
+The image is built from the Dockerfile that Truss writes (tests/image/container.py), with CUDA's libraries, and its
+server started in it. Ours runs in alternation with the three ways of baseline_model.py, whose image has no build
+commands, and with the floor. --levers measures what each lever gives instead, one left out at a time. Needs root.
+Writes the tables and charts beside this file; the last line that it prints is one JSON object.
 """
 
 import argparse
@@ -15,13 +16,12 @@ import os
 import platform
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +30,18 @@ import yaml
 from cookiecutter.main import cookiecutter
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests" / "image"))
+import container  # noqa: E402
+from container import Container  # noqa: E402
+
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 # One step of a small image: the first image is part of a cold start, and a CPU is slow.
 REQUEST = {"prompt": "a boat", "num_inference_steps": 1, "width": 64, "height": 64, "seed": 0}
+# Half precision takes minutes on a CPU with the attention of sd15, and says nothing.
+WITH_FIRST_IMAGE = ("sdxl",)
 BASELINES = ("naive", "examples", "device_map")
-# What is changed in a copy of the emitted model to leave one lever out.
-LEVERS = {
-    "read before the server": [("model/python_startup/sitecustomize.py", '.endswith("main.py")', " == None")],
-    "read ahead": [("model/model.py", "faststart.read_ahead(", "(lambda folder: None)(")],
-    "list of imported files": [("model/faststart.py", "if IMPORTED_FILES.is_file() else []", "if False else []")],
-    "a process of its own": [
-        ("model/faststart.py", "target=subprocess.run, args=(command,)", "target=read_all, args=(folder,)")
-    ],
-    "sendfile in place of read": [
-        (
-            "model/faststart.py",
-            r"                offset = 0\n.*?offset \+= sent\n",
-            "                while stream.read(2**24):\n                    pass\n",
-        )
-    ],
-    "no garbage collection": [("model/model.py", ", faststart.without_garbage_collection()", "")],
-    "straight to the device": [("model/pipeline.py", r'        "device_map": .*?\n', "")],
-}
+STATES = ("cold", "warm", "limited")
+LIMIT = 300_000_000  # bytes that the limited state reads in a second, as a network disk does
 IMPORTS = """
 import gc, json, os, sys
 gc.disable()
@@ -61,7 +51,7 @@ print("done", flush=True)
 maps = {line.split()[-1] for line in open("/proc/self/maps") if "/" in line}
 caches = {module.__spec__.cached for module in list(sys.modules.values()) if getattr(module, "__spec__", None)}
 files = sorted(file for file in maps | caches - {None} if os.path.isfile(file))
-json.dump(files, open(sys.argv[2], "w"))
+json.dump(files, open("/tmp/loaded.json", "w"))
 os._exit(0)
 """
 READ = """
@@ -78,111 +68,205 @@ os._exit(0)
 
 
 @dataclasses.dataclass
-class Subject:
-    """One thing to measure. app: the server's folder; python: its interpreter."""
-
-    name: str
-    app: Path
-    python: Path
-
-
-@dataclasses.dataclass
 class Run:
     """Seconds from the start of the process, peak memory in GB, and the phases as the model logged them."""
 
     ready_s: float
-    first_image_s: float
+    first_image_s: float | None
     peak_gb: float
     phases: dict[str, float]
 
 
-def prepare(model: str, python: Path, cache: Path) -> Path:
-    """Make the weights once, each as its deployers name the files. Returns their folder."""
-    weights = cache / model
-    if not (weights / "plain").is_dir():
-        subprocess.run([python, HERE / "full_size_weights.py", model, weights / "pipeline"], check=True)
+@dataclasses.dataclass
+class Weights:
+    """The folder that is mounted as the cache, and the files that a GPU would read all of."""
+
+    folder: Path
+    files: list[Path]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+
+# --- Images and weights
+
+
+def build_images(model: str, cache: Path) -> tuple[str, str]:
+    """Build the emitted project's image, and that of the baselines. Returns their names."""
+    project = emit(model, cache)
+    names = f"fast-truss-{model}", f"fast-truss-{model}-baseline"
+    other = cache / "projects" / f"{model}-baseline"
+    shutil.rmtree(other, ignore_errors=True)
+    shutil.copytree(project, other)
+    # As deployers have it: Truss's image as it is installed, without bytecode.
+    edit(other / "config.yaml", lambda config: config.update(build_commands=[]))
+    shutil.rmtree(other / "model")
+    (other / "model").mkdir()
+    shutil.copy(HERE / "baseline_model.py", other / "model" / "model.py")
+    for folder, name in zip((project, other), names, strict=True):
+        context = cache / "contexts" / name
+        shutil.rmtree(context, ignore_errors=True)
+        subprocess.run([sys.executable, "local_server.py", "--context", context], cwd=folder, check=True)
+        print(f"building {name}", file=sys.stderr)
+        container.build(context, name, HERE.parent / "build" / "image", context.with_suffix(".log"))
+    return names
+
+
+def emit(model: str, cache: Path) -> Path:
+    """Emit the project of a preset and return its folder."""
+    options = {"no_input": True, "overwrite_if_exists": True, "output_dir": cache / "projects"}
+    answers = {"preset": model, "model_name": model}
+    return Path(cookiecutter(str(HERE.parent), extra_context=answers, **options))
+
+
+def make_weights(model: str, image: str, cache: Path, tiny: bool) -> Weights:
+    """Make the weights once, with what the image holds, each as its deployers name the files."""
+    folder = cache / (f"{model}-tiny" if tiny else model)
+    if not (folder / "plain").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        mounts = {HERE: "/benchmarks", cache / "projects" / model: "/project"}
+        command = ["/project/tests/tiny_pipeline.py", "/weights"]
+        if not tiny:
+            command = ["/benchmarks/full_size_weights.py", model, "/weights/pipeline"]
+        with container.container(image) as box:
+            subprocess.run(box.command("python3", *command, mounts=mounts, writable={folder: "/weights"}), check=True)
         # The default project takes its VAE from a repository of its own: here from the same bytes.
-        link_files(weights / "pipeline" / "vae", weights / "vae")
-        link_files(weights / "pipeline", weights / "plain")
-    return weights
+        if not (folder / "vae").is_dir():
+            link_files(folder / "pipeline" / "vae", folder / "vae")
+        if not (folder / "pipeline" / "vae").is_dir():
+            link_files(folder / "vae", folder / "pipeline" / "vae", ".fp16")
+        link_files(folder / "pipeline", folder / "plain")
+    return Weights(folder, sorted((folder / "pipeline").rglob("*.safetensors")))
 
 
-def link_files(source: Path, target: Path) -> None:
-    """Link every file, without `.fp16` in its name."""
+def link_files(source: Path, target: Path, variant: str = "") -> None:
+    """Link every file, with variant before .safetensors in place of `.fp16`."""
     for file in source.rglob("*"):
         if file.is_file():
-            link = target / str(file.relative_to(source)).replace(".fp16", "")
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file.resolve())
+            name = str(file.relative_to(source)).replace(".fp16", "").replace(".safetensors", f"{variant}.safetensors")
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, target / name)
 
 
-def without_bytecode(python: Path, cache: Path) -> Path:
-    """Copy the environment as hard links, as an image without the build command has it. Returns its python."""
-    source, copy = python.parent.parent, cache / "no-bytecode"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(source, copy, symlinks=True, copy_function=os.link, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy / "bin" / python.name
+def edit(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a YAML or JSON file."""
+    load, dump = (json.loads, json.dumps) if file.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    content = load(file.read_text("utf-8"))
+    change(content)
+    file.write_text(dump(content), "utf-8")
 
 
-def build_app(model: str, python: Path, weights: Path, folder: Path) -> Path:
-    """Emit the project of a preset and lay out its server, compiled as its build command does."""
-    project = Path(cookiecutter(str(HERE.parent), no_input=True, output_dir=folder, extra_context={"preset": model}))
-    app = folder / "ours"
-    code = "import local_server, pathlib, sys; local_server.build_app(*map(pathlib.Path, sys.argv[1:]))"
-    subprocess.run([python, "-c", code, app, weights], cwd=project, check=True)
-    # As on a GPU: half precision.
-    edit_config(app, lambda config: config["model_metadata"]["pipeline"].update(cpu_dtype="float16"))
-    for module in (["compileall", "-q", "."], ["model.faststart", "record", class_of(app)]):  # as build_commands do
-        subprocess.run([python, "-m", *module], cwd=app, check=True)
-    return app
+# --- What is changed in a container of our image to leave one lever out
 
 
-def class_of(app: Path) -> str:
-    config = yaml.safe_load((app / "config.yaml").read_text("utf-8"))
-    return config["model_metadata"]["pipeline"]["class_name"]
+def replace(file: str, old: str, new: str) -> Callable[[Container], None]:
+    def change(box: Container) -> None:
+        path = box.root / "app" / file
+        text = path.read_text("utf-8")
+        if text.count(old) != 1:
+            sys.exit(f"{old!r} is not in {file} once any more: correct LEVERS.")
+        path.write_text(text.replace(old, new), "utf-8")
+
+    return change
 
 
-def edit_config(app: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    config = yaml.safe_load((app / "config.yaml").read_text("utf-8"))
-    change(config)
-    (app / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+def change_record(change: Callable[[list], list]) -> Callable[[Container], None]:
+    def apply(box: Container) -> None:
+        edit(box.root / "app" / "imported_files.json", lambda record: record.update(phases=change(record["phases"])))
+
+    return apply
 
 
-def copy_app(app: Path, name: str) -> Path:
-    return Path(shutil.copytree(app, app.parent / name, ignore=shutil.ignore_patterns("context", "__pycache__")))
+def whole(phases: list) -> list:
+    """Libraries as a whole."""
+    files = {file: None for phase in phases for file, _, _ in phase if ".so" in file}
+    return [[[file, 0, 2**40] for file in files], *small(phases)]
 
 
-def baseline(app: Path, name: str) -> Path:
-    """The same server with the model of baseline_model.py, and no bytecode of either."""
-    copy = copy_app(app, name)
-    shutil.rmtree(copy / "model")
-    (copy / "model").mkdir()
-    shutil.copy(HERE / "baseline_model.py", copy / "model" / "model.py")
-    edit_config(copy, lambda config: config["model_metadata"].update(baseline=name))
-    return copy
+def small(phases: list) -> list:
+    return [[part for part in phase if ".so" not in part[0]] for phase in phases]
 
 
-def without_lever(app: Path, name: str, python: Path) -> Path:
-    copy = copy_app(app, name.replace(" ", "-"))
-    for file, old, new in LEVERS[name]:
-        text = (copy / file).read_text("utf-8")
-        changed = re.sub(old if "\\n" in old else re.escape(old), lambda _, new=new: new, text, flags=re.DOTALL)
-        if changed == text:
-            sys.exit(f"The lever {name!r} is not in {file} any more: correct LEVERS.")
-        (copy / file).write_text(changed, "utf-8")
-    subprocess.run([python, "-m", "compileall", "-q", copy], check=True)
-    return copy
+def remove(*patterns: str) -> Callable[[Container], None]:
+    def change(box: Container) -> None:
+        found = [path for pattern in patterns for path in box.root.glob(pattern)]
+        if not found:
+            sys.exit(f"{patterns} are not in the image any more: correct LEVERS.")
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+PACKAGES = "usr/**/*-packages"
+EARLY = f"{PACKAGES}/read_ahead.pth"
+LEVERS: dict[str, Callable[[Container], None]] = {
+    "bytecode compiled at build": remove(f"{PACKAGES}/**/__pycache__", "app/**/__pycache__"),
+    "reading ahead": lambda box: (
+        remove(EARLY)(box),
+        replace("model/model.py", "faststart.read_ahead(", "(lambda weights: None)(")(box),
+    ),
+    "reading the weights ahead": replace("model/faststart.py", "    _read_weights(json", "    (json"),
+    "reading ahead what the imports read": remove("app/imported_files.json"),
+    "reading before the server": remove(EARLY),
+    "ranges: libraries as a whole": change_record(whole),
+    "libraries: small files alone": change_record(small),
+    "the order of need": change_record(lambda phases: [[part for phase in phases for part in phase]]),
+    "no garbage collection during the imports": replace("model/faststart.py", "    gc.disable()", "    pass"),
+    "sendfile to `/dev/null`: read into a buffer": replace(
+        "model/faststart.py",
+        "sent := os.sendfile(nowhere.fileno(), stream.fileno(), start, end - start)",
+        "sent := len(os.pread(stream.fileno(), min(end - start, 2**20), start))",
+    ),
+}
+
+
+# --- Runs
+
+
+@contextlib.contextmanager
+def subjects(model: str, images: tuple[str, str], levers: bool) -> Iterator[dict[str, Container]]:
+    """Yield a container for each subject, by name."""
+
+    def settle(box: Container) -> None:
+        # As on a GPU: half precision.
+        edit(
+            box.root / "app" / "config.yaml",
+            lambda config: config["model_metadata"]["pipeline"].update(cpu_dtype="float16"),
+        )
+
+    with contextlib.ExitStack() as stack:
+
+        def start(image: str, **variables: str) -> Container:
+            # A replica is new, so what one run compiled must not help the next.
+            return stack.enter_context(container.container(image, PYTHONDONTWRITEBYTECODE="1", **variables))
+
+        # local_server.py puts these into the environment too: Baseten does it when it starts the container.
+        variables = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
+        boxes = {"ours": start(images[0], **variables)}
+        settle(boxes["ours"])
+        for name in () if levers else BASELINES:
+            boxes[name] = start(images[1], **variables)
+            file = boxes[name].root / "app" / "config.yaml"
+            edit(file, lambda config, name=name: config["model_metadata"].update(baseline=name))
+        for name in LEVERS if levers else ():
+            boxes[name] = start(images[0], **variables)
+            settle(boxes[name])
+            LEVERS[name](boxes[name])
+            if "bytecode" not in name:
+                flags = ["-q", "-f", "--invalidation-mode", "checked-hash", "/app/model"]
+                boxes[name].run("env", "-u", "PYTHONDONTWRITEBYTECODE", "python3", "-m", "compileall", *flags)
+        yield boxes
 
 
 def set_page_cache(state: str, files: list[Path]) -> None:
-    """cold: nothing of the disk is in memory. warm: the weights are, and what the last run left."""
+    """cold and limited: nothing of the disk is in memory. warm: the weights are, and what the last run left."""
     os.sync()
     if state == "warm":
         run_and_wait(read_command(files))
-    elif os.access(DROP_CACHES, os.W_OK):
-        DROP_CACHES.write_text("3")
     else:
-        sys.exit("The page cache cannot be dropped: run as root for the cold state, or pass --states warm.")
+        DROP_CACHES.write_text("3")
 
 
 def read_command(files: list[Path]) -> list[Any]:
@@ -190,10 +274,10 @@ def read_command(files: list[Path]) -> list[Any]:
     return [sys.executable, "-S", "-c", READ, *files]
 
 
-def run_and_wait(command: list[Any], cwd: Path | None = None) -> float:
+def run_and_wait(command: list[Any], **options: Any) -> float:
     """Return the seconds until the process prints its first line."""
     started = time.perf_counter()
-    with subprocess.Popen([str(part) for part in command], cwd=cwd, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True, **options) as process:
         line = process.stdout.readline()
         seconds = time.perf_counter() - started
     if process.returncode or line != "done\n":
@@ -201,46 +285,66 @@ def run_and_wait(command: list[Any], cwd: Path | None = None) -> float:
     return seconds
 
 
-def start(subject: Subject, files: list[Path], port: int) -> Run:
-    """One cold start of the server, until it is ready and has read files, and then its first image."""
-    environment = {
-        **os.environ,
-        "INFERENCE_SERVER_PORT": str(port),
-        "HOME": str(subject.app),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(subject.app / "model" / "python_startup"),
-        "TQDM_DISABLE": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    log = subject.app / "server.log"
-    started = time.perf_counter()
-    with log.open("w") as output:
-        command = [str(subject.python), "main.py"]
-        process = subprocess.Popen(
-            command,
-            cwd=subject.app,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+@contextlib.contextmanager
+def cgroup(state: str) -> Iterator[list[str]]:
+    """Yield what a command begins with to run under the limit of reads, in the limited state."""
+    if state != "limited":
+        yield []
+        return
+    v1 = Path("/sys/fs/cgroup/blkio")
+    folder = (v1 if v1.is_dir() else Path("/sys/fs/cgroup")) / "fast-truss-bench"
+    folder.mkdir(exist_ok=True)
+    device = os.stat("/var/lib/containers").st_dev
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    block = block.parent if (block / "partition").exists() else block  # a partition has no limit of its own
+    number = (block / "dev").read_text("utf-8").strip()
     try:
-        url = f"http://127.0.0.1:{port}/v1/models/model"
-        while not answers(f"{url}/loaded"):
-            if process.poll() is not None:
-                sys.exit(f"{subject.name} ended before it was ready:\n{log.read_text()[-3000:]}")
-            time.sleep(0.1)  # more often, and the answers to this would slow the imports down
-        # A CPU maps the files: what load() did not touch is still on the disk, and a GPU would have read it.
-        run_and_wait(read_command(files))
-        ready = time.perf_counter() - started
-        urllib.request.urlopen(f"{url}:predict", json.dumps(REQUEST).encode(), timeout=1200).read()
-        first_image = time.perf_counter() - started
-        peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())[1])
+        if v1.is_dir():
+            (folder / "blkio.throttle.read_bps_device").write_text(f"{number} {LIMIT}")
+        else:
+            Path("/sys/fs/cgroup/cgroup.subtree_control").write_text("+io")
+            (folder / "io.max").write_text(f"{number} rbps={LIMIT}")
+        yield ["sh", "-c", f'echo $$ > {folder}/cgroup.procs; exec "$@"', "sh"]
     finally:
-        # With the process that reads ahead, so that the next start has the disk for itself.
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
-    return Run(ready, first_image, peak * 1024 / 1e9, logged_phases(log.read_text()))
+        for _ in range(100):  # what ran in it may still be on its way out
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+                break
+            time.sleep(0.1)
+
+
+def start(box: Container, weights: Weights, state: str, first_image: bool) -> Run:
+    """One cold start of the server, until it is ready and has read all weights, and then its first image."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    log = box.root / "tmp" / "server.log"
+    environment = {**box.environment, "INFERENCE_SERVER_PORT": str(port)}
+    with cgroup(state) as limited:
+        command = [*limited, *box.command(mounts={weights.folder: "/app/model_cache"})]
+        started = time.perf_counter()
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            url = f"http://127.0.0.1:{port}/v1/models/model"
+            while not answers(f"{url}/loaded"):
+                if process.poll() is not None:
+                    sys.exit(f"The server ended before it was ready:\n{log.read_text()[-3000:]}")
+                time.sleep(0.1)  # more often, and the answers to this would slow the imports down
+            # A CPU maps the files: what load() did not touch is still on the disk, and a GPU would have read it.
+            run_and_wait(read_command(weights.files))
+            ready = time.perf_counter() - started
+            first = None
+            if first_image:
+                urllib.request.urlopen(f"{url}:predict", json.dumps(REQUEST).encode(), timeout=1200).read()
+                first = time.perf_counter() - started
+            server = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()[0]
+            peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server}/status").read_text())[1])
+        finally:
+            container.stop(process)  # with all that it started: the next start has the disk for itself
+    return Run(ready, first, peak * 1024 / 1e9, logged_phases(log.read_text("utf-8")))
 
 
 def answers(url: str) -> bool:
@@ -256,71 +360,53 @@ def logged_phases(log: str) -> dict[str, float]:
     return json.loads(record["message"])["seconds"] if "message" in record else record["seconds"]
 
 
-def floor(app: Path, python: Path, class_name: str, files: list[Path], state: str) -> dict[str, float]:
+def floor(box: Container, class_name: str, weights: Weights, state: str) -> dict[str, float]:
     """Nothing starts faster: everything imported, or every byte read once, whichever takes longer. Seconds, GB."""
-    loaded = app / "loaded.json"
-    set_page_cache(state, files)
-    imports = run_and_wait([python, "-c", IMPORTS, class_name, loaded], cwd=app)
-    library = resident_bytes(json.loads(loaded.read_text()))
-    weights = sum(file.stat().st_size for file in files)
-    set_page_cache(state, files)
-    read = run_and_wait(read_command(files))
-    everything = read * (weights + library) / weights
+    set_page_cache(state, weights.files)
+    with cgroup(state) as limited:
+        # Without the start of reading ahead, which only the server's own command has.
+        imports = run_and_wait([*limited, *box.command("python3", "-c", IMPORTS, class_name)], env=box.environment)
+    loaded = json.loads((box.root / "tmp" / "loaded.json").read_text("utf-8"))
+    library = resident_bytes([box.root / file[1:] for file in loaded])
+    set_page_cache(state, weights.files)
+    read = run_and_wait(read_command(weights.files))
+    everything = library / LIMIT if state == "limited" else read * (weights.bytes + library) / weights.bytes
     return {"imports_s": imports, "read_s": read, "library_gb": library / 1e9, "floor_s": max(imports, everything)}
 
 
-def resident_bytes(files: list[str]) -> int:
+def resident_bytes(files: list[Path]) -> int:
     """Return how many bytes of files are in the page cache: after a cold run, what it read of them."""
     command = ["fincore", "--bytes", "--noheadings", "--output", "RES", *files]
     return sum(map(int, subprocess.check_output(command, text=True).split()))
 
 
-def measure(model: str, python: Path, cache: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    weights = prepare(model, python, cache)
-    files = sorted((weights / "pipeline").rglob("*.safetensors"))
-    folder = cache / "apps" / model
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    app = build_app(model, python, weights, folder)
-    class_name = class_of(app)
-    bare = without_bytecode(python, cache)
-    subjects = [Subject("ours", app, python)]
-    if arguments.levers:
-        subjects += [Subject(name, without_lever(app, name, python), python) for name in LEVERS]
-        subjects.append(Subject("bytecode", copy_app(app, "bytecode"), bare))
-        warm_up = copy_app(app, "warm-up")
-        # Of the size of REQUEST: a large one takes minutes on a CPU.
-        small = {
-            "warm_up": True,
-            "defaults": {"num_inference_steps": 1, "guidance_scale": 5.0, "width": 64, "height": 64},
-        }
-        edit_config(warm_up, lambda config: config["model_metadata"]["pipeline"].update(small))
-        subprocess.run([python, "-m", "compileall", "-q", warm_up], check=True)
-        subjects.append(Subject("warm_up on", warm_up, python))
-    else:
-        subjects += [Subject(name, baseline(app, name), bare) for name in BASELINES]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    found: dict[str, Any] = {"weights_gb": sum(file.stat().st_size for file in files) / 1e9}
-    for state in arguments.states:
-        runs: dict[str, list[Run]] = {subject.name: [] for subject in subjects}
-        floors = []
-        set_page_cache(state, files)
-        start(subjects[0], files, port)  # not counted: after a pause the disk itself may be slow
-        for number in range(arguments.runs):
-            for subject in subjects:
-                if subject.name == "naive" and number >= arguments.naive:
-                    continue
-                set_page_cache(state, files)
-                runs[subject.name].append(start(subject, files, port))
-                print(f"{model} {state} {number + 1} {subject.name}: {runs[subject.name][-1]}", file=sys.stderr)
-            floors.append(floor(app, python, class_name, files, state))
-            print(f"{model} {state} {number + 1} floor: {floors[-1]}", file=sys.stderr)
-        found[state] = {
-            "runs": {name: [dataclasses.asdict(run) for run in each] for name, each in runs.items()},
-            "floors": floors,
-        }
+def measure(model: str, cache: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    images = build_images(model, cache)
+    full = make_weights(model, images[0], cache, tiny=False)
+    tiny = make_weights(model, images[0], cache, tiny=True)
+    config = yaml.safe_load((cache / "projects" / model / "config.yaml").read_text("utf-8"))
+    class_name = config["model_metadata"]["pipeline"]["class_name"]
+    found: dict[str, Any] = {"weights_gb": full.bytes / 1e9}
+    with subjects(model, images, arguments.levers) as boxes:
+        for state in arguments.states:
+            # The disk's limit would be all that full weights show.
+            weights = tiny if state == "limited" else full
+            first_image = model in WITH_FIRST_IMAGE and not arguments.levers
+            runs: dict[str, list[Run]] = {name: [] for name in boxes}
+            floors = []
+            set_page_cache(state, weights.files)
+            start(boxes["ours"], weights, state, False)  # not counted: after a pause the disk itself may be slow
+            for number in range(arguments.runs):
+                for name, box in boxes.items():
+                    set_page_cache(state, weights.files)
+                    runs[name].append(start(box, weights, state, first_image))
+                    print(f"{model} {state} {number + 1} {name}: {runs[name][-1]}", file=sys.stderr)
+                floors.append(floor(boxes["ours"], class_name, weights, state))
+                print(f"{model} {state} {number + 1} floor: {floors[-1]}", file=sys.stderr)
+            found[state] = {
+                "runs": {name: [dataclasses.asdict(run) for run in each] for name, each in runs.items()},
+                "floors": floors,
+            }
     return found
 
 
@@ -337,22 +423,22 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("python", type=lambda text: Path(text).absolute(), metavar="PROJECT_PYTHON")
-    parser.add_argument("cache", type=lambda text: Path(text).absolute(), metavar="CACHE")
+    parser.add_argument("cache", type=lambda text: Path(text).absolute(), metavar="CACHE", help="Keeps the weights.")
     parser.add_argument("--models", nargs="+", choices=("sdxl", "sd15"), default=("sdxl", "sd15"))
-    parser.add_argument("--states", nargs="+", choices=("cold", "warm"), default=("cold", "warm"))
+    parser.add_argument("--states", nargs="+", choices=STATES, default=STATES)
     parser.add_argument("--runs", type=int, default=5, help="Of each, in alternation. Default: 5.")
     parser.add_argument(
         "--levers", action="store_true", help="Leave out one lever at a time, in place of the baselines."
     )
-    parser.add_argument(
-        "--naive", type=int, default=5, help="In how many runs naive takes part: it is slow. Default: 5."
-    )
+    parser.add_argument("--output", type=Path, default=HERE, help="Where tables and charts go. Default: benchmarks.")
     arguments = parser.parse_args()
-    found = {model: measure(model, arguments.python, arguments.cache, arguments) for model in arguments.models}
+    if missing := container.what_is_missing():
+        sys.exit(f"The image cannot be built here: {missing}.")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    found = {model: measure(model, arguments.cache, arguments) for model in arguments.models}
     found["machine"] = machine()
     (arguments.cache / ("levers.json" if arguments.levers else "coldstart.json")).write_text(json.dumps(found))
-    report.write(found, HERE, arguments.levers)
+    report.write(found, arguments.output, arguments.levers)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,11 @@ NAMES = {
     "examples": "official examples: half precision, `.to(device)`",
     "device_map": "half precision, `device_map`",
 }
+STATES = {
+    "cold": "cold page cache",
+    "warm": "warm page cache",
+    "limited": "tiny weights, cold page cache, at most 300 MB/s from the disk",
+}
 NEVER = 0.001  # s: a phase that took no time
 
 
@@ -34,10 +39,8 @@ def write(found: dict[str, Any], folder: Path, levers: bool) -> None:
     models = [name for name in found if name != "machine"]
     text = f"Measured on {found['machine']}. Medians, and the range in brackets.\n"
     for model in models:
-        for state in ("cold", "warm"):
-            if state in found[model]:
-                text += f"\n{model}, {found[model]['weights_gb']:.2f} GB, {state} page cache:\n\n"
-                text += table(found[model][state])
+        for state in (state for state in STATES if state in found[model]):
+            text += f"\n{title(model, found[model], state)}:\n\n{table(found[model][state])}"
     (folder / f"{stem}.md").write_text(text, "utf-8")
     print(text)
     if not levers:
@@ -45,12 +48,18 @@ def write(found: dict[str, Any], folder: Path, levers: bool) -> None:
     print(json.dumps({model: summary(found[model]) for model in models}))
 
 
+def title(model: str, measured: dict[str, Any], state: str) -> str:
+    size = "" if state == "limited" else f" {measured['weights_gb']:.2f} GB,"
+    return f"{model},{size} {STATES[state]}"
+
+
 def table(measured: dict[str, Any]) -> str:
     """One row for each subject and one for the floor. Seconds, and GB of peak memory."""
     phases = [
         name for name in PHASES if any(name in run["phases"] for runs in measured["runs"].values() for run in runs)
     ]
-    head = ["", "runs", "ready", *phases, "to the first image", "peak GB"]
+    first_image = all(run["first_image_s"] for runs in measured["runs"].values() for run in runs)
+    head = ["", "runs", "ready", *phases, *(["to the first image"] if first_image else []), "peak GB"]
     rows = [head, ["---"] * len(head)]
     for name, runs in measured["runs"].items():
         cells = [f"{median(run['phases'].get(phase, 0) for run in runs):.2f}" for phase in phases]
@@ -61,7 +70,7 @@ def table(measured: dict[str, Any]) -> str:
                 str(len(runs)),
                 spread(run["ready_s"] for run in runs),
                 *cells,
-                spread(run["first_image_s"] for run in runs),
+                *([spread(run["first_image_s"] for run in runs)] if first_image else []),
                 f"{peak:.2f}",
             ]
         )
@@ -78,7 +87,7 @@ def table(measured: dict[str, Any]) -> str:
 
 def chart(found: dict[str, Any], models: list[str], file: Path) -> None:
     """Stacked bars of the phases, one panel for each model and state."""
-    panels = [(model, state) for model in models for state in ("cold", "warm") if state in found[model]]
+    panels = [(model, state) for model in models for state in STATES if state in found[model]]
     figure, axes = pyplot.subplots(len(panels), 1, figsize=(8, 1.9 * len(panels)), layout="constrained", squeeze=False)
     used = [phase for phase in PHASES if any(shown(found[m][s], phase) for m, s in panels)]
     for axis, (model, state) in zip(axes[:, 0], panels, strict=True):
@@ -97,7 +106,7 @@ def chart(found: dict[str, Any], models: list[str], file: Path) -> None:
             axis.text(seconds, label, f" {seconds:.1f} s", va="center", fontsize=8)
         floor = median(entry["floor_s"] for entry in found[model][state]["floors"])
         axis.axvline(floor, color="black", linestyle=":", label="floor")
-        axis.set_title(f"{model}, {found[model]['weights_gb']:.2f} GB, {state} page cache", fontsize=9)
+        axis.set_title(title(model, found[model], state), fontsize=9)
         axis.set_xlim(0, 1.12 * max(*ready, floor))
     axes[-1, 0].set_xlabel("seconds from the start of the process until it is ready")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
@@ -110,17 +119,18 @@ def shown(measured: dict[str, Any], phase: str) -> bool:
 
 
 def summary(measured: dict[str, Any]) -> dict[str, Any]:
-    """Return seconds until ready, and ours as a part of the official examples' and of the floor."""
+    """Return seconds until ready, and ours as a part of the official examples', of the floor and of our warm start."""
     result = {}
-    for state in ("cold", "warm"):
-        if state not in measured:
-            continue
+    for state in (state for state in STATES if state in measured):
         ready = {name: median(run["ready_s"] for run in runs) for name, runs in measured[state]["runs"].items()}
         floor = median(entry["floor_s"] for entry in measured[state]["floors"])
         result[state] = {f"{name}_s": round(seconds, 2) for name, seconds in ready.items()}
         result[state] |= {"floor_s": round(floor, 2), "ratio_floor": round(ready["ours"] / floor, 3)}
         if "examples" in ready:
             result[state]["ratio_examples"] = round(ready["ours"] / ready["examples"], 3)
+        if "warm" in measured and state != "warm":
+            warm = median(run["ready_s"] for run in measured["warm"]["runs"]["ours"])
+            result[state]["ratio_warm"] = round(ready["ours"] / warm, 3)
     return result
 
 

@@ -45,7 +45,6 @@ MANIFEST = {
     "model/model.py",
     "model/picture.py",
     "model/pipeline.py",
-    "model/python_startup/sitecustomize.py",
     "model/request.py",
     "model/settings.py",
     "model/weights.py",

@@ -1,12 +1,10 @@
-"""The whole life of a generated project: its own tests, its commands, its build command."""
+"""The whole life of a generated project: its own tests, its commands."""
 
 import os
 import re
-import shutil
 import subprocess
 import urllib.error
 import urllib.request
-import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,84 +162,6 @@ def test_real_weights_without_a_network_are_one_sentence(bake: Callable[..., Bak
     assert result.returncode != 0
     assert "cannot be downloaded: check the network" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_the_build_command_compiles_what_has_no_bytecode(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
-    command, _ = bake().config["build_commands"]
-    venv.create(tmp_path)
-    (packages,) = tmp_path.glob("lib/python*/site-packages")
-    (packages / "good.py").write_text("x = 1\n")
-    (packages / "bad.py").write_text("this is no Python\n")
-    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    result = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert list(packages.glob("__pycache__/good.*.pyc")), result.stdout + result.stderr
-
-
-def test_the_build_command_lists_what_the_imports_read(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
-    project = bake(preset="sd15")
-    code = "import local_server, sys; from pathlib import Path; local_server.build_app(Path(sys.argv[1]), Path())"
-    subprocess.run([PROJECT_PYTHON, "-c", code, tmp_path / "app"], cwd=project.path, check=True)
-    _, command = project.config["build_commands"]
-    environment = {**os.environ, **MEASURED, "PATH": f"{Path(PROJECT_PYTHON).parent}:/usr/bin:/bin"}
-    command = command.replace("/app", str(tmp_path / "app")).removesuffix(" || true")
-    subprocess.run(["sh", "-c", command], env=environment, check=True, capture_output=True)
-    listed = (tmp_path / "app" / "imported_files.txt").read_text().splitlines()
-    assert all(Path(file).is_file() for file in listed)
-    names = "\n".join(file.replace("__pycache__/", "") for file in listed)
-    assert "libtorch_python" in names
-    assert "pipeline_stable_diffusion." in names
-    # In the order in which they are needed.
-    order = ["truss_server.", "torch/__init__.", "pipeline_stable_diffusion."]
-    assert sorted(order, key=names.index) == order
-
-
-JOIN = "[thread.join() for thread in threading.enumerate()[1:]]"
-
-
-@pytest.mark.skipif(shutil.which("fincore") is None, reason="fincore (util-linux) is not there to look at the cache")
-@pytest.mark.parametrize(
-    ("script", "code", "read"),
-    [
-        ("any.py", "faststart.read_all('cache')", [True, True, True, True]),
-        # What Model calls.
-        ("any.py", f"faststart.read_ahead(Path('cache')); {JOIN}", [True, True, True, True]),
-        # What Python itself starts, for the server alone.
-        ("main.py", JOIN, [True, True, False, False]),
-        ("any.py", JOIN, [False, False, False, False]),
-    ],
-)
-def test_what_is_read_ahead_is_in_memory(
-    bake: Callable[..., BakedProject], tmp_path: Path, script: str, code: str, read: list[bool]
-) -> None:
-    shutil.copytree(bake().path / "model", tmp_path / "model")
-    files = [tmp_path / name for name in ("imported.pyc", "library.so", "cache/config.json", "cache/x.safetensors")]
-    for file in files:
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(bytes(2**20))
-        forget(file)
-    if any(map(resident_bytes, files)):
-        pytest.skip("this filesystem keeps its files in memory, so nothing can be read ahead")
-    (tmp_path / "imported_files.txt").write_text("\n".join(["/gone", *map(str, files[:2])]))
-    imports = "import threading\nfrom pathlib import Path\nfrom model import faststart\n"
-    (tmp_path / script).write_text(imports + code)
-    environment = {**MEASURED, "PYTHONPATH": str(tmp_path / "model" / "python_startup")}
-    command = [PROJECT_PYTHON, tmp_path / script]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert [resident_bytes(file) == 2**20 for file in files] == read
-
-
-def forget(file: Path) -> None:
-    """Drop file from the page cache, after what was written is on the disk."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def resident_bytes(file: Path) -> int:
-    command = ["fincore", "--bytes", "--noheadings", "--output", "RES", file]
-    return int(subprocess.check_output(command, text=True))
 
 
 def test_the_server_is_for_this_machine_alone_and_ends_with_its_command(

@@ -10,15 +10,31 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger("uvicorn")
 
-IMPORTED_FILES = Path(__file__).resolve().parent.parent / "imported_files.txt"
-READERS = 8
-SENDFILE_BYTES = 2**30  # of one call; the kernel sends at most 2 GiB
+APP = Path(__file__).resolve().parent.parent
+RECORD = APP / "imported_files.json"
+READERS = 16
+CGROUPS = Path("/sys/fs/cgroup")
+# By controller, as in /proc/self/cgroup (v2 names none): limit, usage, and in memory.stat the page cache and what of it
+# cannot be dropped.
+CGROUP_FILES = {
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem"),
+    "": ("memory.max", "memory.current", "file", "shmem"),
+}
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+GAP_PAGES = 32  # untouched pages that are read too: quicker than one more read
+CHUNK_BYTES = 2**26
+RESERVE_BYTES = 2**31  # of memory, for what the imports and load() will take and what the imports read
+# Python runs this line of a .pth file before anything else. As every Python in the image does, it asks for the server.
+STARTUP = (
+    f'import sys; sys.orig_argv[-1:] == ["{APP}/main.py"] and setattr(sys, "read_ahead", '
+    f'__import__("subprocess").Popen([sys.executable, "-I", "-S", "{__file__}", "read"], stdin=-1))'
+)
 
 
 class ColdStart:
@@ -64,58 +80,160 @@ def _process_age() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) - started
 
 
-def read_ahead(folder: Path) -> None:
-    """Bring what the imports read, and then the weights in folder, into the page cache, while the imports run.
+def read_ahead(weights: Iterable[Path]) -> None:
+    """Bring what the imports read, and then weights, into the page cache, while the imports run. Logs what it reads.
 
-    Files that are not there yet are left out: a download fills the page cache by itself.
+    weights: files and folders, in the order in which load() reads them. What is not there yet is left out: a
+    download fills the page cache by itself.
     """
+    files: dict[str, int] = {}
+    for file in (file for path in weights for file in [path, *sorted(path.rglob("*"))]):
+        with contextlib.suppress(OSError):  # a download may rename it meanwhile
+            if file.is_file():
+                files[str(file)] = file.stat().st_size
+    size = sum(files.values())
+    try:
+        record = json.loads(RECORD.read_text("utf-8"))
+    except (OSError, ValueError):
+        record = {"summary": "nothing for the imports", "problem": f"the build command that makes {RECORD} did not"}
+    room = f"{min(size, memory_left()) / 1e9:.2f} of {size / 1e9:.2f} GB of weights"
+    slower = f" The imports will be slower, because {record['problem']}." if record["problem"] else ""
+    logger.log(logging.WARNING if slower else logging.INFO, f"Reading ahead {record['summary']}, then {room}.{slower}")
     # A process of its own: threads in this one would wait for the interpreter's lock, which the imports hold.
-    # -I -S: it needs no packages, and so it starts at once.
-    command = [sys.executable, "-I", "-S", __file__, "read", str(folder)]
-    threading.Thread(target=subprocess.run, args=(command,), daemon=True).start()
+    # In the image, Python has started it (STARTUP) before the server's own imports. It waits for the files.
+    reader = sys.__dict__.pop("read_ahead", None) or subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, "read"], stdin=subprocess.PIPE
+    )
+    threading.Thread(target=reader.communicate, args=(json.dumps(files).encode(),), daemon=True).start()
 
 
-def read_all(folder: str | None = None) -> None:
-    """Read what the imports read, and then what is in folder, and keep none of it."""
-    imported = IMPORTED_FILES.read_text("utf-8").splitlines() if IMPORTED_FILES.is_file() else []
-    cached = sorted(str(file) for file in Path(folder).rglob("*") if file.is_file()) if folder else []
-    libraries = [file for file in imported if ".so" in file]
-    small = [file for file in imported + cached if ".so" not in file and not file.endswith(".safetensors")]
-    # First, and many at a time: behind the weights, each of these thousands of small reads would have to wait.
-    with ThreadPoolExecutor(READERS + 1) as pool:
-        list(pool.map(_read, [libraries, *(small[start::READERS] for start in range(READERS))]))
-    _read(cached)
+def load_order(folder: Path, components: Collection[str], others: Iterable[str]) -> list[Path]:
+    """Return the folders of the weights in folder, in the order in which load() reads them: that of model_index.json.
+
+    components: those with a folder of their own beside the pipeline's. others: what is read after them.
+    """
+    index: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):  # not there yet, or not whole
+        index = json.loads((folder / "pipeline" / "model_index.json").read_text("utf-8"))
+    names = [name if name in components else f"pipeline/{name}" for name in index]
+    return [folder / name for name in (*names, *components, *others)]
 
 
-def _read(files: list[str]) -> None:
+def read_all() -> None:
+    """Read what the imports read, phase by phase, and then the files that standard input names. Keep none of it."""
+    with contextlib.suppress(OSError, ValueError):
+        for phase in json.loads(RECORD.read_text("utf-8"))["phases"]:
+            _read_together(phase)
+    _read_weights(json.loads(sys.stdin.read() or "{}"))
+
+
+def _read_together(parts: list[list[Any]]) -> None:
+    # Many at a time, as each of thousands of small reads has to wait. The threads share one iterator.
+    waiting = iter(parts)
+    threads = [threading.Thread(target=lambda: [_read(*part) for part in waiting]) for _ in range(READERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _read_weights(files: dict[str, int]) -> None:
+    """Read files, with their sizes, and stop where memory ends: beyond, what load() needs next would be thrown out."""
+    ahead = 0
+    for file, size in files.items():
+        for start in range(0, size, CHUNK_BYTES):
+            end = min(start + CHUNK_BYTES, size)
+            ahead += end - start
+            if ahead > memory_left():
+                return
+            _read(file, start, end)
+
+
+def _read(file: str, start: int, end: int) -> None:
     # To /dev/null the kernel sends pages without copying them: that leaves the CPU to the imports.
-    with open(os.devnull, "wb") as nowhere:
-        for file in files:
-            with contextlib.suppress(OSError), open(file, "rb", buffering=0) as stream:
-                offset = 0
-                while sent := os.sendfile(nowhere.fileno(), stream.fileno(), offset, SENDFILE_BYTES):
-                    offset += sent
+    with contextlib.suppress(OSError), open(file, "rb", buffering=0) as stream, open(os.devnull, "wb") as nowhere:
+        while start < end and (sent := os.sendfile(nowhere.fileno(), stream.fileno(), start, end - start)):
+            start += sent
 
 
-def record_imports(class_name: str) -> None:
-    """Write down which files the imports read. A build command in config.yaml does it, in the image."""
+def memory_left() -> int:
+    """Return how many bytes of weights the page cache can hold, beside what the server is going to take.
+
+    It is the least that this machine and the memory cgroups around this process leave, v1 or v2. What the page cache
+    holds counts as left. Where nothing says how much memory there is (not Linux), there is no bound.
+    """
+    left = [sys.maxsize]
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            left.append(int(line.split()[1]) * 1024)
+    for _, controllers, path in (line.split(":", 2) for line in _lines("/proc/self/cgroup")):
+        limit, usage, cache, shared = CGROUP_FILES.get(controllers, ("", "", "", ""))
+        root = CGROUPS / controllers
+        # In a container path may be that of the host: then no such folder is there, and root is the container's own.
+        own = root / path.strip("/")
+        for folder in (own, *own.parents):
+            with contextlib.suppress(OSError, KeyError, ValueError):  # not there, or no limit: "max"
+                stat = dict(line.split() for line in _lines(folder / "memory.stat"))
+                used = int((folder / usage).read_text("utf-8")) - int(stat[cache]) + int(stat[shared])
+                left.append(int((folder / limit).read_text("utf-8")) - used)
+            if folder == root:
+                break
+    return max(0, min(left) - RESERVE_BYTES)
+
+
+def _lines(file: str | Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(file).read_text("utf-8").splitlines()
+    return []
+
+
+def record(class_name: str) -> None:
+    """Write down what the imports read, phase by phase. A build command in config.yaml does it, in the image."""
     opened: dict[str, None] = {}  # in the order in which they are needed
     sys.addaudithook(lambda event, arguments: opened.setdefault(str(arguments[0])) if event == "open" else None)
-    importlib.import_module("truss_server")
-    getattr(importlib.import_module("diffusers"), class_name)
-    files = dict.fromkeys(os.path.abspath(file) for file in [*_libraries(), *opened])
-    # A size of 0: nothing to read, or a file of /proc, which ends with this process.
-    IMPORTED_FILES.write_text(
-        "\n".join(file for file in files if os.path.isfile(file) and os.path.getsize(file)), "utf-8"
-    )
+    phases, problem, before = [], "", {}
+    for name in ("truss_server", "torch", "diffusers"):
+        module = importlib.import_module(name)
+        if name == "diffusers":
+            getattr(module, class_name)
+        try:
+            pages = _touched_pages()
+        except OSError as error:
+            pages, problem = {}, f"the build could not see which parts of libraries they need ({error})"
+        # A size of 0: nothing to read, or a file of /proc, which ends with this process.
+        for file in filter(os.path.isfile, opened):
+            pages.setdefault(os.path.abspath(file), set(range(-(-os.path.getsize(file) // PAGE_BYTES))))
+        phases.append([[file, *part] for file in pages for part in _ranges(pages[file] - before.get(file, set()))])
+        before = pages
+    parts = [part for phase in phases for part in phase]
+    summary = f"{sum(end - start for _, start, end in parts) / 1e9:.2f} GB of {len(parts)} parts for the imports"
+    RECORD.write_text(json.dumps({"summary": summary, "problem": problem, "phases": phases}), "utf-8")
 
 
-def _libraries() -> list[str]:
-    """Return the mapped files of which so much was touched that one read of the whole is quicker."""
-    import psutil
+def _touched_pages() -> dict[str, set[int]]:
+    """Return which pages of each mapped file this process uses. https://docs.kernel.org/admin-guide/mm/pagemap.html"""
+    touched: dict[str, set[int]] = {}
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
+            addresses, _, offset, _, _, *path = line.split(maxsplit=5)
+            if path and os.path.isfile(path[0]):
+                first, last = (int(address, 16) // PAGE_BYTES for address in addresses.split("-"))
+                entries = memoryview(os.pread(pagemap.fileno(), 8 * (last - first), 8 * first)).cast("Q")
+                page = int(offset, 16) // PAGE_BYTES
+                touched.setdefault(path[0], set()).update(page + i for i, entry in enumerate(entries) if entry >> 63)
+    if not any(touched.values()):
+        raise OSError("/proc/self/pagemap says nothing")
+    return touched
 
-    maps = [each for each in psutil.Process().memory_maps() if Path(each.path).is_file()]
-    return [each.path for each in maps if each.rss >= Path(each.path).stat().st_size / 10]
+
+def _ranges(pages: set[int]) -> list[list[int]]:
+    """Return the parts of a file, in bytes, that hold pages. Small gaps between them are read too."""
+    ranges: list[list[int]] = []
+    for page in sorted(pages):
+        if not ranges or page - ranges[-1][1] > GAP_PAGES:
+            ranges.append([page, page])
+        ranges[-1][1] = page + 1
+    return [[start * PAGE_BYTES, end * PAGE_BYTES] for start, end in ranges]
 
 
 @contextlib.contextmanager
@@ -130,4 +248,4 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    {"read": read_all, "record": record_imports}[sys.argv[1]](*sys.argv[2:])
+    {"read": read_all, "record": record, "startup": lambda: print(STARTUP)}[sys.argv[1]](*sys.argv[2:])

@@ -28,7 +28,8 @@ class Model:
         self._image_to_image = None
         self._guard = Guard()
         self._cold_start: faststart.ColdStart | None = faststart.ColdStart()
-        faststart.read_ahead(Path(SETTINGS.weights_dir))
+        folder = Path(SETTINGS.weights_dir)
+        faststart.read_ahead(faststart.load_order(folder, SETTINGS.components, SETTINGS.weight_files))
 
     def load(self) -> None:
         """Everything here is part of the cold start. Raises WeightsError or SettingsError with a sentence."""
