@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 DEMO = build/my-stable-diffusion
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test test-bake test-image bench bench-levers bench-wake bench-gpu
+.PHONY: help demo test test-bake test-image bench bench-levers bench-wake bench-under-load bench-gpu
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench  cold starts of the image on full-size random weights (9 GB): an hour, as root, like test-image"
 	@echo "make bench-levers   what each lever gives, one left out at a time: about 40 minutes"
 	@echo "make bench-gpu   ways to bring the weights onto a GPU, where there is one"
+	@echo "make bench-under-load   how soon health answers while requests run and hostile ones are refused: 5 minutes"
 	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 40 minutes"
 
 demo: $(DEMO)/config.yaml
@@ -52,6 +53,10 @@ bench bench-levers: .venv-bench/.ready
 bench-wake: .venv-bench/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	.venv-bench/bin/python benchmarks/wake.py $(PROJECT_VENV)/bin/python
+
+bench-under-load: .venv-bench/.ready $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	.venv-bench/bin/python benchmarks/under_load.py $(PROJECT_VENV)/bin/python
 
 bench-gpu: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
