@@ -319,10 +319,9 @@ def served(pushes: dict[str, Push], tmp_path_factory: pytest.TempPathFactory) ->
     for name, content in push.files().items():
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_bytes(content)
-    (project / "tests").mkdir()
     temporary.mkdir()
-    for name in ("local_server.py", "tests/tiny_pipeline.py"):
-        shutil.copy(push.project.path / name, project / name)
+    shutil.copytree(push.project.path / "tests", project / "tests")
+    shutil.copy(push.project.path / "local_server.py", project)
     environment = {**os.environ, "TMPDIR": str(temporary)}
     with log.open("w") as output:
         command = [PROJECT_PYTHON, "local_server.py", "--port", "0"]
