@@ -104,7 +104,7 @@ def answer(made: BaseModel, status: int = 200) -> JSONResponse:
 
 
 def fault(wanted: Any) -> Response:
-    """wanted: an HTTP status of the platform; ["model", status, reason]; 0: an answer that breaks off; -1: none at all."""
+    """wanted: a status of the platform; ["model", status, reason]; 0: an answer that breaks off; -1: without end."""
     if isinstance(wanted, list):
         headers = {"X-BASETEN-ERROR-SOURCE": "04", "X-BASETEN-ERROR-CODE": "600"}
         return JSONResponse({"error": wanted[2]}, wanted[1], headers=headers)

@@ -79,14 +79,6 @@ def test_autoscaling_is_shown_changed_and_checked(awake: Platform) -> None:
     assert refused.status_code == 400
 
 
-def test_coldstart_measures_and_puts_the_settings_back(awake: Platform) -> None:
-    result = awake.run("coldstart")
-    assert result.returncode == 0, result.stderr
-    assert "wake to ready" in result.stdout
-    assert "first_image" in result.stderr
-    assert "scale_down_delay: 900" in awake.run("autoscaling").stdout
-
-
 def test_generate_tries_again_when_told_to(awake: Platform, tmp_path: Path) -> None:
     awake.set(faults=[429, 500, 503])
     output = tmp_path / "out.png"
@@ -119,7 +111,10 @@ def refused(result: subprocess.CompletedProcess, sentence: str, code: int = 1) -
     assert [line for line in result.stderr.strip().splitlines()[:-1] if "Trying again in" not in line] == []
 
 
-@pytest.mark.parametrize("command", [["wake"], ["status"], ["generate", "a boat"], ["autoscaling"], ["coldstart"]])
+@pytest.mark.parametrize(
+    "command",
+    [["wake"], ["status"], ["generate", "a boat"], ["autoscaling"], ["coldstart", "--yes"], ["schedule"], ["load"]],
+)
 def test_a_wrong_key_is_one_sentence(awake: Platform, command: list[str]) -> None:
     refused(awake.run(*command, key="wrong-key"), "Baseten refused the key (401)")
 

@@ -1,5 +1,6 @@
 """The command line: `python -m client --help`. Each command imports what it alone needs."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -159,6 +160,116 @@ def autoscaling(
         return
     for name, value in found.items():
         print(f"{name}: {value}")
+
+
+@app.command()
+@on_target
+def coldstart(
+    where: Where,
+    png: Annotated[Path | None, typer.Option(help="Also draw the chart into this file.")] = None,
+    after_delay: Annotated[
+        int | None, typer.Option(min=0, max=3600, help="What scale_down_delay shall be afterwards, if not as now.")
+    ] = None,
+    history: Annotated[bool, typer.Option("--history", help="Only show what Baseten recorded.")] = False,
+    days: Annotated[int, typer.Option(min=1, max=90, help="Of the history.")] = 7,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Scale to zero, wake, and show the whole cold start. The settings are put back."""
+    from client import coldstart
+
+    client = where.client()
+    if history:
+        return coldstart.history(client, days, as_json)
+    coldstart.measure(client, where.timeout, yes, after_delay, png, as_json)
+
+
+@app.command()
+@on_target
+def schedule(
+    where: Where,
+    name: Annotated[str | None, typer.Option(help="Of the schedule; one of the same name is replaced.")] = None,
+    weekdays: Annotated[str, typer.Option(help="Such as mon-fri, mon,wed or daily.")] = "mon-fri",
+    on: Annotated[str | None, typer.Option(help="One window only, on this date, such as 2027-03-31.")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="A time, such as 08:45.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="A time, such as 18:00.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Such as Europe/Berlin. One for all schedules.")] = None,
+    min_replica: Annotated[int, typer.Option(help="Replicas that are there in that time.")] = 1,
+    max_replica: Annotated[int | None, typer.Option(help="If not what the environment has.")] = None,
+    delete: Annotated[list[str] | None, typer.Option(help="A name or an id, or all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show, set and delete the times at which replicas are kept ready: Baseten's own schedules."""
+    import datetime
+
+    from client import schedule as schedules
+
+    if (start is None) != (end is None):
+        raise InvalidInput("--from and --to belong together: give both, or none to show the schedules.")
+    if delete and start:
+        raise InvalidInput("--delete and --from exclude each other: give one of them.")
+    with where.client() as client:
+        environment = client.environment(min(where.timeout, 60))
+        if delete:
+            environment = schedules.change(client, schedules.deletion_of(delete, environment), environment)
+        elif start and end:
+            named = name or (f"window {on}" if on else "office hours")
+            wanted = schedules.Wanted(named, weekdays, on, start, end, timezone, min_replica, max_replica)
+            now = datetime.datetime.now(datetime.UTC)
+            environment = schedules.change(client, schedules.settings_of(wanted, environment, now), environment)
+    if as_json:
+        found = environment.autoscaling_schedules
+        print(found.model_dump_json() if found else "null")
+        return
+    schedules.show(environment)
+
+
+@app.command()
+@on_target
+def doctor(
+    where: Where,
+    image: Annotated[bool, typer.Option(help="Make one image, which wakes the model and costs a little.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check all that a push needs, and after it (with --model or --url) that the model answers."""
+    from itertools import chain
+
+    from client import doctor
+
+    pushed = bool(where.model or where.url)
+    try:
+        # Before the first push there is no id.
+        client = where.client() if pushed else dataclasses.replace(where, model="none").client()
+    except ClientError as error:
+        client = error
+    before = () if where.url else doctor.before_the_push(client)
+    reached = pushed and not isinstance(client, ClientError)
+    after = doctor.after_the_push(client, where.timeout, image) if reached else ()
+    if not doctor.run(chain(before, after), as_json):
+        sys.exit(1)
+
+
+@app.command()
+@on_target
+def load(
+    where: Where,
+    requests: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    concurrency: Annotated[int, typer.Option(min=1, max=100, help="Requests at once.")] = 4,
+    prompt: Annotated[str, typer.Option()] = "a lighthouse on a cliff at dawn",
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send many requests, and show how long they took and what 1,000 images cost. Each one is paid for."""
+    from client import load
+
+    options = {"num_inference_steps": num_inference_steps, "width": width, "height": height}
+    request = {"prompt": prompt, **{name: value for name, value in options.items() if value is not None}}
+    result = load.run(where.async_client(), request, requests, concurrency, where.timeout)
+    load.report(result, load.price_per_minute(where.client()), as_json)
+    if result.errors:
+        sys.exit(1)
 
 
 @app.command(name="app")

@@ -132,9 +132,9 @@ def watch(target: Target, local: bool, timeout: float, until: Callable[[Status],
     seen = None
     while True:
         now = yield from status(target, local, deadline, answered=seen is not None)
-        if now != seen:
+        if seen is None or (now.status, now.replicas) != (seen.status, seen.replicas):
             yield now
-            seen = now
+        seen = now
         if until(now):
             return
         if now.status in FAILED:
