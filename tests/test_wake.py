@@ -53,17 +53,34 @@ def test_fifty_at_once_start_one_replica_and_lose_nothing(platform: Platform) ->
     assert platform.tell()["starts"] == 1
 
 
-@pytest.mark.parametrize("path", ["production", "environments/production", "development", "deployment/dep1"])
-def test_every_target_wakes(awake: Platform, path: str) -> None:
-    arguments = {
-        "production": [],
-        "environments/production": ["--environment", "production"],
-        "development": ["--development"],
-        "deployment/dep1": ["--deployment", "dep1"],
-    }[path]
-    assert awake.http.post(f"{awake.url}/model-model/{path}/wake").status_code == 202
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("model-model/production", []),
+        ("model-model/environments/staging", ["--environment", "staging"]),
+        ("model-model-staging", ["--environment", "staging", "--regional"]),
+        ("model-model/development", ["--development"]),
+        ("model-model/deployment/dep1", ["--deployment", "dep1"]),
+    ],
+)
+def test_every_target_wakes_and_generates(awake: Platform, tmp_path: Path, path: str, arguments: list[str]) -> None:
+    assert awake.http.post(f"{awake.url}/{path}/wake").status_code == 202
     result = awake.run("wake", "--wait", *arguments)
     assert result.returncode == 0, result.stderr
+    small = ["--width", "64", "--height", "64", "--num-inference-steps", "1", "-o", str(tmp_path / "out.webp")]
+    result = awake.run("generate", "a boat", *small, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out.webp").read_bytes().startswith(b"RIFF")
+
+
+def test_wake_on_an_active_model_says_so(awake: Platform) -> None:
+    assert awake.run("wake").stdout == "The model is awake already.\n"
+
+
+def test_options_that_exclude_each_other_are_a_sentence(awake: Platform) -> None:
+    refused(awake.run("status", "--deployment", "dep1", "--development"), "exclude each other", 2)
+    refused(awake.run("status", model=""), "--model is missing", 2)
+    refused(awake.run("status", "--model", "../x"), "model_id is '../x'", 2)
 
 
 def test_autoscaling_is_shown_changed_and_checked(awake: Platform) -> None:

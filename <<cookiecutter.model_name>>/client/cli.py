@@ -262,11 +262,13 @@ def load(
     as_json: AsJson = False,
 ) -> None:
     """Send many requests, and show how long they took and what 1,000 images cost. Each one is paid for."""
+    import asyncio
+
     from client import load
 
     options = {"num_inference_steps": num_inference_steps, "width": width, "height": height}
     request = {"prompt": prompt, **{name: value for name, value in options.items() if value is not None}}
-    result = load.run(where.async_client(), request, requests, concurrency, where.timeout)
+    result = asyncio.run(load.run(where.async_client(), request, requests, concurrency, where.timeout))
     load.report(result, load.price_per_minute(where.client()), as_json)
     if result.errors:
         sys.exit(1)

@@ -22,18 +22,10 @@ class Result:
     wall: float = 0.0
 
 
-def run(client: AsyncClient, request: dict[str, Any], requests: int, concurrency: int, timeout: float) -> Result:
+async def run(client: AsyncClient, request: dict[str, Any], requests: int, concurrency: int, timeout: float) -> Result:
     """Send requests, so many at once, when the model is ready. A bar shows how far it is."""
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn(), console=console()) as bar:
-        task = bar.add_task("waking", total=requests)
-        return asyncio.run(_run(client, request, requests, concurrency, timeout, bar, task))
-
-
-async def _run(
-    client: AsyncClient, request: dict[str, Any], requests: int, concurrency: int, timeout: float, bar: Any, task: Any
-) -> Result:
     result = Result()
     left = iter(range(requests))
 
@@ -49,12 +41,15 @@ async def _run(
             bar.advance(task)
 
     async with client:
+        # The cold start is not what is measured here.
         await client.wake()
         await client.wait_until_ready(timeout)
-        bar.update(task, description="asking")
-        started = time.monotonic()
-        await asyncio.gather(*[ask_one_after_the_other() for _ in range(concurrency)])
-        result.wall = time.monotonic() - started
+        columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()]
+        with Progress(*columns, console=console()) as bar:
+            task = bar.add_task("asking", total=requests)
+            started = time.monotonic()
+            await asyncio.gather(*[ask_one_after_the_other() for _ in range(concurrency)])
+            result.wall = time.monotonic() - started
     return result
 
 
