@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -173,3 +174,26 @@ def test_a_request_that_was_parked_for_too_long_is_tried_again_and_given_up(plat
     result = platform.run("generate", "a boat", "--timeout", "5")
     assert result.returncode == 1
     assert "There was no answer within 5 s. The last try: Baseten cannot answer now (500" in result.stderr
+
+
+BACKEND = """
+import sys
+{snippet}
+from fastapi.testclient import TestClient
+http = TestClient(app)
+opened = http.post("/opened")
+made = http.post("/generate", params={{"prompt": "a boat"}})
+refused = http.post("/generate", params={{"prompt": "x" * 5000}})
+print(opened.status_code, made.status_code, len(made.json()["images"]), refused.status_code)
+"""
+
+
+def test_the_backend_of_the_readme_is_ten_lines_that_run(awake: Platform) -> None:
+    readme = (awake.project / "README.md").read_text("utf-8")
+    (snippet,) = re.findall(r"\n    (from fastapi import .*?)\n\n(?! )", readme, re.DOTALL)
+    snippet = re.sub(r"(?m)^    ", "", snippet).replace("MODEL_ID", "model")
+    assert len([line for line in snippet.splitlines() if line and "import" not in line]) <= 11
+    command = [PROJECT_PYTHON, "-c", BACKEND.format(snippet=snippet)]
+    options = {"cwd": awake.project, "env": awake.environment()}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    assert result.stdout == "200 200 1 400\n", result.stderr
