@@ -81,7 +81,7 @@ async def management_faults(request: Request, call_next: Any) -> Response:
 @app.get("/_platform")
 async def tell(request: Request) -> dict[str, Any]:
     replica = request.app.state.replica
-    names = ("starts", "status", "asked", "queued", "settings", "autoscaling", "schedules", "timezone")
+    names = ("starts", "status", "asked", "queued", "settings", "autoscaling", "schedules", "timezone", "url")
     return {name: getattr(replica, name) for name in names}
 
 

@@ -136,7 +136,7 @@ class Replica:
             created_at=datetime.datetime.now(datetime.UTC),
             name=name,
             model_id="model",
-            is_production=environment == "production",
+            is_production=environment == "production" or name == "dep1",
             is_development=name == "development",
             status="INACTIVE" if self.deactivated else self.status,
             active_replica_count=int(self.status == "ACTIVE"),

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -248,8 +249,9 @@ def test_whatever_is_sent_to_the_page_it_answers_in_a_sentence(awake: Platform, 
         assert sentence in generate(f"bad-{number}", **changes)[1], changes
 
 
-def test_a_button_is_no_public_call(open_app: Open) -> None:
-    page = open_app()
+def test_a_button_is_no_public_call_and_a_proxy_is_no_obstacle(open_app: Open) -> None:
+    # Port 9 is `discard`: nothing listens there.
+    page = open_app(HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9", NO_PROXY="", no_proxy="")
     assert httpx.get(f"{page.url}/gradio_api/info", timeout=60).json()["named_endpoints"] == {}
     assert {event["api_visibility"] for event in page.events.values()} == {"private"}
 
@@ -265,6 +267,16 @@ def test_many_visitors_share_one_watcher_and_no_threads(platform: Platform, open
     wait_for(lambda: platform.tell()["status"] == "ACTIVE", "never ready")
     assert platform.tell()["starts"] == 1
     assert platform.tell()["asked"] - asked < VISITORS
+
+
+def test_a_busy_port_is_a_sentence(platform: Platform) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [APP_PYTHON, "-m", "client", "app", "--port", str(listener.getsockname()[1])]
+        options = {"cwd": platform.project, "env": platform.environment()}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    assert result.returncode == 2
+    assert "cannot be used" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

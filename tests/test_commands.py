@@ -19,8 +19,8 @@ pytestmark = [
     pytest.mark.skipif(
         PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
     ),
-    # One platform for all of them.
-    pytest.mark.xdist_group("platform"),
+    # One platform for all of them, beside that of the other tests.
+    pytest.mark.xdist_group("commands"),
 ]
 FAST = ["--width", "64", "--height", "64", "--num-inference-steps", "1"]
 REPAIR = "python -m client autoscaling --model model --environment production --min-replica 0 --scale-down-delay 900"
@@ -71,7 +71,8 @@ def test_coldstart_shows_one_waterfall_and_puts_the_settings_back(awake: Platfor
     assert "The settings are as before: min_replica 0, scale_down_delay 900." in result.stderr
     assert png.read_bytes().startswith(b"\x89PNG")
     assert delay_of(awake) == 900
-    assert "READINESS" in awake.run("coldstart", "--history").stdout
+    for where in ([], ["--deployment", "dep1"]):
+        assert "READINESS" in awake.run("coldstart", "--history", *where).stdout
 
 
 def test_coldstart_without_the_record_shows_what_it_has(awake: Platform) -> None:
@@ -116,9 +117,11 @@ def test_two_coldstarts_exclude_each_other(awake: Platform, waiting: Callable[[]
 
 
 def test_coldstart_asks_before_it_touches_production(awake: Platform) -> None:
-    result = awake.run("coldstart")
-    assert result.returncode == 2
-    assert "This scales production to zero" in result.stderr.splitlines()[-1]
+    # By its name, or as the deployment that serves it.
+    for arguments in ([], ["--deployment", "dep1"]):
+        result = awake.run("coldstart", *arguments)
+        assert result.returncode == 2
+        assert "This scales production to zero" in result.stderr.splitlines()[-1]
     assert awake.tell()["settings"] == []
 
 
@@ -227,6 +230,33 @@ def test_load_counts_and_prices(awake: Platform) -> None:
     assert json.loads(result.stdout)["errors"] == {"ModelFailed 500": 1, "RequestRefused 400": 1}
     table = awake.run("load", "--requests", "2", *FAST).stdout
     assert "USD for 1,000 images" in table
+
+
+def test_a_local_server_is_asked_past_a_proxy(awake: Platform, tmp_path: Path) -> None:
+    url = awake.tell()["url"].removeprefix("http://")
+    # Port 9 is `discard`: nothing listens there. No key: a local server needs none.
+    environment = {name: value for name, value in awake.environment().items() if name != "NO_PROXY"}
+    environment |= dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    environment |= {"BASETEN_API_KEY": "", "BASETEN_MODEL_ID": ""}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [PROJECT_PYTHON, "-m", "client", *arguments, "--url", url]
+        options = {"cwd": awake.project, "env": environment, "timeout": 120}
+        return subprocess.run(command, capture_output=True, text=True, **options)
+
+    assert run("status").stdout == "ACTIVE, 1 replica, ready\n"
+    assert run("wake", "--wait").stdout.startswith("Ready after")
+    made = run("generate", "a boat", *FAST, "-o", str(tmp_path / "out.png"))
+    assert made.returncode == 0, made.stderr
+    assert json.loads(run("load", "--requests", "2", *FAST, "--json").stdout)["usd_per_1000_images"] is None
+    assert "image: " in run("doctor").stdout
+    refused(run("autoscaling"), "leave out --url", 2)
+
+
+def test_a_timeout_is_kept_by_a_server_that_falls_silent(awake: Platform, tmp_path: Path) -> None:
+    awake.set(faults=[-1])
+    result = awake.run("generate", "a boat", "--timeout", "2", "-o", str(tmp_path / "out.png"))
+    refused(result, "did not answer in time")
 
 
 def test_doctor_checks_before_and_after_a_push(awake: Platform, hub: "Hub") -> None:

@@ -47,7 +47,8 @@ def wake(
         started = time.monotonic()
         client.wake(min(where.timeout, 60))
         if wait:
-            show_progress(client, where.timeout, started)
+            left = max(where.timeout - (time.monotonic() - started), 0.0)
+            show_progress(client, left, started)
             print(f"Ready after {time.monotonic() - started:.1f} s.")
         elif client.status(min(where.timeout, 60)).ready:
             print("The model is awake already.")
@@ -281,7 +282,15 @@ def serve_page(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page.")] = 7860,
 ) -> None:
     """Serve a page for visitors, which wakes the model when it is opened."""
+    import socket
+
     client = where.async_client()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InvalidInput(f"--port {port} cannot be used ({error.strerror}): name another one.") from None
     try:
         from client.page import launch
     except ModuleNotFoundError as error:

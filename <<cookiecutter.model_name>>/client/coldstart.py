@@ -38,7 +38,7 @@ def measure(
         before = _settings_before(client, after_delay)
         console().print(f"Before: {', '.join(f'{name} {value}' for name, value in before.items())}.")
         console().print(f"To put that back by hand: {command_for(target, before)}", soft_wrap=True)
-        if target.is_production:
+        if _serves_production(client):
             _ask("This scales production to zero: who asks now has to wait.", yes)
         with put_back_afterwards(target, before, lock) as put_back:
             client.autoscaling(min_replica=0, scale_down_delay=0)
@@ -133,6 +133,14 @@ def _settings_before(client: Client, after_delay: int | None) -> dict[str, int]:
             f"{repair}, or say with --after-delay what it shall be afterwards."
         )
     return before
+
+
+def _serves_production(client: Client) -> bool:
+    target = client.target
+    if target.kind != "deployment":
+        return target.is_production
+    names = {"model_id": target.model_id, "deployment_id": target.name}
+    return client.ask_management("get_models_deployments_deployment_id", **names).is_production
 
 
 def _ask(sentence: str, yes: bool) -> None:

@@ -1,4 +1,4 @@
-"""The options that name a deployment, for every command: before or after, they are written once, here."""
+"""The options that name a deployment. Every command has them, and they are written once, here."""
 
 import dataclasses
 import functools

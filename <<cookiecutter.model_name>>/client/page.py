@@ -107,6 +107,9 @@ def page(client: AsyncClient, config: dict[str, Any]) -> gradio.Blocks:
 
 def launch(client: AsyncClient, port: int) -> None:
     """Serve the page on 127.0.0.1 until it is stopped."""
+    # When it starts, gradio asks its own address: that must not go through a proxy.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
     blocks = page(client, read_config())
     blocks.launch(server_name="127.0.0.1", server_port=port, css=CSS, footer_links=[], theme=gradio.themes.Default())
 

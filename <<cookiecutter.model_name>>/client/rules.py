@@ -4,6 +4,7 @@ api.py carries them out, with and without asyncio. What goes wrong is thrown int
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -146,6 +147,7 @@ def watch(target: Target, local: bool, timeout: float, until: Callable[[Status],
 
 def generate(target: Target, local: bool, request: dict[str, Any], deadline: Deadline) -> Steps:
     """Return the model's answer, as JSON holds it."""
+    _check_json(request)
 
     def ask(to: Any) -> Any:
         if local:
@@ -161,6 +163,7 @@ def generate(target: Target, local: bool, request: dict[str, Any], deadline: Dea
 def submit(target: Target, local: bool, request: dict[str, Any], webhook: str, deadline: Deadline) -> Steps:
     """Return the id of an async request. Its answer goes to webhook, and is kept nowhere else."""
     _only_on_baseten(local, "An async request")
+    _check_json(request)
     from baseten.client.inferenceapi import AsyncPredictRequest
     from pydantic import ValidationError
 
@@ -283,6 +286,13 @@ def ask_management(local: bool, method: str, deadline: Deadline, **arguments: st
     _only_on_baseten(local, "The account")
     call = Call(Kind.READ, lambda to: getattr(to.management, method)(**arguments))
     return (yield from persist(call, deadline))
+
+
+def _check_json(request: dict[str, Any]) -> None:
+    try:
+        json.dumps(request, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"The request holds what JSON cannot: {error}.") from None
 
 
 def _json(answer: Any) -> dict[str, Any]:

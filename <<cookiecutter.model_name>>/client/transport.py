@@ -4,9 +4,11 @@ The key is read from BASETEN_API_KEY and goes into a header, never into an addre
 """
 
 import dataclasses
+import functools
 import ipaddress
 import os
 import re
+import ssl
 from typing import Any
 
 import httpx
@@ -59,7 +61,7 @@ def options(route: Route, hook: Any) -> dict[str, Any]:
     hosts = {httpx.URL(address).host for address in (route.inference, route.management, route.local or "")}
     # None: no proxy, whatever HTTP_PROXY and NO_PROXY say.
     direct = {f"all://{_in_url(host)}": None for host in hosts if _is_local(host)}
-    return {"headers": headers, "mounts": direct, "event_hooks": {"response": [hook]}}
+    return {"headers": headers, "mounts": direct, "event_hooks": {"response": [hook]}, "verify": _tls()}
 
 
 def raise_for_error(response: httpx.Response) -> None:
@@ -146,6 +148,12 @@ def _key() -> str:
     if not re.fullmatch(r"[!-~]+", key):
         raise InvalidInput("BASETEN_API_KEY is not a key: it holds blanks or other characters that no key has.")
     return key
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    # Made once: it reads all certificates, and that takes longer than many a request.
+    return httpx.create_ssl_context()
 
 
 def _is_local(host: str) -> bool:

@@ -302,6 +302,15 @@ def test_generate_gives_up_in_a_sentence(call: Callable[..., Any], slept: list[f
     assert len(slept) <= 10
 
 
+@pytest.mark.parametrize("request_", [{"guidance_scale": float("nan")}, {"negative_prompt": "\udce9"}, {"x": b"x"}])
+def test_what_json_cannot_hold_is_refused_before_it_is_sent(call: Callable[..., Any], request_: dict[str, Any]) -> None:
+    answer, seen = answers()
+    for method, more in (("generate", []), ("submit", ["https://example.com/"])):
+        with pytest.raises(client.InvalidInput, match="what JSON cannot"):
+            call(answer, method, "a boat", *more, **request_)
+    assert seen == []
+
+
 @pytest.mark.parametrize("content", [{"content": b'{"images": ['}, {"json": [1]}, {"text": "hello"}])
 def test_an_answer_that_is_none_is_a_sentence(call: Callable[..., Any], content: dict[str, Any]) -> None:
     with pytest.raises(client.UnexpectedAnswer, match="not whole"):
