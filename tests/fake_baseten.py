@@ -2,15 +2,16 @@
 
     PROJECT_PYTHON tests/fake_baseten.py PROJECT FOLDER
 
-It makes the app and tiny weights in FOLDER, prints its port, and scales to zero when nobody asks. The
-model is `model`, its deployment `dep1`, the key `good-key`. /_platform is for tests: GET tells how often
-the replica was started; POST sets faults (answers of the next predicts), deactivated, stuck (a wake that
-never becomes ready) and park_seconds (how long a predict waits for a replica)
-and provision_seconds (how long a machine takes to be there).
+It makes the app and tiny weights in FOLDER, prints its port, and scales to zero when nobody asks. Answers are objects
+of the SDK's own models, and each request is parsed by them. The model is `model`, its deployment `dep1`, its
+environments production and staging, the key `good-key`. /_platform is for tests: GET tells how often the replica was
+started and what was asked; POST changes the state: see CLEAN in fake_deployment.py.
 """
 
 import asyncio
 import contextlib
+import copy
+import datetime
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -19,201 +20,241 @@ from typing import Any
 
 import httpx
 import uvicorn
+from baseten.client import inferenceapi as inference
+from baseten.client import managementapi as sdk
+from fake_deployment import CLEAN, T4, Replica
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 KEY = "good-key"
 PROJECT, FOLDER = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path.insert(0, str(PROJECT))
 import local_server  # noqa: E402
 
-
-class Autoscaling(BaseModel):
-    """Baseten's settings and defaults; unknown fields are refused. Times in seconds."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    min_replica: int = Field(0, ge=0, le=1)
-    max_replica: int = Field(1, ge=1, le=1)
-    autoscaling_window: int = Field(60, ge=10, le=3600)
-    scale_down_delay: int = Field(900, ge=0, le=3600)
-    concurrency_target: int = Field(1, ge=1)
-    target_utilization_percentage: int = Field(70, ge=1, le=100)
-
-
-class Platform:
-    """The state of the one deployment."""
-
-    def __init__(self) -> None:
-        self.status = "SCALED_TO_ZERO"
-        self.starts = 0
-        self.autoscaling = Autoscaling()
-        self.faults: list[int] = []
-        self.deactivated = False
-        self.stuck = False
-        self.park_seconds = 600.0
-        self.provision_seconds = 0.0
-        self.in_flight = 0
-        self.last_request = 0.0
-        self.ready = asyncio.Event()
-        self.url = ""
-        self.process: Any = None
-        self.starting: asyncio.Task | None = None
-
-    def wake(self) -> None:
-        self.last_request = time.monotonic()
-        if self.status != "SCALED_TO_ZERO":
-            return
-        self.status = "WAKING_UP"
-        self.starts += 1
-        self.starting = asyncio.create_task(self.start())
-
-    async def start(self) -> None:
-        if self.stuck:
-            return
-        await asyncio.sleep(self.provision_seconds)
-        port = local_server.free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        with (FOLDER / f"replica-{self.starts}.log").open("w") as log:
-            self.process = local_server.start(FOLDER / "app", port, stdout=log, stderr=log)
-        self.status = "LOADING_MODEL"
-        async with httpx.AsyncClient() as http:
-            while self.process.poll() is None:
-                with contextlib.suppress(httpx.HTTPError):
-                    if (await http.get(self.url + local_server.READY)).is_success:
-                        self.status = "ACTIVE"
-                        self.last_request = time.monotonic()
-                        self.ready.set()
-                        return
-                await asyncio.sleep(0.02)
-        self.status = "FAILED"
-
-    def stop(self) -> None:
-        self.ready.clear()
-        if self.process:
-            local_server.stop(self.process)
-        self.process = None
-        self.status = "SCALED_TO_ZERO"
-
-    async def scale_to_zero(self) -> None:
-        while True:
-            await asyncio.sleep(0.05)
-            idle = time.monotonic() - self.last_request
-            waiting = self.in_flight or self.autoscaling.min_replica or idle < self.autoscaling.scale_down_delay
-            if self.status == "ACTIVE" and not waiting:
-                await asyncio.to_thread(self.stop)
+ENVIRONMENTS = ("production", "staging")
+# What the paths of each kind of target begin with, on the host of the model and on that of an environment.
+TARGETS = (
+    "/model-model/production",
+    "/model-model/environments/{environment}",
+    "/model-model/development",
+    "/model-model/deployment/dep1",
+    "/model-model-{environment}",
+)
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    app.state.platform = Platform()
-    scaler = asyncio.create_task(app.state.platform.scale_to_zero())
+    app.state.replica = Replica(local_server, FOLDER)
+    scaler = asyncio.create_task(app.state.replica.scale_to_zero())
     yield
     scaler.cancel()
-    app.state.platform.stop()
+    app.state.replica.stop()
 
 
 def check_key(request: Request) -> None:
     if request.url.path.startswith("/_platform"):
         return
-    if request.headers.get("Authorization") != f"Api-Key {KEY}":
+    if request.headers.get("Authorization") not in (f"Api-Key {KEY}", f"Bearer {KEY}"):
         raise HTTPException(401, "Invalid API key.")
 
 
 app = FastAPI(lifespan=lifespan, dependencies=[Depends(check_key)])
 
 
+@app.exception_handler(ValueError)
+async def refuse(request: Request, error: ValueError) -> JSONResponse:
+    """pydantic's ValidationError is one: a request that the SDK's own model does not take."""
+    return JSONResponse({"error": str(error)}, 400)
+
+
+@app.middleware("http")
+async def management_faults(request: Request, call_next: Any) -> Response:
+    replica = request.app.state.replica
+    if request.url.path.startswith("/v1/"):
+        replica.asked += 1
+        if replica.management_faults:
+            return fault(replica.management_faults.pop(0))
+    return await call_next(request)
+
+
 @app.get("/_platform")
 async def tell(request: Request) -> dict[str, Any]:
-    platform = request.app.state.platform
-    return {"starts": platform.starts, "status": platform.status}
+    replica = request.app.state.replica
+    names = ("starts", "status", "asked", "queued", "settings", "autoscaling", "schedules", "timezone", "url")
+    return {name: getattr(replica, name) for name in names}
 
 
 @app.post("/_platform")
 async def change(request: Request) -> dict[str, Any]:
-    platform = request.app.state.platform
+    replica = request.app.state.replica
     changes = await request.json()
     if changes.pop("scale_to_zero", False):
-        await asyncio.to_thread(platform.stop)
+        await asyncio.to_thread(replica.stop)
+    if changes.pop("clean", False):
+        changes = {**copy.deepcopy(CLEAN), **changes}
     for name, value in changes.items():
-        setattr(platform, name, value)
+        assert hasattr(replica, name), name
+        setattr(replica, name, value)
     return changes
 
 
-TARGETS = (
-    "/production/{action}",
-    "/environments/production/{action}",
-    "/development/{action}",
-    "/deployment/dep1/{action}",
-)
+def answer(made: BaseModel, status: int = 200) -> JSONResponse:
+    return JSONResponse(made.model_dump(mode="json"), status)
 
 
-async def invoke(action: str, model: str, request: Request) -> Response:
-    platform = request.app.state.platform
-    if model != "model" or platform.deactivated or action not in ("wake", "predict"):
-        raise HTTPException(404, "Model not found.")
-    if action == "wake":
-        platform.wake()
-        return JSONResponse({}, 202)
-    if platform.faults:
-        return fault(platform.faults.pop(0))
-    platform.in_flight += 1
-    try:
-        platform.wake()
-        try:
-            await asyncio.wait_for(platform.ready.wait(), platform.park_seconds)
-        except TimeoutError:
-            raise HTTPException(500, "The request was parked for too long.") from None
-        async with httpx.AsyncClient(timeout=600) as http:
-            answer = await http.post(platform.url + local_server.PREDICT, content=await request.body())
-        return Response(answer.content, answer.status_code, media_type="application/json")
-    finally:
-        platform.in_flight -= 1
-        platform.last_request = time.monotonic()
-
-
-def fault(code: int) -> Response:
-    """code: an HTTP status, or 0 for an answer that breaks off in the middle."""
-    if code:
-        return JSONResponse({"error": "a fault that the test asked for"}, code, headers={"Retry-After": "0"})
+def fault(wanted: Any) -> Response:
+    """wanted: a status of the platform; ["model", status, reason]; 0: an answer that breaks off; -1: without end."""
+    if isinstance(wanted, list):
+        headers = {"X-BASETEN-ERROR-SOURCE": "04", "X-BASETEN-ERROR-CODE": "600"}
+        return JSONResponse({"error": wanted[2]}, wanted[1], headers=headers)
+    if wanted > 0:
+        return JSONResponse({"error": "a fault that the test asked for"}, wanted, headers={"Retry-After": "0"})
 
     async def half() -> AsyncIterator[bytes]:
         yield b'{"images": ['
+        while wanted < 0:
+            await asyncio.sleep(1)
 
     return StreamingResponse(half(), headers={"Content-Length": "1000"}, media_type="application/json")
 
 
-for path in TARGETS:
-    app.add_api_route("/model-{model}" + path, invoke, methods=["POST"])
+def check_target(request: Request) -> Replica:
+    replica = request.app.state.replica
+    if replica.deactivated or request.path_params.get("environment", "production") not in ENVIRONMENTS:
+        raise HTTPException(404, "Model not found.")
+    return replica
 
 
-def deployment(platform: Platform) -> dict[str, Any]:
-    return {
-        "id": "dep1",
-        "status": "DEACTIVATED" if platform.deactivated else platform.status,
-        "active_replica_count": int(platform.status == "ACTIVE"),
-        "autoscaling_settings": platform.autoscaling.model_dump(),
-    }
+async def wake(request: Request) -> Response:
+    check_target(request).wake()
+    return JSONResponse({}, 202)
 
 
-@app.get("/v1/models/{model}/{kind}/{name}")
-async def describe(model: str, kind: str, name: str, request: Request) -> dict[str, Any]:
-    known = {"environments": ("production",), "deployments": ("dep1", "development", "production")}
-    if model != "model" or name not in known.get(kind, ()):
+async def predict(request: Request) -> Response:
+    replica = check_target(request)
+    body = await request.body()
+    inference.PredictInput.model_validate_json(body)
+    if replica.faults:
+        return fault(replica.faults.pop(0))
+    replica.in_flight += 1
+    try:
+        replica.wake()
+        try:
+            await asyncio.wait_for(replica.ready.wait(), replica.park_seconds)
+        except TimeoutError:
+            raise HTTPException(500, "The request was parked for too long.") from None
+        async with httpx.AsyncClient(timeout=600) as http:
+            got = await http.post(replica.url + local_server.PREDICT, content=body)
+        kept = {name: value for name, value in got.headers.items() if name.startswith("x-baseten")}
+        return Response(got.content, got.status_code, headers=kept, media_type="application/json")
+    finally:
+        replica.in_flight -= 1
+        replica.last_request = time.monotonic()
+
+
+async def async_predict(request: Request) -> Response:
+    replica = check_target(request)
+    body = await request.body()
+    if len(body) > 256 * 1024:
+        return answer(inference.ErrorResponse(error="Too large.", error_code="payload_too_large"), 413)
+    asked = inference.AsyncPredictRequest.model_validate_json(body)
+    replica.queued.append({"webhook": str(asked.webhook_endpoint), "model_input": asked.model_input})
+    return answer(inference.AsyncPredictOutput(request_id=f"request-{len(replica.queued)}"), 201)
+
+
+for prefix in TARGETS:
+    for action in (wake, predict, async_predict):
+        app.add_api_route(f"{prefix}/{action.__name__}", action, methods=["POST"])
+
+
+@app.get("/model-model/async_request/{request_id}")
+async def async_status(request_id: str, request: Request) -> Response:
+    if request_id not in [f"request-{number + 1}" for number in range(len(request.app.state.replica.queued))]:
         raise HTTPException(404, "Not found.")
-    found = deployment(request.app.state.platform)
-    return {"name": name, "current_deployment": found} if kind == "environments" else found
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    made = inference.AsyncRequestStatusResponse(
+        request_id=request_id,
+        model_id="model",
+        deployment_id="dep1",
+        status="QUEUED",
+        webhook_status="PENDING",
+        created_at=now,
+        status_at=now,
+        errors=[],
+    )
+    return answer(made)
+
+
+@app.get("/v1/models/{model}/environments/{name}")
+async def describe_environment(model: str, name: str, request: Request) -> Response:
+    if model != "model" or name not in ENVIRONMENTS:
+        raise HTTPException(404, "Not found.")
+    return answer(request.app.state.replica.describe_environment(name))
+
+
+@app.patch("/v1/models/model/environments/{name}")
+async def change_environment(name: str, request: Request) -> Response:
+    replica = request.app.state.replica
+    asked = sdk.UpdateEnvironmentRequest.model_validate_json(await request.body())
+    if asked.autoscaling_schedule_settings:
+        replica.change_schedules(asked.autoscaling_schedule_settings)
+    made = {"environment": replica.describe_environment(name), "status": "ACCEPTED", "message": "Done."}
+    return answer(sdk.UpdateEnvironmentResponse(**made))
+
+
+@app.get("/v1/models/model/deployments")
+async def deployments(request: Request) -> Response:
+    made = request.app.state.replica.describe("first", "production")
+    return answer(sdk.Deployments(deployments=[made]))
+
+
+@app.get("/v1/models/{model}/deployments/{name}")
+async def describe(model: str, name: str, request: Request) -> Response:
+    if model != "model" or name not in ("dep1", "development", "production"):
+        raise HTTPException(404, "Not found.")
+    return answer(request.app.state.replica.describe(name, None))
 
 
 @app.patch("/v1/models/model/deployments/{name}/autoscaling_settings")
-async def autoscale(name: str, request: Request) -> dict[str, str]:
-    platform = request.app.state.platform
-    try:
-        platform.autoscaling = Autoscaling(**{**platform.autoscaling.model_dump(), **await request.json()})
-    except ValueError as error:
-        raise HTTPException(400, str(error)) from None
-    return {"status": "ACCEPTED"}
+async def autoscale(name: str, request: Request) -> Response:
+    asked = sdk.UpdateAutoscalingSettings.model_validate_json(await request.body())
+    return answer(request.app.state.replica.change(asked))
+
+
+@app.get("/v1/models/model/{kind}/{name}/{record}")
+@app.get("/v1/models/model/{kind}/{name}/startups/{record}")
+async def startups(kind: str, name: str, record: str, request: Request) -> Response:
+    replica = request.app.state.replica
+    if not replica.has_startups or record not in ("startups", "summary"):
+        raise HTTPException(404, "Not found.")
+    title = f"GetModels{kind.title()}Startups{'Summary' if record == 'summary' else ''}Params"
+    # These two have no default in the SDK, and the API needs neither.
+    params = getattr(sdk, title)(**{"sort_by": None, "direction": None, **request.query_params})
+    return answer(replica.startups_summary(params) if record == "summary" else replica.startups(params))
+
+
+@app.get("/v1/secrets")
+async def secrets(request: Request) -> Response:
+    now = datetime.datetime.now(datetime.UTC)
+    names = request.app.state.replica.secrets
+    return answer(sdk.Secrets(secrets=[sdk.Secret(id=n, created_at=now, name=n, team_name="team") for n in names]))
+
+
+@app.get("/v1/instance_types")
+async def instance_types() -> Response:
+    return answer(sdk.InstanceTypes(instance_types=[T4]))
+
+
+@app.get("/v1/instance_type_prices")
+async def prices() -> Response:
+    priced = sdk.InstanceTypeWithPrice(instance_type=T4, price=0.01)
+    return answer(sdk.InstanceTypePrices(instance_types=[priced]))
+
+
+@app.get("/v1/users/me")
+async def user() -> Response:
+    return answer(sdk.UserInfo(user_id="u1", workspace_name="a workspace"))
 
 
 if __name__ == "__main__":

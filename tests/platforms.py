@@ -56,7 +56,7 @@ class Platform:
     def run(self, *arguments: str, key: str = "good-key", model: str = "model", url: str = "") -> Any:
         """Run the command line. The key must not show in what it writes."""
         environment = {**self.environment(url), "BASETEN_API_KEY": key, "BASETEN_MODEL_ID": model, "COLUMNS": "200"}
-        command = [PROJECT_PYTHON, "cli.py", *arguments]
+        command = [PROJECT_PYTHON, "-m", "client", *arguments]
         result = subprocess.run(command, cwd=self.project, env=environment, capture_output=True, text=True, timeout=300)
         assert key not in result.stdout + result.stderr
         return result
@@ -88,21 +88,13 @@ def running(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPath
 @pytest.fixture
 def platform(running: Platform) -> Platform:
     """At zero, with nothing wrong."""
-    running.set(
-        scale_to_zero=True,
-        faults=[],
-        deactivated=False,
-        stuck=False,
-        park_seconds=600.0,
-        provision_seconds=0.0,
-        starts=0,
-    )
+    running.set(scale_to_zero=True, clean=True)
     return running
 
 
 @pytest.fixture
 def awake(running: Platform) -> Platform:
     """With a replica, and nothing wrong."""
-    running.set(faults=[], deactivated=False, stuck=False, park_seconds=600.0)
+    running.set(clean=True)
     assert running.post("predict", **SMALL).is_success
     return running

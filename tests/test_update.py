@@ -29,7 +29,9 @@ def edit(file: Path, old: str, new: str) -> None:
 
 def move_the_pin(template: Path) -> None:
     edit(template / "cookiecutter.json", PIN, NEW_PIN)
-    edit(template / "<<cookiecutter.model_name>>" / "client.py", "import asyncio\n", "import asyncio  # newer\n")
+    edit(
+        template / "<<cookiecutter.model_name>>" / "client" / "api.py", "import asyncio\n", "import asyncio  # newer\n"
+    )
     git(template, "commit", "--quiet", "--all", "-m", "Move the pin")
 
 
@@ -55,7 +57,7 @@ def test_an_update_moves_the_pin_and_keeps_the_edits(template: Path, tmp_path: P
     assert cruft.check(project_dir=project)
     status = ["git", "status", "--porcelain"]
     changed = subprocess.run(status, cwd=project, check=True, capture_output=True, text=True).stdout.split()
-    assert sorted(changed) == [".cruft.json", "M", "M", "M", "client.py", "config.yaml"]
+    assert sorted(changed) == [".cruft.json", "M", "M", "M", "client/api.py", "config.yaml"]
     before["model_cache"][0]["revision"] = NEW_PIN
     assert BakedProject(project).config == before
     assert before["model_metadata"]["pipeline"]["variant"] is None
@@ -69,7 +71,7 @@ def test_a_replay_takes_the_newer_files_but_the_older_catalog(
     replayed = BakedProject(Path(cookiecutter(str(template), replay=True, output_dir=str(tmp_path))))
     asked_again = bake(template, preset="sd15", model_name="mine")
     assert replayed.config["model_name"] == "mine"
-    assert "# newer" in (replayed.path / "client.py").read_text("utf-8")
+    assert "# newer" in (replayed.path / "client" / "api.py").read_text("utf-8")
     # The replay file holds all of cookiecutter.json as it was, and so the old pins.
     assert replayed.config["model_cache"][0]["revision"] == PIN
     assert asked_again.config["model_cache"][0]["revision"] == NEW_PIN

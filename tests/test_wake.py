@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -26,8 +27,8 @@ def test_wake_shows_the_status_until_the_model_is_ready(platform: Platform) -> N
     assert result.stdout.startswith("Ready after ")
     # WAKING_UP may be over before the first look.
     assert "LOADING_MODEL, 0 replicas" in result.stderr
-    assert "ACTIVE, 1 replicas" in result.stderr
-    assert platform.run("status").stdout == "ACTIVE, 1 replicas, ready\n"
+    assert "ACTIVE, 1 replica" in result.stderr
+    assert platform.run("status").stdout == "ACTIVE, 1 replica, ready\n"
     assert platform.tell()["starts"] == 1
 
 
@@ -53,17 +54,34 @@ def test_fifty_at_once_start_one_replica_and_lose_nothing(platform: Platform) ->
     assert platform.tell()["starts"] == 1
 
 
-@pytest.mark.parametrize("path", ["production", "environments/production", "development", "deployment/dep1"])
-def test_every_target_wakes(awake: Platform, path: str) -> None:
-    arguments = {
-        "production": [],
-        "environments/production": ["--environment", "production"],
-        "development": ["--development"],
-        "deployment/dep1": ["--deployment", "dep1"],
-    }[path]
-    assert awake.http.post(f"{awake.url}/model-model/{path}/wake").status_code == 202
-    result = awake.run(*arguments, "wake", "--wait")
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("model-model/production", []),
+        ("model-model/environments/staging", ["--environment", "staging"]),
+        ("model-model-staging", ["--environment", "staging", "--regional"]),
+        ("model-model/development", ["--development"]),
+        ("model-model/deployment/dep1", ["--deployment", "dep1"]),
+    ],
+)
+def test_every_target_wakes_and_generates(awake: Platform, tmp_path: Path, path: str, arguments: list[str]) -> None:
+    assert awake.http.post(f"{awake.url}/{path}/wake").status_code == 202
+    result = awake.run("wake", "--wait", *arguments)
     assert result.returncode == 0, result.stderr
+    small = ["--width", "64", "--height", "64", "--num-inference-steps", "1", "-o", str(tmp_path / "out.webp")]
+    result = awake.run("generate", "a boat", *small, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out.webp").read_bytes().startswith(b"RIFF")
+
+
+def test_wake_on_an_active_model_says_so(awake: Platform) -> None:
+    assert awake.run("wake").stdout == "The model is awake already.\n"
+
+
+def test_options_that_exclude_each_other_are_a_sentence(awake: Platform) -> None:
+    refused(awake.run("status", "--deployment", "dep1", "--development"), "exclude each other", 2)
+    refused(awake.run("status", model=""), "--model is missing", 2)
+    refused(awake.run("status", "--model", "../x"), "model_id is '../x'", 2)
 
 
 def test_autoscaling_is_shown_changed_and_checked(awake: Platform) -> None:
@@ -77,14 +95,6 @@ def test_autoscaling_is_shown_changed_and_checked(awake: Platform) -> None:
         assert "Traceback" not in result.stderr
     refused = awake.http.patch(f"{awake.url}/v1/models/model/deployments/dep1/autoscaling_settings", json={"x": 1})
     assert refused.status_code == 400
-
-
-def test_coldstart_measures_and_puts_the_settings_back(awake: Platform) -> None:
-    result = awake.run("coldstart")
-    assert result.returncode == 0, result.stderr
-    assert "wake to ready" in result.stdout
-    assert "first_image" in result.stderr
-    assert "scale_down_delay: 900" in awake.run("autoscaling").stdout
 
 
 def test_generate_tries_again_when_told_to(awake: Platform, tmp_path: Path) -> None:
@@ -107,17 +117,22 @@ def test_the_emitted_workflow_wakes(platform: Platform) -> None:
     result = subprocess.run(command, cwd=platform.project, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert "Ready after " in result.stdout
-    assert platform.tell() == {"starts": 1, "status": "ACTIVE"}
+    assert platform.tell()["starts"] == 1
+    assert platform.tell()["status"] == "ACTIVE"
 
 
-def refused(result: subprocess.CompletedProcess, sentence: str) -> None:
-    assert result.returncode == 1
-    assert sentence in result.stderr
+def refused(result: subprocess.CompletedProcess, sentence: str, code: int = 1) -> None:
+    assert result.returncode == code
+    assert sentence in result.stderr.strip().splitlines()[-1]
     assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    # Beside the sentence, only why it tried again.
+    assert [line for line in result.stderr.strip().splitlines()[:-1] if "Trying again in" not in line] == []
 
 
-@pytest.mark.parametrize("command", [["wake"], ["status"], ["generate", "a boat"], ["autoscaling"], ["coldstart"]])
+@pytest.mark.parametrize(
+    "command",
+    [["wake"], ["status"], ["generate", "a boat"], ["autoscaling"], ["coldstart", "--yes"], ["schedule"], ["load"]],
+)
 def test_a_wrong_key_is_one_sentence(awake: Platform, command: list[str]) -> None:
     refused(awake.run(*command, key="wrong-key"), "Baseten refused the key (401)")
 
@@ -148,7 +163,7 @@ def test_a_half_sent_answer_is_one_sentence_and_leaves_no_file(awake: Platform, 
 
 def test_a_wake_that_never_becomes_ready_is_one_sentence(platform: Platform) -> None:
     platform.set(stuck=True)
-    result = platform.run("--timeout", "2", "wake", "--wait")
+    result = platform.run("wake", "--wait", "--timeout", "2")
     assert result.returncode == 1
     assert "The model is still WAKING_UP after 2 s: gave up waiting." in result.stderr
     assert "Traceback" not in result.stderr
@@ -156,6 +171,29 @@ def test_a_wake_that_never_becomes_ready_is_one_sentence(platform: Platform) -> 
 
 def test_a_request_that_was_parked_for_too_long_is_tried_again_and_given_up(platform: Platform) -> None:
     platform.set(stuck=True, park_seconds=0.2)
-    result = platform.run("--timeout", "5", "generate", "a boat")
+    result = platform.run("generate", "a boat", "--timeout", "5")
     assert result.returncode == 1
-    assert "The model did not answer within 5 s. The last answer was 500" in result.stderr
+    assert "There was no answer within 5 s. The last try: Baseten cannot answer now (500" in result.stderr
+
+
+BACKEND = """
+import sys
+{snippet}
+from fastapi.testclient import TestClient
+http = TestClient(app)
+opened = http.post("/opened")
+made = http.post("/generate", params={{"prompt": "a boat"}})
+refused = http.post("/generate", params={{"prompt": "x" * 5000}})
+print(opened.status_code, made.status_code, len(made.json()["images"]), refused.status_code)
+"""
+
+
+def test_the_backend_of_the_readme_is_ten_lines_that_run(awake: Platform) -> None:
+    readme = (awake.project / "README.md").read_text("utf-8")
+    (snippet,) = re.findall(r"\n    (from fastapi import .*?)\n\n(?! )", readme, re.DOTALL)
+    snippet = re.sub(r"(?m)^    ", "", snippet).replace("MODEL_ID", "model")
+    assert len([line for line in snippet.splitlines() if line and "import" not in line]) <= 11
+    command = [PROJECT_PYTHON, "-c", BACKEND.format(snippet=snippet)]
+    options = {"cwd": awake.project, "env": awake.environment()}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    assert result.stdout == "200 200 1 400\n", result.stderr

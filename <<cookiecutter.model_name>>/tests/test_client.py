@@ -1,28 +1,35 @@
-"""The client's rules, on answers that are made here. No network, no waiting."""
+"""The client's rules, on answers that are made here, as objects of the SDK. No network, no waiting."""
 
 import asyncio
+import datetime
 import inspect
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from baseten.client import inferenceapi
+from baseten.client import managementapi as sdk
 
 import client
-from client import AsyncClient, Client, ClientError, Target
+from client import AsyncClient, Client, Target, errors, policy
+from client.transport import options, raise_for_error, route_to
 
 KEY = "secret-key-123"
 MODEL = Target("abc123")
-DEPLOYMENT = {"id": "dep1", "status": "ACTIVE", "active_replica_count": 1, "autoscaling_settings": {"min_replica": 0}}
 IMAGE = {"images": [{"image": "aGk=", "seed": 1}], "content_type": "image/png"}
+OWN = {"X-BASETEN-ERROR-SOURCE": "04"}
 Answer = Callable[[httpx.Request], httpx.Response]
 
 
 @pytest.fixture(autouse=True)
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The key is set, and waiting takes no time. Returns the seconds that would have passed."""
+    """The key is set, and waiting takes no time: the clock moves on by it. Returns the pauses."""
     seconds: list[float] = []
 
     async def sleep(pause: float) -> None:
@@ -30,7 +37,8 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setenv("BASETEN_API_KEY", KEY)
     monkeypatch.setattr(time, "sleep", seconds.append)
-    monkeypatch.setattr(client.asyncio, "sleep", sleep)
+    monkeypatch.setattr(client.api.asyncio, "sleep", sleep)
+    monkeypatch.setattr(policy, "time", SimpleNamespace(monotonic=lambda: 1000.0 + sum(seconds)))
     return seconds
 
 
@@ -46,162 +54,385 @@ def call(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return _call
 
 
-def answers(*responses: httpx.Response) -> tuple[Answer, list[httpx.Request]]:
+def answers(*responses: httpx.Response | Exception) -> tuple[Answer, list[httpx.Request]]:
     """Give the responses one after the other, and remember the requests."""
     left, seen = list(responses), []
 
     def answer(request: httpx.Request) -> httpx.Response:
         seen.append(request)
-        return left.pop(0)
+        found = left.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     return answer, seen
 
 
-@pytest.mark.parametrize(
-    ("target", "path"),
-    [
-        (Target("m1"), "/production/wake"),
-        (Target("m1", "environment", "staging"), "/environments/staging/wake"),
-        (Target("m1", "deployment", "d1"), "/deployment/d1/wake"),
-        (Target("m1", "development"), "/development/wake"),
-    ],
-)
-def test_wake_returns_at_once(call: Callable[..., Any], slept: list[float], target: Target, path: str) -> None:
-    answer, seen = answers(httpx.Response(202))
+def reply(made: Any, code: int = 200) -> httpx.Response:
+    return httpx.Response(code, json=made.model_dump(mode="json"))
+
+
+def deployment(status: str = "ACTIVE", replicas: int = 1, **changes: Any) -> sdk.Deployment:
+    settings = sdk.AutoscalingSettings(
+        min_replica=0,
+        max_replica=1,
+        autoscaling_window=60,
+        scale_down_delay=900,
+        concurrency_target=1,
+        target_utilization_percentage=70,
+    )
+    fields = {
+        "id": "dep1",
+        "created_at": datetime.datetime.now(datetime.UTC),
+        "name": "first",
+        "model_id": "abc123",
+        "is_production": True,
+        "is_development": False,
+        "status": status,
+        "active_replica_count": replicas,
+        "autoscaling_settings": settings,
+        "instance_type_name": "T4",
+        "environment": "production",
+        "request_backpressure_settings": sdk.RequestBackpressureSettings(),
+    }
+    return sdk.Deployment(**{**fields, **changes})
+
+
+def environment(*arguments: Any, **changes: Any) -> sdk.Environment:
+    current = changes.pop("current", deployment(*arguments))
+    return sdk.Environment(
+        name="production",
+        created_at=datetime.datetime.now(datetime.UTC),
+        model_id="abc123",
+        current_deployment=current,
+        autoscaling_settings=deployment().autoscaling_settings,
+        promotion_settings=sdk.ModelPromotionSettings(),
+        instance_type=sdk.InstanceType(
+            id="t4",
+            name="T4",
+            memory_limit_mib=1,
+            millicpu_limit=1,
+            gpu_count=1,
+            gpu_type="T4",
+            gpu_memory_limit_mib=1,
+        ),
+        request_backpressure_settings=sdk.RequestBackpressureSettings(),
+        **changes,
+    )
+
+
+TARGETS = [
+    (Target("m1"), "https://model-m1.api.baseten.co/production/", "environments/production"),
+    (
+        Target("m1", "environment", "staging"),
+        "https://model-m1.api.baseten.co/environments/staging/",
+        "environments/staging",
+    ),
+    (Target("m1", "regional", "eu"), "https://model-m1-eu.api.baseten.co/", "environments/eu"),
+    (Target("m1", "deployment", "d1"), "https://model-m1.api.baseten.co/deployment/d1/", "deployments/d1"),
+    (Target("m1", "development"), "https://model-m1.api.baseten.co/development/", "deployments/development"),
+]
+
+
+@pytest.mark.parametrize(("target", "address", "path"), TARGETS, ids=[target.kind for target, *_ in TARGETS])
+def test_every_target_has_its_paths(
+    call: Callable[..., Any], slept: list[float], target: Target, address: str, path: str
+) -> None:
+    queued = inferenceapi.AsyncPredictOutput(request_id="r1")
+    described = environment() if target.environment else deployment()
+    answer, seen = answers(
+        httpx.Response(202), httpx.Response(200, json=IMAGE), reply(queued, 201), reply(described), reply(described)
+    )
     assert call(answer, "wake", target=target) is None
-    assert [(r.method, str(r.url)) for r in seen] == [("POST", f"https://model-m1.api.baseten.co{path}")]
-    assert seen[0].headers["Authorization"] == f"Api-Key {KEY}"
+    assert call(answer, "generate", "a boat", target=target, seed=3) == IMAGE
+    assert call(answer, "submit", "a boat", "https://example.com/done", target=target) == "r1"
+    assert call(answer, "status", target=target).ready
+    assert call(answer, "autoscaling", target=target)["scale_down_delay"] == 900
+    urls = [f"{request.method} {request.url}" for request in seen]
+    assert urls[:3] == [f"POST {address}{action}" for action in ("wake", "predict", "async_predict")]
+    assert urls[3:] == [f"GET https://api.baseten.co/v1/models/m1/{path}"] * 2
+    assert {request.headers["Authorization"] for request in seen} == {f"Api-Key {KEY}"}
+    assert inferenceapi.PredictInput.model_validate_json(seen[1].content).root == {"prompt": "a boat", "seed": 3}
+    assert inferenceapi.AsyncPredictRequest.model_validate_json(seen[2].content).model_input == {"prompt": "a boat"}
     assert slept == []
 
 
 def test_waiting_ends_when_a_replica_is_active(call: Callable[..., Any]) -> None:
-    statuses = ["SCALED_TO_ZERO", "WAKING_UP", "LOADING_MODEL", "ACTIVE", "ACTIVE"]
-    replicas = [0, 0, 0, 0, 1]
-    answer, seen = answers(
-        *[
-            httpx.Response(200, json={"current_deployment": {**DEPLOYMENT, "status": s, "active_replica_count": n}})
-            for s, n in zip(statuses, replicas, strict=True)
-        ]
-    )
+    statuses = [("SCALED_TO_ZERO", 0), ("WAKING_UP", 0), ("LOADING_MODEL", 0), ("ACTIVE", 0), ("ACTIVE", 1)]
+    answer, seen = answers(*[reply(environment(*status)) for status in statuses])
     assert call(answer, "wait_until_ready").ready
-    assert {str(r.url) for r in seen} == {"https://api.baseten.co/v1/models/abc123/environments/production"}
     assert len(seen) == 5
 
 
-def test_a_wake_that_never_becomes_ready_ends_in_a_sentence(
-    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ticks = iter(range(1000))
-    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
-    body = {"current_deployment": {**DEPLOYMENT, "status": "WAKING_UP", "active_replica_count": 0}}
-    with pytest.raises(ClientError, match="still WAKING_UP after 5 s"):
-        call(lambda _: httpx.Response(200, json=body), "wait_until_ready", 5)
+@pytest.mark.parametrize("blip", [503, 429, 500, httpx.ReadError("x"), httpx.ConnectError("x"), httpx.ReadTimeout("x")])
+def test_a_blip_does_not_end_the_wait(call: Callable[..., Any], blip: Any) -> None:
+    blips = [blip if isinstance(blip, Exception) else httpx.Response(blip)] * 5
+    answer, seen = answers(reply(environment("WAKING_UP", 0)), *blips, reply(environment()))
+    assert call(answer, "wait_until_ready").ready
+    assert len(seen) == 7
 
 
-def test_a_failed_deployment_ends_the_wait(call: Callable[..., Any]) -> None:
-    body = {"current_deployment": {**DEPLOYMENT, "status": "FAILED"}}
-    with pytest.raises(ClientError, match="is FAILED"):
-        call(lambda _: httpx.Response(200, json=body), "wait_until_ready")
+def test_a_wake_that_never_becomes_ready_ends_in_a_sentence(call: Callable[..., Any], slept: list[float]) -> None:
+    with pytest.raises(client.TimedOut, match="still WAKING_UP after 5 s"):
+        call(lambda _: reply(environment("WAKING_UP", 0)), "wait_until_ready", 5)
+    assert sum(slept) <= 5
+
+
+@pytest.mark.parametrize("status", ["FAILED", "UNHEALTHY", "INACTIVE", "BUILD_FAILED"])
+def test_a_failed_deployment_ends_the_wait(call: Callable[..., Any], status: str) -> None:
+    with pytest.raises(client.DeploymentFailed, match=f"is {status}"):
+        call(lambda _: reply(environment(status, 0)), "wait_until_ready")
+
+
+def test_an_environment_without_a_deployment_is_a_sentence(call: Callable[..., Any]) -> None:
+    with pytest.raises(client.UnexpectedAnswer, match="truss push --environment production"):
+        call(lambda _: reply(environment(current=None)), "status")
+
+
+@pytest.mark.parametrize("missing", ["status", "active_replica_count", "autoscaling_settings"])
+def test_an_answer_that_lacks_a_field_is_a_sentence_that_names_it(call: Callable[..., Any], missing: str) -> None:
+    body = environment().model_dump(mode="json")
+    del body["current_deployment"][missing]
+    with pytest.raises(client.UnexpectedAnswer, match=rf"current_deployment\.{missing}"):
+        call(lambda _: httpx.Response(200, json=body), "status")
 
 
 def test_generate_goes_through_a_cold_start(call: Callable[..., Any], slept: list[float]) -> None:
+    not_ready = httpx.Response(503, headers=OWN, json={"error": "Model with name model is not ready."})
     answer, seen = answers(
-        httpx.Response(500), httpx.Response(429, headers={"Retry-After": "7"}), httpx.Response(200, json=IMAGE)
+        httpx.Response(500),
+        httpx.Response(429, headers={"Retry-After": "7"}),
+        not_ready,
+        httpx.ConnectError("no"),
+        httpx.Response(200, json=IMAGE),
     )
     assert call(answer, "generate", "a boat", seed=3) == IMAGE
-    assert [json.loads(r.content) for r in seen] == [{"prompt": "a boat", "seed": 3}] * 3
-    assert slept == [30.0, 7.0]
+    assert [json.loads(r.content) for r in seen] == [{"prompt": "a boat", "seed": 3}] * 5
+    assert slept == [30.0, 7.0, 4.0, 8.0]
 
 
 @pytest.mark.parametrize(
-    ("said", "seconds"),
+    ("code", "headers", "body", "kind"),
     [
-        ("7", 7.0),
-        ("Wed, 01 Jan 2031 00:01:30 GMT", 90.0),
-        ("Tue, 31 Dec 2030 23:59:00 GMT", client.POLL_SECONDS),
+        (503, OWN, {"error": "The GPU has too little memory for this request."}, client.ModelFailed),
+        (500, OWN, {"error": "Internal Server Error (in model/chainlet)."}, client.ModelFailed),
+        (429, OWN, {"error": "no more"}, client.RequestRefused),
+        (500, {}, {"error": "x", "error_code": "application_error"}, client.ModelFailed),
+        (400, OWN, {"error": "`width` is bad"}, client.RequestRefused),
+        (413, {}, {"error": "too large"}, client.RequestRefused),
+        (401, {}, {}, client.KeyRefused),
+        (403, {}, {}, client.KeyRefused),
+        (404, {}, {}, client.NotFound),
+        (302, {}, {}, client.RequestRefused),
+    ],
+)
+def test_what_cannot_succeed_is_asked_once(
+    call: Callable[..., Any], slept: list[float], code: int, headers: Any, body: Any, kind: type
+) -> None:
+    answer, seen = answers(httpx.Response(code, headers=headers, json=body))
+    with pytest.raises(kind) as caught:
+        call(answer, "generate", "a boat")
+    assert (len(seen), slept) == (1, [])
+    assert (caught.value.status, caught.value.retryable) == (code, False)
+    assert KEY not in str(caught.value)
+    assert str(body.get("error", "")).rstrip(".") in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [httpx.ReadTimeout("no"), httpx.RemoteProtocolError("no"), httpx.ReadError("no")])
+def test_an_image_that_may_have_been_made_is_not_asked_for_again(call: Callable[..., Any], error: Exception) -> None:
+    answer, seen = answers(error)
+    with pytest.raises(client.ConnectionLost) as caught:
+        call(answer, "generate", "a boat")
+    assert len(seen) == 1
+    assert caught.value.retryable
+
+
+def test_a_change_is_tried_again_and_something_new_is_not(call: Callable[..., Any]) -> None:
+    body = reply(environment())
+    done = reply(sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED", message="Done."))
+    answer, _ = answers(body, httpx.ReadError("x"), httpx.Response(503), done)
+    assert call(answer, "autoscaling", min_replica=1)["min_replica"] == 1
+    answer, seen = answers(httpx.Response(503))
+    with pytest.raises(client.Unavailable):
+        call(answer, "submit", "a boat", "https://example.com/done")
+    assert len(seen) == 1
+
+
+def test_an_address_that_never_answered_is_not_tried_for_long(call: Callable[..., Any], slept: list[float]) -> None:
+    answer, seen = answers(*[httpx.ConnectError("no")] * 10)
+    with pytest.raises(client.Unreachable, match="cannot be reached"):
+        call(answer, "wait_until_ready")
+    assert len(seen) == policy.STRANGER_TRIES
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "seconds"),
+    [
+        ({"Retry-After": "7"}, {}, 7.0),
+        ({}, {"error": "x", "retry_after": 12}, 12.0),
+        ({}, {"error": {"message": "x", "retry_after": 2.5}}, 2.5),
+        ({"Retry-After": "0"}, {}, policy.LEAST_PAUSE),
+        ({}, {"retry_after": 0}, policy.LEAST_PAUSE),
+        ({"Retry-After": "Tue, 31 Dec 2024 23:59:00 GMT"}, {}, policy.LEAST_PAUSE),
         *[
-            (nonsense, 5.0)
+            ({"Retry-After": nonsense}, {"retry_after": nonsense}, policy.BUSY_PAUSE)
             for nonsense in ("", "-1", "nan", "inf", "1e3", "\u0662", "9" * 400, "soon", "Wed, 99 Jan 2031")
         ],
     ],
 )
-def test_the_pause_is_what_the_answer_says(
-    call: Callable[..., Any], slept: list[float], monkeypatch: pytest.MonkeyPatch, said: str, seconds: float
+def test_the_pause_is_what_the_answer_says_and_never_none(
+    call: Callable[..., Any], slept: list[float], headers: dict[str, str], body: dict[str, Any], seconds: float
 ) -> None:
-    start_of_2031 = 1924992000.0
-    monkeypatch.setattr(time, "time", lambda: start_of_2031)
-    answer, _ = answers(httpx.Response(429, headers={"Retry-After": said.encode()}), httpx.Response(200, json=IMAGE))
+    encoded = {name: value.encode() for name, value in headers.items()}
+    answer, _ = answers(httpx.Response(429, headers=encoded, json=body), httpx.Response(200, json=IMAGE))
     assert call(answer, "generate", "a boat") == IMAGE
     assert slept == [seconds]
 
 
-def test_generate_gives_up_in_a_sentence(call: Callable[..., Any]) -> None:
-    with pytest.raises(ClientError, match=r"did not answer within 10 s\. The last answer was 500"):
+def test_a_date_to_wait_for_is_understood() -> None:
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=90)
+    assert 85 < errors.retry_after(soon.strftime("%a, %d %b %Y %H:%M:%S GMT"), {}) <= 90
+
+
+def test_generate_gives_up_in_a_sentence(call: Callable[..., Any], slept: list[float]) -> None:
+    with pytest.raises(client.TimedOut, match=r"no answer within 10 s\. The last try: Baseten cannot answer now"):
         call(lambda _: httpx.Response(500), "generate", "a boat", timeout=10)
+    with pytest.raises(client.TimedOut):
+        call(lambda _: httpx.Response(429, headers={"Retry-After": "0"}), "generate", "a boat", timeout=10)
+    assert len(slept) <= 10
 
 
-@pytest.mark.parametrize(
-    ("code", "content", "sentence"),
-    [
-        (401, {}, "refused the key"),
-        (403, {}, "refused the key"),
-        (404, {}, "no such model or deployment, or it is deactivated"),
-        (400, {"json": {"error": "`width` is bad"}}, "400: `width` is bad"),
-        (200, {"content": b'{"images": ['}, "not whole"),
-        (200, {"json": [1]}, "not whole"),
-    ],
-)
-def test_a_bad_answer_is_one_sentence(
-    call: Callable[..., Any], code: int, content: dict[str, Any], sentence: str
-) -> None:
-    with pytest.raises(ClientError, match=sentence) as caught:
-        call(lambda _: httpx.Response(code, **content), "generate", "a boat")
+@pytest.mark.parametrize("request_", [{"guidance_scale": float("nan")}, {"negative_prompt": "\udce9"}, {"x": b"x"}])
+def test_what_json_cannot_hold_is_refused_before_it_is_sent(call: Callable[..., Any], request_: dict[str, Any]) -> None:
+    answer, seen = answers()
+    for method, more in (("generate", []), ("submit", ["https://example.com/"])):
+        with pytest.raises(client.InvalidInput, match="what JSON cannot"):
+            call(answer, method, "a boat", *more, **request_)
+    assert seen == []
+
+
+@pytest.mark.parametrize("content", [{"content": b'{"images": ['}, {"json": [1]}, {"text": "hello"}])
+def test_an_answer_that_is_none_is_a_sentence(call: Callable[..., Any], content: dict[str, Any]) -> None:
+    with pytest.raises(client.UnexpectedAnswer, match="not whole"):
+        call(lambda _: httpx.Response(200, **content), "generate", "a boat")
+
+
+def test_the_key_is_in_no_error(call: Callable[..., Any]) -> None:
+    with pytest.raises(client.RequestRefused) as caught:
+        call(lambda _: httpx.Response(400, json={"error": f"bad key {KEY}"}), "generate", "a boat")
     assert KEY not in str(caught.value)
+    assert KEY not in repr(route_to(MODEL, None))
 
 
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (httpx.ConnectError("no"), "cannot be reached"),
-        (httpx.ReadTimeout("no"), "did not answer in time"),
-        (httpx.RemoteProtocolError("no"), "broke in the middle"),
-    ],
-)
-def test_a_broken_network_is_one_sentence(call: Callable[..., Any], error: httpx.HTTPError, sentence: str) -> None:
-    def fail(_: httpx.Request) -> httpx.Response:
-        raise error
-
-    with pytest.raises(ClientError, match=sentence):
-        call(fail, "generate", "a boat")
+def test_a_pause_is_told(slept: list[float]) -> None:
+    told: list[Any] = []
+    answer, _ = answers(httpx.Response(429), httpx.Response(200, json=IMAGE))
+    Client(MODEL, transport=httpx.MockTransport(answer), on_pause=told.append).generate("a boat")
+    assert [(wait.seconds, wait.reason.status) for wait in told] == [(5.0, 429)]
 
 
 def test_autoscaling_is_shown_and_changed(call: Callable[..., Any]) -> None:
-    body = {"current_deployment": DEPLOYMENT}
-    assert call(lambda _: httpx.Response(200, json=body), "autoscaling") == {"min_replica": 0}
-    answer, seen = answers(httpx.Response(200, json=body), httpx.Response(200, json={}))
-    assert call(answer, "autoscaling", min_replica=1) == {"min_replica": 1}
+    done = reply(sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED", message="Done."))
+    answer, seen = answers(reply(environment()), done)
+    assert call(answer, "autoscaling", min_replica=1)["min_replica"] == 1
     assert seen[1].url.path == "/v1/models/abc123/deployments/dep1/autoscaling_settings"
+    assert sdk.UpdateAutoscalingSettings.model_validate_json(seen[1].content).min_replica == 1
     assert json.loads(seen[1].content) == {"min_replica": 1}
 
 
 @pytest.mark.parametrize(
-    "changes", [{"replicas": 1}, {"min_replica": -1}, {"max_replica": 0}, {"min_replica": "1"}, {"min_replica": True}]
+    "changes",
+    [
+        {"replicas": 1},
+        {"min_replica": -1},
+        {"max_replica": 0},
+        {"min_replica": "1"},
+        {"min_replica": True},
+        {"max_scale_down_rate": 51},
+        {"min_replica": 3, "max_replica": 2},
+    ],
 )
 def test_a_bad_setting_is_refused_before_it_is_sent(call: Callable[..., Any], changes: dict[str, Any]) -> None:
     answer, seen = answers()
-    with pytest.raises(ClientError, match=next(iter(changes))):
+    with pytest.raises(client.InvalidInput, match=next(iter(changes))):
         call(answer, "autoscaling", **changes)
+    assert seen == []
+
+
+@pytest.mark.parametrize("webhook", ["http://example.com", "example.com", "https://", "ftp://x"])
+def test_a_webhook_that_is_none_is_refused(call: Callable[..., Any], webhook: str) -> None:
+    answer, seen = answers()
+    with pytest.raises(client.InvalidInput, match="webhook"):
+        call(answer, "submit", "a boat", webhook)
+    assert seen == []
+
+
+def test_a_picture_that_is_too_large_for_the_queue_is_refused_before_it_is_sent(call: Callable[..., Any]) -> None:
+    answer, seen = answers()
+    with pytest.raises(client.InvalidInput, match="256 KiB"):
+        call(answer, "submit", "a boat", "https://example.com/done", image="A" * 262144)
     assert seen == []
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "clé"])
 def test_a_key_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("BASETEN_API_KEY", key)
-    with pytest.raises(ClientError, match="BASETEN_API_KEY is not"):
+    with pytest.raises(client.InvalidInput, match="BASETEN_API_KEY is not"):
         Client(MODEL)
 
 
-@pytest.mark.parametrize("model_id", ["", "../x", "a/b", "a b", "é"])
-def test_an_id_that_is_none_is_refused(model_id: str) -> None:
-    with pytest.raises(ClientError, match="model_id is"):
+@pytest.mark.parametrize("model_id", ["", "../x", "a/b", "a b", "é", None])
+def test_an_id_that_is_none_is_refused(model_id: Any) -> None:
+    with pytest.raises(client.InvalidInput, match="model_id is"):
         Target(model_id)
+
+
+@pytest.mark.parametrize("url", ["http://", "ftp://x", "http://[", "http://a b"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(client.InvalidInput, match="--url is"):
+        route_to(MODEL, url)
+
+
+def test_an_address_needs_no_scheme() -> None:
+    assert route_to(MODEL, "127.0.0.1:8000/").local == "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize(
+    ("url", "direct"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("localhost:8000", True),
+        ("http://[::1]:8000", True),
+        ("http://192.168.1.7", True),
+        ("https://example.com", False),
+    ],
+)
+def test_local_addresses_never_go_through_a_proxy(monkeypatch: pytest.MonkeyPatch, url: str, direct: bool) -> None:
+    # Port 9 is `discard`: nothing listens there.
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    route = route_to(MODEL, url)
+    assert bool(options(route, raise_for_error)["mounts"]) is direct
+
+
+def test_a_local_server_is_reached_past_a_proxy_and_a_silent_one_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepted = []
+        threading.Thread(target=lambda: accepted.append(listener.accept()[0]), daemon=True).start()
+        made = Client(MODEL, url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(client.ConnectionLost, match="did not answer in time"):
+            made.generate("a boat", timeout=0.2)
+        assert accepted[0].recv(100).startswith(b"POST /v1/models/model:predict")
+        accepted[0].close()
+
+
+def test_image_bytes_are_those_of_the_answer() -> None:
+    assert client.image_bytes(IMAGE) == [b"hi"]
+    for answer in ({}, {"images": []}, {"images": [{"image": "?"}]}, {"images": None}):
+        with pytest.raises(client.UnexpectedAnswer, match="no image"):
+            client.image_bytes(answer)

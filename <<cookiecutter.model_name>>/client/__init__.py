@@ -1,0 +1,51 @@
+"""Everything that happens after the push: wake, watch and call the model. `python -m client --help` shows the commands.
+
+    from client import AsyncClient, Client, Target
+
+    client = Client(Target("MODEL_ID"))
+    client.wake()                                  # returns at once
+    answer = client.generate("a lighthouse")       # goes through a cold start
+
+Transport, paths and models are those of Baseten's SDK. This adds what it lacks: waiting until the model is ready,
+going through a cold start, and sentences for people. It is not pushed.
+"""
+
+from client.api import AsyncClient, Client, image_bytes
+from client.errors import (
+    ClientError,
+    ConnectionLost,
+    DeploymentFailed,
+    InvalidInput,
+    KeyRefused,
+    ModelFailed,
+    NotFound,
+    NotReady,
+    RequestRefused,
+    TimedOut,
+    Unavailable,
+    UnexpectedAnswer,
+    Unreachable,
+)
+from client.rules import Status
+from client.target import Target
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "ConnectionLost",
+    "DeploymentFailed",
+    "InvalidInput",
+    "KeyRefused",
+    "ModelFailed",
+    "NotFound",
+    "NotReady",
+    "RequestRefused",
+    "Status",
+    "Target",
+    "TimedOut",
+    "Unavailable",
+    "UnexpectedAnswer",
+    "Unreachable",
+    "image_bytes",
+]

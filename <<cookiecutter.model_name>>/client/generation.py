@@ -1,0 +1,70 @@
+"""One generation from the command line: check everything first, then ask, then write the files."""
+
+import base64
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from client.api import Client, image_bytes
+from client.console import console, show_phases
+from client.errors import InvalidInput
+
+FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+# Baseten takes 100 MB; base64 makes a file a third longer.
+IMAGE_BYTES = 70_000_000
+
+
+def check_output(output: Path) -> str:
+    """Return the format that the suffix names. Raises InvalidInput if no file can be written there."""
+    if output.suffix.lower() not in FORMATS:
+        raise InvalidInput(f"--output is {str(output)!r}: use a name that ends in {', '.join(FORMATS)}.")
+    if not output.parent.is_dir():
+        raise InvalidInput(f"--output is {str(output)!r}: its folder does not exist, make it first.")
+    if output.is_dir():
+        raise InvalidInput(f"--output is {str(output)!r}: this is a folder, name a file in it.")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise InvalidInput(f"--output is {str(output)!r}: it cannot be written, choose another place.")
+    return FORMATS[output.suffix.lower()]
+
+
+def read_image(file: Path) -> str:
+    """Return a picture to start from, as base64. Raises InvalidInput."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"--image is {str(file)!r}: it cannot be read ({error.strerror}).") from None
+    if len(content) > IMAGE_BYTES:
+        raise InvalidInput(f"--image has {len(content) / 1e6:.0f} MB: use at most {IMAGE_BYTES / 1e6:.0f} MB.")
+    return base64.b64encode(content).decode()
+
+
+def files_of(output: Path, count: int) -> list[Path]:
+    """Return one name for each image: out.png, or out-1.png, out-2.png and so on."""
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, count + 1)]
+
+
+def generate(client: Client, request: dict[str, Any], output: Path, timeout: float, as_json: bool) -> None:
+    """Write the images, and show the cold start if there was one."""
+    started = time.monotonic()
+    with console().status("generating: a cold start may come first"):
+        answer = client.generate(**request, timeout=timeout)
+    seconds = time.monotonic() - started
+    images = image_bytes(answer)
+    files = files_of(output, len(images))
+    for file, content in zip(files, images, strict=True):
+        try:
+            file.write_bytes(content)
+        except OSError as error:
+            raise InvalidInput(f"{file} cannot be written ({error.strerror}): choose another --output.") from None
+    made = [{"file": str(file), "seed": entry.get("seed")} for file, entry in zip(files, answer["images"], strict=True)]
+    if as_json:
+        rest = {name: value for name, value in answer.items() if name != "images"}
+        print(json.dumps({"images": made, **rest, "seconds": round(seconds, 3)}))
+        return
+    for each in made:
+        print(f"{each['file']} (seed {each['seed']})")
+    show_phases(answer)

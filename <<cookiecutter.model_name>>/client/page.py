@@ -1,0 +1,208 @@
+"""The page for visitors. Opening it wakes the model, before anybody has typed a word. The key stays on this side."""
+
+import asyncio
+import html
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio
+
+from client import form
+from client.api import AsyncClient, image_bytes
+from client.errors import ClientError
+from client.settings import read_config, usual_sides
+from client.watcher import Watcher, generating_words
+
+# Pictures older than a day go; it looks once an hour.
+DELETE_CACHE = (3600, 86400)
+TICK_SECONDS = 1.0
+SUFFIX = {"image/jpeg": "jpg", "image/webp": "webp"}
+CSS = """
+.gradio-container { max-width: 1180px !important; width: 100% !important; margin: 0 auto !important; }
+.gradio-container > main, main.fillable { width: 100% !important; max-width: none !important; }
+#layout {
+    display: grid; gap: 16px; width: 100%; align-items: start;
+    grid-template: "ask show" auto "set show" 1fr / minmax(0, 5fr) minmax(0, 6fr);
+}
+#ask { grid-area: ask; } #show { grid-area: show; } #set { grid-area: set; }
+@media (max-width: 800px) { #layout { grid-template: "ask" auto "show" auto "set" auto / minmax(0, 1fr); } }
+#gallery { min-height: 300px; }
+#gallery .grid-wrap { max-height: none !important; height: auto !important; overflow: visible !important; }
+#press { align-items: center; flex-wrap: nowrap; }
+#generate { min-width: 130px; }
+#random_seed { display: flex; flex-direction: column; justify-content: center; }
+.line { display: flex; align-items: center; gap: 10px; min-height: 24px; overflow-wrap: anywhere; }
+.dot { flex: none; width: 10px; height: 10px; border-radius: 50%; background: #f59e0b; }
+.dot.ready { background: #16a34a; }
+.dot.error { background: #dc2626; }
+.dot.waking { animation: pulse 1.2s ease-in-out infinite; }
+@keyframes pulse { 50% { opacity: 0.25; } }
+"""
+
+
+def page(client: AsyncClient, config: dict[str, Any]) -> gradio.Blocks:
+    """Return the page. config: config.yaml, whose bounds and defaults the fields have."""
+    pipeline = config["model_metadata"]["pipeline"]
+    watcher = Watcher(client)
+    with gradio.Blocks(title=config.get("model_name") or "Text to image", delete_cache=DELETE_CACHE) as blocks:
+        gradio.Markdown(f"# {_title(config)}", elem_id="head")
+        state = gradio.HTML(_line("waking", "Waking the model"), elem_id="state")
+        with gradio.Row(elem_id="layout"):
+            with gradio.Column(elem_id="ask"):
+                fields = _prompts(pipeline)
+                with gradio.Row(elem_id="press"):
+                    button = gradio.Button("Generate", variant="primary", elem_id="generate", scale=0)
+                    message = gradio.HTML("", elem_id="message")
+            with gradio.Column(elem_id="show"):
+                gallery = gradio.Gallery(
+                    label="Pictures",
+                    elem_id="gallery",
+                    columns=2,
+                    object_fit="contain",
+                    height="auto",
+                    interactive=False,
+                )
+            with gradio.Column(elem_id="set"):
+                fields |= _settings(pipeline)
+
+        async def wake_and_watch() -> AsyncIterator[str]:
+            watcher.start()
+            while watcher.waiting:
+                yield _line(watcher.kind, watcher.words())
+                await asyncio.sleep(TICK_SECONDS)
+            yield _line(watcher.kind, watcher.words())
+
+        async def generate(*values: Any) -> AsyncIterator[tuple[Any, Any, Any, Any]]:
+            keep = gradio.skip()
+            try:
+                request = form.request_of(pipeline, dict(zip(fields, values, strict=True)))
+                async for words in _progress(client, watcher, request):
+                    if isinstance(words, str):
+                        yield keep, _line("waking", words), keep, keep
+                        continue
+                    files = image_bytes(words)
+                    seeds = ", ".join(str(entry.get("seed")) for entry in words["images"])
+                    with tempfile.TemporaryDirectory() as folder:
+                        # gradio copies them into its own cache, from which it deletes them.
+                        paths = _write(files, words, Path(folder))
+                        done = _line("ready", f"Done. Seed {seeds}.")
+                        yield paths, done, str(words["images"][0].get("seed", "")), _line("ready", "Ready")
+            except ClientError as error:
+                yield keep, _line("error", str(error)), keep, keep
+
+        # Hidden from the API: the model has its own, and opening this would wake a GPU for whoever calls it. No limit:
+        # a waiting visitor costs no thread, and Baseten queues what its replicas cannot take yet.
+        options = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+        blocks.load(wake_and_watch, outputs=state, **options)
+        for event in (button.click, fields["prompt"].submit):
+            event(generate, inputs=list(fields.values()), outputs=[gallery, message, fields["seed"], state], **options)
+    return blocks
+
+
+def launch(client: AsyncClient, port: int) -> None:
+    """Serve the page on 127.0.0.1 until it is stopped."""
+    # When it starts, gradio asks its own address: that must not go through a proxy.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+    blocks = page(client, read_config())
+    blocks.launch(server_name="127.0.0.1", server_port=port, css=CSS, footer_links=[], theme=gradio.themes.Default())
+
+
+async def _progress(client: AsyncClient, watcher: Watcher, request: dict[str, Any]) -> AsyncIterator[Any]:
+    """Yield words until the answer is there, and then the answer."""
+    started = time.monotonic()
+    # It wakes the model where it went back to sleep, and tells the phase.
+    watcher.start()
+    task = asyncio.create_task(client.generate(**request))
+    try:
+        while not task.done():
+            waking = watcher.waiting and not watcher.ready
+            yield watcher.words() if waking else generating_words(time.monotonic() - started)
+            await asyncio.wait({task}, timeout=TICK_SECONDS)
+        yield task.result()
+    finally:
+        task.cancel()
+
+
+def _prompts(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """Return the first fields by the names that form.request_of() knows, in the order of the page."""
+    limits = pipeline["limits"]
+    fields: dict[str, Any] = {}
+    fields["prompt"] = gradio.Textbox(
+        label="Prompt",
+        lines=3,
+        max_lines=8,
+        placeholder="a lighthouse on a cliff at dawn, oil painting",
+        elem_id="prompt",
+        max_length=limits.get("prompt_characters"),
+        autofocus=True,
+    )
+    if pipeline.get("negative_prompt"):
+        fields["negative_prompt"] = gradio.Textbox(
+            label="Negative prompt", placeholder="what the picture must not show", elem_id="negative_prompt"
+        )
+    return fields
+
+
+def _settings(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """Return the other fields."""
+    defaults, limits = pipeline["defaults"], pipeline["limits"]
+    fields: dict[str, Any] = {}
+    if pipeline.get("image_to_image"):
+        with gradio.Accordion("Start from a picture", open=False, elem_id="start"):
+            fields["image"] = gradio.Image(
+                label="Picture", type="filepath", sources=["upload", "clipboard"], height=220, elem_id="image"
+            )
+            fields["strength"] = gradio.Slider(
+                0.05, 1.0, defaults.get("strength") or 0.6, step=0.05, label="Strength: how much is painted over"
+            )
+    with gradio.Row():
+        for name in ("width", "height"):
+            sides = usual_sides(defaults[name], limits)
+            fields[name] = gradio.Dropdown(
+                sides, value=defaults[name], label=name.title(), elem_id=name, min_width=120, filterable=False
+            )
+    with gradio.Row(elem_id="seeds"):
+        fields["seed"] = gradio.Textbox(label="Seed", elem_id="seed", min_width=120, placeholder="random", max_lines=1)
+        fields["random_seed"] = gradio.Checkbox(True, label="New seed each time", elem_id="random_seed", min_width=120)
+    fields["num_images"] = gradio.Slider(1, limits.get("num_images", 1), 1, step=1, label="Pictures", elem_id="count")
+    with gradio.Accordion("Quality and format", open=False, elem_id="more"):
+        fields["steps"] = gradio.Slider(
+            limits.get("min_steps", 1),
+            limits["num_inference_steps"],
+            defaults["num_inference_steps"],
+            step=1,
+            label="Steps: more take longer",
+            elem_id="steps",
+        )
+        fields["guidance_scale"] = gradio.Slider(
+            0, limits["guidance_scale"], defaults["guidance_scale"], step=0.1, label="Guidance: how closely it follows"
+        )
+        with gradio.Row():
+            fields["output_format"] = gradio.Dropdown(list(form.FORMATS), value="png", label="Format", min_width=120)
+            fields["quality"] = gradio.Slider(1, 100, 90, step=1, label="Quality of jpeg and webp", min_width=160)
+    return fields
+
+
+def _write(files: list[bytes], answer: dict[str, Any], folder: Path) -> list[str]:
+    suffix = SUFFIX.get(answer.get("content_type", ""), "png")
+    paths = []
+    for content, entry in zip(files, answer["images"], strict=True):
+        path = folder / f"seed-{int(entry.get('seed') or 0)}.{suffix}"
+        path.write_bytes(content)
+        paths.append(str(path))
+    return paths
+
+
+def _line(kind: str, words: str) -> str:
+    return f'<div class="line" role="status"><span class="dot {kind}"></span><span>{html.escape(words)}</span></div>'
+
+
+def _title(config: dict[str, Any]) -> str:
+    return str(config.get("description") or "Text to image").split(" text-to-image")[0]

@@ -1,0 +1,307 @@
+"""What the commands and the page work out by themselves: schedules, waterfalls, forms, words. Nothing is sent."""
+
+import asyncio
+import datetime
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from baseten.client import managementapi as sdk
+from test_client import environment
+
+import local_server
+from client import InvalidInput, Target, Unreachable, form, load, schedule, waterfall
+from client.rules import Status
+from client.settings import usual_sides
+from client.watcher import Watcher, generating_words
+
+NOW = datetime.datetime(2027, 1, 4, 12, tzinfo=datetime.UTC)
+OFFICE = {
+    "name": "office",
+    "weekdays": "mon-fri",
+    "on": None,
+    "start": "08:45",
+    "end": "18:00",
+    "timezone": "Europe/Berlin",
+    "min_replica": 1,
+    "max_replica": None,
+}
+
+
+def settings_of(**changes: Any) -> Any:
+    there = sdk.EnvironmentAutoscalingSchedules(schedules=[], applied_state=None)
+    wanted = schedule.Wanted(**{**OFFICE, **changes})
+    return schedule.settings_of(wanted, environment(autoscaling_schedules=there), NOW)
+
+
+def test_a_schedule_is_what_baseten_takes() -> None:
+    request = sdk.UpdateEnvironmentRequest(autoscaling_schedule_settings=settings_of())
+    parsed = sdk.UpdateEnvironmentRequest.model_validate_json(request.model_dump_json(exclude_unset=True))
+    (made,) = parsed.autoscaling_schedule_settings.schedules
+    assert isinstance(made, sdk.AutoscalingScheduleUpsert)
+    assert made.weekdays == ["MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY"]
+    assert (made.start_hour, made.start_minute, made.end_hour, made.end_minute) == (8, 45, 18, 0)
+    assert made.autoscaling_settings.min_replica == made.autoscaling_settings.max_replica == 1
+    assert made.autoscaling_settings.scale_down_delay is None
+    # All eight fields must be there.
+    assert len(made.autoscaling_settings.model_fields_set) == 8
+
+
+def test_one_window_is_in_its_time_zone_also_in_summer() -> None:
+    (winter,) = settings_of(on="2027-02-01").schedules
+    (summer,) = settings_of(on="2027-07-01").schedules
+    assert winter.start_at == datetime.datetime(2027, 2, 1, 7, 45, tzinfo=datetime.UTC)
+    assert summer.start_at == datetime.datetime(2027, 7, 1, 6, 45, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "days"),
+    [("mon-fri", "MTWTF"), ("sat-mon", "MSS"), ("wed", "W"), ("Mon, wednesday", "MW"), ("daily", "MTWTFSS")],
+)
+def test_weekdays_are_read(text: str, days: str) -> None:
+    assert "".join(day[0] for day in schedule.weekdays_of(text)) == days
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"weekdays": "mon-fry"}, "--weekdays"),
+        ({"weekdays": "m"}, "--weekdays"),
+        ({"weekdays": "mon-wed-fri"}, "--weekdays"),
+        ({"weekdays": ""}, "--weekdays"),
+        ({"start": "8.45"}, "--from"),
+        ({"start": "24:00"}, "--from"),
+        ({"end": "08:45"}, "--to"),
+        ({"end": "\u0661\u0662:00"}, "--to"),
+        ({"timezone": "Berlin"}, "--timezone"),
+        ({"timezone": "../../etc/passwd"}, "--timezone"),
+        ({"timezone": None}, "--timezone"),
+        ({"min_replica": -1}, "--min-replica"),
+        ({"min_replica": 3, "max_replica": 2}, "--min-replica"),
+        ({"max_replica": 0, "min_replica": 0}, "--max-replica"),
+        ({"on": "31.3.2027"}, "--on"),
+        ({"on": "2027-01-04", "start": "08:00"}, "--on"),
+        ({"name": ""}, "--name"),
+        ({"name": "x" * 65}, "--name"),
+    ],
+)
+def test_a_bad_schedule_is_a_sentence_that_names_the_field(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput, match=field):
+        settings_of(**changes)
+
+
+def attempt() -> sdk.StartupAttempt:
+    phases = [("SCHEDULING", 0, 4000), ("IMAGE_PULL", 4000, 3000), ("READINESS", 7000, None)]
+    return sdk.StartupAttempt(
+        model_id="m",
+        deployment_id="d",
+        deployment_name="first",
+        environment_name="production",
+        replica_id="r",
+        started_at_epoch_millis=1_000_500,
+        ready_at_epoch_millis=1_017_500,
+        duration_ms=17_000,
+        outcome="SUCCESS",
+        phase_summary=[
+            sdk.StartupPhaseSummary(phase=name, status="COMPLETED", offset_ms=offset, duration_ms=duration)
+            for name, offset, duration in phases
+        ],
+    )
+
+
+SERVER = {"server_start": 1.0, "import_torch": 5.0, "read_weights": 2.0, "first_image": 3.0}
+SEEN = [(0.1, "SCALED_TO_ZERO"), (1.0, "LOADING_MODEL"), (18.0, "ACTIVE")]
+
+
+def test_the_server_s_phases_are_inside_the_platform_s_last() -> None:
+    measured = waterfall.ColdStart(1000.0, SEEN, 18.0, 21.0, SERVER, attempt())
+    bars = {bar.name: (bar.start, bar.seconds) for bar in measured.bars()}
+    assert bars == {
+        "SCHEDULING": (0.5, 4.0),
+        "IMAGE_PULL": (4.5, 3.0),
+        "READINESS": (7.5, 10.0),
+        "server_start": (7.5, 1.0),
+        "import_torch": (8.5, 5.0),
+        "read_weights": (13.5, 2.0),
+        "first image": (18.0, 3.0),
+    }
+    assert measured.missing() == []
+
+
+def test_without_a_record_the_status_has_to_do_and_it_says_so() -> None:
+    measured = waterfall.ColdStart(1000.0, SEEN, 18.0, 21.0, {}, None)
+    assert [(bar.name, bar.start) for bar in measured.bars()] == [
+        ("SCALED_TO_ZERO", 0.1),
+        ("LOADING_MODEL", 1.0),
+        ("first image", 18.0),
+    ]
+    assert len(measured.missing()) == 2
+
+
+def test_a_waterfall_fits_any_terminal_and_a_png(tmp_path: Path) -> None:
+    from PIL import Image
+    from rich.console import Console
+
+    bars = waterfall.ColdStart(1000.0, SEEN, 18.0, 21.0, SERVER, attempt()).bars()
+    for width in (40, 80, 200):
+        console = Console(width=width, record=True, file=(tmp_path / "out").open("w"))
+        waterfall.show(bars, console)
+        assert console.export_text().count("\n") == len(bars)
+    waterfall.save(bars, "A cold start", tmp_path / "cold.png")
+    with Image.open(tmp_path / "cold.png") as picture:
+        assert picture.width > 1000
+        assert waterfall.COLOURS["server"] in {colour for _, colour in picture.getcolors(1_000_000)}
+
+
+@pytest.mark.parametrize(("percent", "value"), [(50, 2.0), (95, 4.0), (99, 4.0)])
+def test_percentiles_are_the_nearest_rank(percent: int, value: float) -> None:
+    assert load.percentile([4.0, 1.0, 3.0, 2.0], percent) == value
+    assert load.percentile([], percent) is None
+
+
+FORM = {
+    "prompt": " a boat ",
+    "width": 512,
+    "height": 768,
+    "num_images": 1,
+    "steps": 4,
+    "guidance_scale": 1,
+    "output_format": "png",
+    "quality": 90,
+    "seed": "",
+}
+PIPELINE = {"limits": {"prompt_characters": 20, "num_images": 4, "image_bytes": 10}}
+
+
+def test_a_form_is_a_request(tmp_path: Path) -> None:
+    request = form.request_of(PIPELINE, FORM)
+    assert (request["prompt"], request["width"], request["height"]) == ("a boat", 512, 768)
+    assert not {"seed", "image", "strength", "negative_prompt"} & set(request)
+    assert form.request_of(PIPELINE, {**FORM, "seed": " 7 "})["seed"] == 7
+    assert "seed" not in form.request_of(PIPELINE, {**FORM, "seed": "7", "random_seed": True})
+    picture = tmp_path / "x.png"
+    picture.write_bytes(b"hi")
+    with_picture = form.request_of(PIPELINE, {**FORM, "image": str(picture), "strength": 0.5})
+    assert (with_picture["image"], with_picture["strength"]) == ("aGk=", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prompt": None}, "The prompt is text"),
+        ({"prompt": "  "}, "Write a prompt"),
+        ({"prompt": "x" * 21}, "use at most 20"),
+        ({"negative_prompt": 5}, "The negative prompt is text"),
+        ({"seed": "9" * 5000}, "The seed is a whole number"),
+        ({"seed": "1.5"}, "The seed is a whole number"),
+        ({"seed": str(2**32)}, "The seed is a whole number"),
+        ({"seed": "\u00b2"}, "The seed is a whole number"),
+        ({"width": None}, "Width"),
+        ({"height": float("nan")}, "Height"),
+        ({"num_images": 5}, "Pictures"),
+        ({"steps": 1e300}, "Steps"),
+        ({"guidance_scale": "7"}, "Guidance"),
+        ({"quality": 0}, "Quality"),
+        ({"output_format": "exe"}, "The format"),
+        ({"image": "/no/such/file"}, "The picture cannot be read"),
+        ({"image": ["x"]}, "The picture cannot be read"),
+    ],
+)
+def test_a_bad_form_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        form.request_of(PIPELINE, {**FORM, **changes})
+
+
+def test_a_picture_that_is_too_large_is_a_sentence(tmp_path: Path) -> None:
+    picture = tmp_path / "x.png"
+    picture.write_bytes(bytes(11))
+    with pytest.raises(InvalidInput, match="use one of at most"):
+        form.request_of(PIPELINE, {**FORM, "image": str(picture)})
+
+
+def test_the_default_size_of_this_model_is_always_offered() -> None:
+    pipeline = local_server.read_config()["model_metadata"]["pipeline"]
+    for side in ("width", "height"):
+        offered = usual_sides(pipeline["defaults"][side], pipeline["limits"])
+        assert pipeline["defaults"][side] in offered
+        assert max(offered) <= pipeline["limits"]["max_size"]
+    assert usual_sides(600, {"max_size": 640, "min_size": 500, "size_multiple": 64}) == [512, 576, 600, 640]
+
+
+class Waking:
+    """An AsyncClient whose model needs some looks to be ready."""
+
+    local = False
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.target = Target("m")
+        self.woken = 0
+        self.error = error
+        self.go_on = asyncio.Event()
+
+    async def wake(self) -> None:
+        self.woken += 1
+        if self.error:
+            raise self.error
+
+    async def watch(self) -> Any:
+        yield Status("WAKING_UP", 0, "d", None)
+        await self.go_on.wait()
+        yield Status("ACTIVE", 1, "d", None)
+
+    async def startups_summary(self, **window: int) -> Any:
+        assert window["start_epoch_millis"] < window["end_epoch_millis"]
+        points = {f"p{percent}_ms": 42_400 for percent in (50, 90, 95, 99)}
+        whole = sdk.StartupPercentiles(sample_count=3, mean_ms=42_400, **points)
+        return sdk.StartupSummary(**window, total_duration_ms=whole, phase_duration_ms=[])
+
+
+def test_all_visitors_share_one_watch() -> None:
+    async def visit() -> None:
+        waking = Waking()
+        watcher = Watcher(waking)
+        for _ in range(50):
+            watcher.start()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert watcher.words() == "Waking: getting a machine (0 s, usually 42 s)"
+        assert watcher.kind == "waking"
+        waking.go_on.set()
+        while watcher.waiting:
+            await asyncio.sleep(0)
+        assert (watcher.words(), watcher.kind) == ("Ready", "ready")
+        # So soon after it nobody needs to ask again.
+        watcher.start()
+        assert waking.woken == 1
+
+    asyncio.run(visit())
+
+
+def test_what_stops_a_watch_is_said_and_the_next_visitor_tries_again() -> None:
+    async def visit() -> None:
+        waking = Waking(Unreachable("the platform cannot be reached"))
+        watcher = Watcher(waking)
+        for tries in (1, 2):
+            watcher.start()
+            while watcher.waiting:
+                await asyncio.sleep(0)
+            assert (watcher.words(), watcher.kind) == ("the platform cannot be reached", "error")
+            assert waking.woken == tries
+
+    asyncio.run(visit())
+
+
+def test_progress_has_a_place_for_steps() -> None:
+    assert generating_words(3.2) == "Generating (3 s)"
+    assert generating_words(3.2, 4, 30) == "Step 4 of 30 (3 s)"
+
+
+def test_both_clients_can_do_the_same() -> None:
+    from client import AsyncClient, Client
+
+    def signatures(kind: type) -> dict[str, list[str]]:
+        methods = inspect.getmembers(kind, inspect.isfunction)
+        return {name: list(inspect.signature(method).parameters) for name, method in methods if name[0] != "_"}
+
+    assert signatures(Client) == signatures(AsyncClient)

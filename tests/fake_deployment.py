@@ -1,0 +1,257 @@
+"""The one deployment of the fake platform: the real local Truss server, and what Baseten's SDK says of it.
+
+Each answer is made as an object of the SDK's own models, so that a field that is missing or misnamed fails here.
+"""
+
+import asyncio
+import contextlib
+import copy
+import datetime
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+from baseten.client import managementapi as sdk
+
+# What a deployer gets who sets nothing.
+AUTOSCALING = {
+    "min_replica": 0,
+    "max_replica": 1,
+    "autoscaling_window": 60,
+    "scale_down_delay": 900,
+    "concurrency_target": 1,
+    "target_utilization_percentage": 70,
+    "max_scale_down_rate": 50,
+}
+# Bounds that the SDK's model does not know.
+BOUNDS = {"min_replica": (0, 1), "max_replica": (1, 1), "autoscaling_window": (10, 3600), "scale_down_delay": (0, 3600)}
+GPU = {"gpu_count": 1, "gpu_type": "T4", "gpu_memory_limit_mib": 16384}
+T4 = sdk.InstanceType(id="T4x4x16", name="T4:4x16", memory_limit_mib=16384, millicpu_limit=4000, **GPU)
+# Set over /_platform before each test. faults: answers of the next predicts; management_faults: of the next requests
+# to the management host. See fake_baseten.py for the others.
+CLEAN = {
+    "faults": [],
+    "management_faults": [],
+    "deactivated": False,
+    "stuck": False,
+    "park_seconds": 600.0,
+    "provision_seconds": 0.0,
+    "hide_autoscaling": False,
+    "has_schedules": True,
+    "has_startups": True,
+    "starts": 0,
+    "asked": 0,
+    "queued": [],
+    "settings": [],
+    "secrets": ["hf_access_token"],
+    "autoscaling": AUTOSCALING,
+    "schedules": [],
+    "timezone": None,
+}
+
+
+class Replica:
+    """The state of the one deployment. All of it is plain, and /_platform changes it."""
+
+    def __init__(self, local_server: ModuleType, folder: Path) -> None:
+        self.local_server = local_server
+        self.folder = folder
+        self.status = "SCALED_TO_ZERO"
+        self.attempts: list[sdk.StartupAttempt] = []
+        for name, value in copy.deepcopy(CLEAN).items():
+            setattr(self, name, value)
+        self.in_flight = 0
+        self.last_request = 0.0
+        self.ready = asyncio.Event()
+        self.url = ""
+        self.process: Any = None
+        self.starting: asyncio.Task | None = None
+
+    def wake(self) -> None:
+        self.last_request = time.monotonic()
+        if self.status != "SCALED_TO_ZERO":
+            return
+        self.status = "WAKING_UP"
+        self.starts += 1
+        self.starting = asyncio.create_task(self.start())
+
+    async def start(self) -> None:
+        if self.stuck:
+            return
+        began = time.time()
+        await asyncio.sleep(self.provision_seconds)
+        provisioned = time.time()
+        port = self.local_server.free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        with (self.folder / f"replica-{self.starts}.log").open("w") as log:
+            self.process = self.local_server.start(self.folder / "app", port, stdout=log, stderr=log)
+        self.status = "LOADING_MODEL"
+        started = time.time()
+        async with httpx.AsyncClient() as http:
+            while self.process and self.process.poll() is None:
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await http.get(self.url + self.local_server.READY)).is_success:
+                        self.attempts.append(attempt([began, provisioned, started, time.time()]))
+                        self.status = "ACTIVE"
+                        self.last_request = time.monotonic()
+                        self.ready.set()
+                        return
+                await asyncio.sleep(0.02)
+        self.status = "FAILED"
+
+    def stop(self) -> None:
+        self.ready.clear()
+        if self.starting:
+            self.starting.cancel()
+        if self.process:
+            self.local_server.stop(self.process)
+        self.process = None
+        self.status = "SCALED_TO_ZERO"
+
+    async def scale_to_zero(self) -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            idle = time.monotonic() - self.last_request
+            waiting = self.in_flight or self.autoscaling["min_replica"] or idle < self.autoscaling["scale_down_delay"]
+            if self.status == "ACTIVE" and not waiting:
+                await asyncio.to_thread(self.stop)
+
+    def change(self, request: sdk.UpdateAutoscalingSettings) -> sdk.UpdateAutoscalingSettingsResponse:
+        """Raises ValueError for a value out of bounds."""
+        changes = request.model_dump(exclude_unset=True)
+        for name, value in changes.items():
+            low, high = BOUNDS.get(name, (1, 1000))
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be from {low} to {high}")
+        self.settings.append(changes)
+        changed = {**self.autoscaling, **changes} != self.autoscaling
+        self.autoscaling.update(changes)
+        return sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED" if changed else "UNCHANGED", message="Done.")
+
+    def describe(self, name: str, environment: str | None) -> sdk.Deployment:
+        return sdk.Deployment(
+            id="dep1",
+            created_at=datetime.datetime.now(datetime.UTC),
+            name=name,
+            model_id="model",
+            is_production=environment == "production" or name == "dep1",
+            is_development=name == "development",
+            status="INACTIVE" if self.deactivated else self.status,
+            active_replica_count=int(self.status == "ACTIVE"),
+            autoscaling_settings=None if self.hide_autoscaling else sdk.AutoscalingSettings(**self.autoscaling),
+            instance_type_name=T4.name,
+            environment=environment,
+            request_backpressure_settings=sdk.RequestBackpressureSettings(),
+        )
+
+    def describe_environment(self, name: str) -> sdk.Environment:
+        schedules = None
+        settings = sdk.AutoscalingSettings(**self.autoscaling)
+        if self.has_schedules:
+            state = sdk.AutoscalingScheduleState(schedule_id=None, autoscaling_settings=settings)
+            schedules = sdk.EnvironmentAutoscalingSchedules(
+                timezone=self.timezone, schedules=self.schedules, applied_state=state
+            )
+        return sdk.Environment(
+            name=name,
+            created_at=datetime.datetime.now(datetime.UTC),
+            model_id="model",
+            current_deployment=self.describe("first", name),
+            autoscaling_settings=settings,
+            promotion_settings=sdk.ModelPromotionSettings(),
+            instance_type=T4,
+            request_backpressure_settings=sdk.RequestBackpressureSettings(),
+            autoscaling_schedules=schedules,
+        )
+
+    def change_schedules(self, request: sdk.UpdateAutoscalingScheduleSettings) -> None:
+        """Raises ValueError for what Baseten refuses."""
+        if not self.has_schedules:
+            raise ValueError("Autoscaling schedules are not enabled for this workspace")
+        gone = set(request.delete_schedules or [])
+        if unknown := gone - {each["id"] for each in self.schedules}:
+            raise ValueError(f"There is no schedule {unknown}")
+        kept = {each["id"]: each for each in self.schedules if each["id"] not in gone}
+        for number, schedule in enumerate(request.schedules or []):
+            # A schedule of an unknown cadence is a plain dict in the SDK's request.
+            if isinstance(schedule, dict):
+                raise ValueError("This is no schedule")
+            made = schedule.model_dump(mode="json")
+            made["id"] = made["id"] or f"schedule-{len(kept) + number + 1}"
+            kept[made["id"]] = made
+        self.timezone = request.timezone or self.timezone
+        if kept and not self.timezone:
+            raise ValueError("timezone is missing")
+        self.schedules = list(kept.values())
+
+    def startups(self, params: Any) -> sdk.StartupAttempts:
+        return sdk.StartupAttempts(
+            items=self.within(params),
+            pagination=sdk.PaginationResponse(has_more=False),
+            total_count=len(self.within(params)),
+        )
+
+    def startups_summary(self, params: Any) -> sdk.StartupSummary:
+        found = self.within(params)
+        phases: dict[str, list[int]] = {}
+        for each in found:
+            for phase in each.phase_summary:
+                phases.setdefault(phase.phase, []).append(phase.duration_ms)
+        return sdk.StartupSummary(
+            start_epoch_millis=params.start_epoch_millis,
+            end_epoch_millis=params.end_epoch_millis,
+            total_duration_ms=percentiles([each.duration_ms for each in found]),
+            phase_duration_ms=[
+                sdk.StartupPhasePercentiles(phase=name, duration_ms=percentiles(values))
+                for name, values in phases.items()
+            ],
+        )
+
+    def within(self, params: Any) -> list[sdk.StartupAttempt]:
+        """Newest first, as Baseten sorts them."""
+        return [
+            each
+            for each in reversed(self.attempts)
+            if params.start_epoch_millis <= each.started_at_epoch_millis <= params.end_epoch_millis
+        ]
+
+
+def attempt(moments: list[float]) -> sdk.StartupAttempt:
+    """moments: epoch seconds of the wake, the machine, the start of the container, and readiness."""
+    began, provisioned, started, ready = (int(1000 * moment) for moment in moments)
+    spans = {
+        "SCHEDULING": (began, provisioned),
+        "IMAGE_PULL": (provisioned, provisioned),
+        "CONTAINER_CREATE": (provisioned, started),
+        "CONTAINER_START": (started, started),
+        "READINESS": (started, ready),
+    }
+    phases = [
+        sdk.StartupPhaseSummary(phase=name, status="COMPLETED", offset_ms=start - began, duration_ms=end - start)
+        for name, (start, end) in spans.items()
+    ]
+    return sdk.StartupAttempt(
+        model_id="model",
+        deployment_id="dep1",
+        deployment_name="first",
+        environment_name="production",
+        replica_id=f"replica-{began}",
+        started_at_epoch_millis=began,
+        ready_at_epoch_millis=ready,
+        duration_ms=ready - began,
+        outcome="SUCCESS",
+        phase_summary=phases,
+    )
+
+
+def percentiles(values: list[int]) -> sdk.StartupPercentiles:
+    ordered = sorted(values)
+
+    def at(percent: int) -> int | None:
+        return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else None
+
+    mean = sum(ordered) // len(ordered) if ordered else None
+    points = {f"p{percent}_ms": at(percent) for percent in (50, 90, 95, 99)}
+    return sdk.StartupPercentiles(sample_count=len(ordered), mean_ms=mean, **points)

@@ -1,0 +1,379 @@
+"""The commands that measure, change and check a deployment, against the platform of the tests."""
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from platforms import PROJECT_PYTHON, Platform
+from test_wake import refused
+
+pytestmark = [
+    pytest.mark.skipif(
+        PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
+    ),
+    # One platform for all of them, beside that of the other tests.
+    pytest.mark.xdist_group("commands"),
+]
+FAST = ["--width", "64", "--height", "64", "--num-inference-steps", "1"]
+REPAIR = "python -m client autoscaling --model model --environment production --min-replica 0 --scale-down-delay 900"
+
+
+def wait_for(what: Callable[[], Any], message: str) -> Any:
+    for _ in range(1200):
+        if found := what():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(message)
+
+
+def delay_of(platform: Platform) -> int:
+    return platform.tell()["autoscaling"]["scale_down_delay"]
+
+
+@pytest.fixture
+def waiting(awake: Platform, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen]]:
+    """Start a coldstart that has changed the settings, and waits for a zero that does not come."""
+    awake.set(in_flight=1)
+    started: list[subprocess.Popen] = []
+
+    def start() -> subprocess.Popen:
+        command = [PROJECT_PYTHON, "-m", "client", "coldstart", "--yes"]
+        with (tmp_path / "log").open("w") as log:
+            options = {"cwd": awake.project, "env": awake.environment(), "stdin": subprocess.DEVNULL}
+            started.append(subprocess.Popen(command, stdout=log, stderr=log, **options))
+        wait_for(lambda: delay_of(awake) == 0, "it changed nothing: " + (tmp_path / "log").read_text())
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+    awake.set(in_flight=0)
+
+
+def test_coldstart_shows_one_waterfall_and_puts_the_settings_back(awake: Platform, tmp_path: Path) -> None:
+    png = tmp_path / "cold.png"
+    result = awake.run("coldstart", "--yes", "--png", str(png))
+    assert result.returncode == 0, result.stderr
+    names = [line.split(":")[0].split()[0] for line in result.stdout.splitlines()]
+    order = ["SCHEDULING", "IMAGE_PULL", "READINESS", "server_start", "import_torch", "read_weights", "first", "wake"]
+    assert [name for name in names if name in order] == order
+    assert "wake to ready" in result.stdout
+    assert REPAIR in result.stderr
+    assert "The settings are as before: min_replica 0, scale_down_delay 900." in result.stderr
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert delay_of(awake) == 900
+    for where in ([], ["--deployment", "dep1"]):
+        assert "READINESS" in awake.run("coldstart", "--history", *where).stdout
+
+
+def test_coldstart_without_the_record_shows_what_it_has(awake: Platform) -> None:
+    awake.set(has_startups=False)
+    result = awake.run("coldstart", "--yes", "--json")
+    assert result.returncode == 0, result.stderr
+    phases = json.loads(result.stdout)["phases"]
+    assert {"LOADING_MODEL", "import_torch", "first image"} <= {phase["name"] for phase in phases}
+    assert "record of startups (a beta) tells nothing" in result.stderr
+    refused(awake.run("coldstart", "--history"), "record of startups (a beta) is not there")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_however_coldstart_is_killed_the_settings_come_back(
+    awake: Platform, waiting: Callable[[], subprocess.Popen], number: int
+) -> None:
+    process = waiting()
+    # The platform is in trouble just then.
+    awake.set(management_faults=[503, 429, 503])
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    wait_for(lambda: delay_of(awake) == 900, "the settings did not come back")
+
+
+def test_settings_that_do_not_come_back_are_the_last_line(
+    awake: Platform, waiting: Callable[[], subprocess.Popen], tmp_path: Path
+) -> None:
+    process = waiting()
+    # What no try can mend.
+    awake.set(management_faults=[401])
+    process.terminate()
+    assert process.wait(timeout=60) != 0
+    assert (tmp_path / "log").read_text().splitlines()[-1].endswith(f"Do it by hand: {REPAIR}")
+
+
+def test_two_coldstarts_exclude_each_other(awake: Platform, waiting: Callable[[], subprocess.Popen]) -> None:
+    process = waiting()
+    refused(awake.run("coldstart", "--yes"), "Another coldstart of production is under way here", 2)
+    process.terminate()
+    process.wait(timeout=60)
+    assert delay_of(awake) == 900
+
+
+def test_coldstart_asks_before_it_touches_production(awake: Platform) -> None:
+    # By its name, or as the deployment that serves it.
+    for arguments in ([], ["--deployment", "dep1"]):
+        result = awake.run("coldstart", *arguments)
+        assert result.returncode == 2
+        assert "This scales production to zero" in result.stderr.splitlines()[-1]
+    assert awake.tell()["settings"] == []
+
+
+def test_a_delay_of_zero_is_questioned(awake: Platform) -> None:
+    awake.set(autoscaling={**awake.tell()["autoscaling"], "scale_down_delay": 0}, in_flight=1)
+    refused(awake.run("coldstart", "--yes"), "Repair it first: python -m client autoscaling", 2)
+    assert awake.tell()["settings"] == []
+    awake.set(in_flight=0)
+    result = awake.run("coldstart", "--yes", "--after-delay", "600")
+    assert result.returncode == 0, result.stderr
+    assert delay_of(awake) == 600
+
+
+def test_settings_that_are_not_known_are_not_touched(awake: Platform) -> None:
+    awake.set(hide_autoscaling=True)
+    refused(awake.run("coldstart", "--yes"), "Baseten does not tell min_replica and scale_down_delay")
+    assert awake.tell()["settings"] == []
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_done(awake: Platform, tmp_path: Path) -> None:
+    refused(awake.run("coldstart", "--yes", "--png", str(tmp_path / "no" / "x.png")), "its folder does not exist", 2)
+    refused(awake.run("coldstart", "--yes", "--png", str(tmp_path / "x.jpg")), "ends in .png", 2)
+    for name, sentence in (("no/x.png", "its folder"), ("x.gif", "ends in .png, .jpg"), (".", "ends in")):
+        refused(awake.run("generate", "a boat", "-o", str(tmp_path / name)), sentence, 2)
+    assert awake.tell()["settings"] == []
+
+
+def test_schedules_are_set_shown_and_deleted(awake: Platform) -> None:
+    assert awake.run("schedule").stdout == "production has no schedules.\n"
+    office = ["--weekdays", "mon-fri", "--from", "08:45", "--to", "18:00", "--timezone", "Europe/Berlin"]
+    result = awake.run("schedule", *office, "--min-replica", "1")
+    assert result.returncode == 0, result.stderr
+    assert "Mon, Tue, Wed, Thu, Fri 08:45 to 18:00" in result.stdout
+    # The same name replaces it.
+    assert awake.run("schedule", *office, "--to", "19:00").returncode == 0
+    assert (
+        awake.run("schedule", "--on", "2099-03-31", "--from", "9:00", "--to", "12:00", "--name", "demo").returncode == 0
+    )
+    told = awake.tell()
+    assert told["timezone"] == "Europe/Berlin"
+    assert [each["name"] for each in told["schedules"]] == ["office hours", "demo"]
+    assert (told["schedules"][0]["end_hour"], told["schedules"][0]["end_minute"]) == (19, 0)
+    assert told["schedules"][1]["start_at"] == "2099-03-31T09:00:00+02:00"
+    assert "demo" not in awake.run("schedule", "--delete", "demo").stdout
+    assert awake.run("schedule", "--delete", "all").stdout == "production has no schedules.\n"
+
+
+def test_a_workspace_without_schedules_is_told_of_the_workflow(awake: Platform) -> None:
+    awake.set(has_schedules=False)
+    assert ".github/workflows/wake.yml" in awake.run("schedule").stdout
+    result = awake.run("schedule", "--from", "08:45", "--to", "18:00", "--timezone", "UTC")
+    refused(result, ".github/workflows/wake.yml wakes on a schedule instead")
+
+
+def test_an_async_request_is_queued_and_asked_for(awake: Platform, tmp_path: Path) -> None:
+    result = awake.run("generate", "a boat", *FAST, "--webhook", "https://example.com/done", "--json")
+    assert json.loads(result.stdout) == {"request_id": "request-1"}, result.stderr
+    (queued,) = awake.tell()["queued"]
+    assert queued["webhook"] == "https://example.com/done"
+    assert queued["model_input"]["prompt"] == "a boat"
+    assert awake.run("status", "--request", "request-1").stdout.startswith("QUEUED since ")
+    refused(awake.run("status", "--request", "other"), "no such model or deployment")
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(200 * 1024))
+    refused(awake.run("generate", "x", "--webhook", "https://example.com/", "--image", str(large)), "256 KiB", 2)
+
+
+def test_generate_takes_what_people_expect(awake: Platform, tmp_path: Path) -> None:
+    output = tmp_path / "out.jpg"
+    options = [*FAST, "--guidance-scale", "2", "--num-images", "2", "--seed", "5", "--quality", "70"]
+    result = awake.run("generate", "a boat", *options, "-o", str(output), "--json")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    files = [Path(image["file"]) for image in answer["images"]]
+    assert [file.name for file in files] == ["out-1.jpg", "out-2.jpg"]
+    assert all(file.read_bytes().startswith(b"\xff\xd8") for file in files)
+    assert [image["seed"] for image in answer["images"]] == [5, 6]
+    options = [*FAST, "--num-inference-steps", "3", "--image", str(files[0]), "--strength", "0.9", "-o", "again.png"]
+    result = awake.run("generate", "a boat", *options)
+    assert result.returncode == 0, result.stderr
+    assert (awake.project / "again.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_s_own_error_is_said_once(awake: Platform, tmp_path: Path) -> None:
+    awake.set(faults=[["model", 503, "The GPU has too little memory for this request."], 200])
+    result = awake.run("generate", "a boat", "-o", str(tmp_path / "out.png"))
+    refused(result, "The model failed (503: The GPU has too little memory for this request)")
+    assert "Trying again" not in result.stderr
+
+
+def test_a_bad_field_is_the_model_s_sentence(awake: Platform, tmp_path: Path) -> None:
+    result = awake.run("generate", "a boat", "--width", "63", "-o", str(tmp_path / "out.png"))
+    refused(result, "`width`")
+
+
+def test_load_counts_and_prices(awake: Platform) -> None:
+    result = awake.run("load", "--requests", "6", "--concurrency", "3", *FAST, "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["requests"], found["images"], found["errors"]) == (6, 6, {})
+    assert 0 < found["p50"] <= found["p95"] <= found["p99"]
+    assert found["usd_per_1000_images"] == pytest.approx(0.01 * 1000 / found["images_per_minute"])
+    awake.set(faults=[["model", 500, "x"], ["model", 400, "x"]])
+    result = awake.run("load", "--requests", "3", *FAST, "--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["errors"] == {"ModelFailed 500": 1, "RequestRefused 400": 1}
+    table = awake.run("load", "--requests", "2", *FAST).stdout
+    assert "USD for 1,000 images" in table
+
+
+def test_a_local_server_is_asked_past_a_proxy(awake: Platform, tmp_path: Path) -> None:
+    url = awake.tell()["url"].removeprefix("http://")
+    # Port 9 is `discard`: nothing listens there. No key: a local server needs none.
+    environment = {name: value for name, value in awake.environment().items() if name != "NO_PROXY"}
+    environment |= dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    environment |= {"BASETEN_API_KEY": "", "BASETEN_MODEL_ID": ""}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [PROJECT_PYTHON, "-m", "client", *arguments, "--url", url]
+        options = {"cwd": awake.project, "env": environment, "timeout": 120}
+        return subprocess.run(command, capture_output=True, text=True, **options)
+
+    assert run("status").stdout == "ACTIVE, 1 replica, ready\n"
+    assert run("wake", "--wait").stdout.startswith("Ready after")
+    made = run("generate", "a boat", *FAST, "-o", str(tmp_path / "out.png"))
+    assert made.returncode == 0, made.stderr
+    assert json.loads(run("load", "--requests", "2", *FAST, "--json").stdout)["usd_per_1000_images"] is None
+    assert "image: " in run("doctor").stdout
+    refused(run("autoscaling"), "leave out --url", 2)
+
+
+def test_a_timeout_is_kept_by_a_server_that_falls_silent(awake: Platform, tmp_path: Path) -> None:
+    awake.set(faults=[-1])
+    result = awake.run("generate", "a boat", "--timeout", "2", "-o", str(tmp_path / "out.png"))
+    refused(result, "did not answer in time")
+
+
+def test_doctor_checks_before_and_after_a_push(awake: Platform, hub: "Hub") -> None:
+    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hub-token"}
+    result = doctor(awake, **environment)
+    checks = {check["name"]: check for check in json.loads(result.stdout)}
+    assert {name: check["outcome"] for name, check in checks.items()} == {
+        "config.yaml": "ok",
+        "key": "ok",
+        "secrets": "ok",
+        "accelerator": "ok",
+        "weights of stable-diffusion-v1-5/stable-diffusion-v1-5": "ok",
+        "status": "ok",
+        "promoted": "ok",
+        "image": "ok",
+        "cold start": "skipped",
+    }, result.stdout
+    assert result.returncode == 0
+    assert "hub-token" not in result.stdout + result.stderr
+    assert hub.tokens == {"Bearer hub-token"}
+
+
+@pytest.mark.parametrize(
+    ("gone", "found"),
+    [("unet/config.json", "does not hold unet/config.json"), ("*", "RepositoryNotFoundError"), ("gated", "GatedRepo")],
+)
+def test_doctor_names_what_cannot_be_fetched(awake: Platform, hub: "Hub", gone: str, found: str) -> None:
+    hub.gone = gone
+    result = doctor(awake, "--no-image", HF_ENDPOINT=hub.url)
+    weights = next(check for check in json.loads(result.stdout) if check["name"].startswith("weights"))
+    assert weights["outcome"] == "failed"
+    assert found in weights["found"]
+    assert weights["cure"]
+    assert result.returncode == 1
+
+
+def test_doctor_without_a_key_checks_the_rest(awake: Platform, hub: "Hub") -> None:
+    result = doctor(awake, "--no-image", HF_ENDPOINT=hub.url, BASETEN_API_KEY="", BASETEN_MODEL_ID="")
+    outcomes = {check["name"].split()[0]: check["outcome"] for check in json.loads(result.stdout)}
+    assert outcomes == {"config.yaml": "ok", "key": "failed", "weights": "ok"}
+    assert result.returncode == 1
+
+
+def doctor(platform: Platform, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [PROJECT_PYTHON, "-m", "client", "doctor", "--json", *arguments]
+    options = {"cwd": platform.project, "env": {**platform.environment(), **environment}}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    assert "Traceback" not in result.stderr, result.stderr
+    return result
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """What doctor asks Hugging Face for. gone: a file that is missing, * for the repository, or gated."""
+
+    gone = ""
+    files = ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
+    weights = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.tokens: set[str] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def names(self) -> list[str]:
+        weights = [f"{name}.fp16.safetensors" for name in self.weights]
+        configs = [f"{Path(name).parent}/config.json" for name in self.weights]
+        return [name for name in (*self.files, *weights, *configs) if name != self.gone]
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        self.server.tokens.add(self.headers.get("Authorization", ""))
+        listed = [{"rfilename": name} for name in self.server.names()]
+        body = json.dumps({"id": "x/y", "sha": "a" * 40, "siblings": listed}).encode()
+        self.answer(404 if self.server.gone == "*" else 200, {"X-Error-Code": "RepoNotFound"}, body)
+
+    def do_HEAD(self) -> None:
+        headers = {"ETag": '"x"', "X-Repo-Commit": "a" * 40, "X-Error-Code": "GatedRepo"}
+        self.answer(403 if self.server.gone == "gated" else 200, headers, b"")
+
+    def answer(self, code: int, headers: dict[str, str], body: bytes) -> None:
+        if code == 200:
+            headers.pop("X-Error-Code", None)
+        self.send_response(code)
+        for name, value in {**headers, "Content-Type": "application/json", "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize("command", ["", "wake", "generate", "coldstart", "schedule", "doctor", "load", "app"])
+def test_help_is_there_and_imports_nothing_heavy(awake: Platform, command: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['client', {f'{command!r}, ' if command else ''}'--help']\n"
+        "try: runpy.run_module('client', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "heavy = {'httpx', 'baseten', 'gradio', 'PIL', 'matplotlib', 'yaml', 'truss', 'torch'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    output = subprocess.check_output([PROJECT_PYTHON, "-c", code], cwd=awake.project, env=environment, text=True)
+    assert "Usage" in output
+    assert output.splitlines()[-1] == "[]"
