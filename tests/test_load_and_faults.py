@@ -87,7 +87,9 @@ def test_a_client_that_leaves_stops_the_work(faulty: Server) -> None:
     # Requests come one after the other: this one is answered once the other has ended.
     assert faulty.predict().status_code == 200
     log = faulty.log.read_text()
-    assert "499: The client disconnected." in log
+    (line,) = [line for line in log.splitlines() if "The client disconnected." in line]
+    assert "Answered 499" in line
+    assert "Traceback" not in log
     assert "slow step 90" not in log
 
 
@@ -135,7 +137,12 @@ def test_the_server_is_ready_when_load_is_done_and_not_before(serving: Serving, 
         if broken:
             # Truss ends the server, so that the platform starts another one.
             assert statuses_until_the_end(server) <= {503}
-            assert "load() is broken." in server.log.read_text()
+            log = server.log.read_text()
+            assert "load() is broken." in log
+            # How far it came, and how long that took.
+            (line,) = [line for line in log.splitlines() if "cold_start" in line]
+            assert "import_diffusers" in line
+            assert "first_image" not in line
             return
         server.wait_for_log("Completed model.load()")
         serving.local_server.wait_until_ready(server.process, str(server.http.base_url))

@@ -137,9 +137,9 @@ def test_an_image_is_a_start_or_is_refused(server: Server, small: dict[str, Any]
     assert generate(server, body)["images"] == answer["images"]
     assert generate(server, {**body, "strength": 1.0})["images"] != answer["images"]
     assert generate(server, {**body, "seed": 6})["images"] != answer["images"]
-    weak = server.predict({**body, "strength": 0.1})
+    weak = server.predict({**body, "strength": 0.005})
     assert weak.status_code == 400
-    assert "num_inference_steps must be" in weak.json()["error"]
+    assert "strength 0.005 is too little" in weak.json()["error"]
     # Left out, steps and strength are those that work together.
     generate(server, {"prompt": "a red house", "width": 64, "height": 64, "image": first})
     url = generate(server, {**body, "image": f"data:image/png;base64,{first}"})
@@ -174,8 +174,9 @@ def test_what_the_model_does_not_read_is_said(server: Server, small: dict[str, A
         assert warning.endswith(words[-20:])
         # What it does not read changes nothing, and what it reads does.
         rest = warning.split("had no effect: ", 1)[1]
-        kept = words[: len(words) - len(rest)]
+        # Other letters in the same places: a token may end where the word does.
+        other = words.removesuffix(rest) + rest.translate(str.maketrans("boat", "xyzw"))
         assert (
-            generate(server, {**small, "prompt": kept + "?" * len(rest)})["images"]
+            generate(server, {**small, "prompt": other})["images"]
             == generate(server, {**small, "prompt": words})["images"]
         )

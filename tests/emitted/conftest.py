@@ -48,7 +48,7 @@ def weights(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     def folder(preset: str) -> Path:
         if preset not in made:
             made[preset] = tmp_path_factory.mktemp(preset)
-            tiny.make(made[preset], BLOCKS[preset])
+            tiny.make(made[preset], BLOCKS[preset], preset)
         return made[preset]
 
     return folder
