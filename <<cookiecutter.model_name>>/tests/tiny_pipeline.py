@@ -1,6 +1,7 @@
 """Make a tiny pipeline with random weights, laid out as the real repositories are, for tests on a CPU."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -167,13 +168,20 @@ def _t5_tokenizer(folder: Path) -> transformers.T5Tokenizer:
     return transformers.T5Tokenizer.from_pretrained(folder)
 
 
+# What the pipelines put around a prompt: as many tokens as in the real vocabulary, so that as much of a prompt is read.
+# Qwen-Image's own words are 34 tokens with those around them: prompt_template_encode_start_idx of its pipeline.
+QWEN_WORDS = (
+    "<|im_start|>|<|im_end|>|system|user|assistant|Describe| the| image| by| detailing| color| shape| size| texture|"
+    " quantity| text| spatial| relationships| of| objects| and| background"
+)
+
+
 def _qwen_tokenizer(folder: Path) -> transformers.Qwen2Tokenizer:
-    """One token per byte."""
+    """One token per byte, but for the words that the pipelines add."""
     vocabulary = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
     vocabulary["<|endoftext|>"] = len(vocabulary)
-    tokenizer = transformers.Qwen2Tokenizer(
-        vocab=vocabulary, merges=[], additional_special_tokens=["<|im_start|>", "<|im_end|>"]
-    )
+    words = re.findall(r"<\|\w+\|>|[^|]+", QWEN_WORDS)
+    tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=words)
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "<|im_start|>assistant\n"
