@@ -104,8 +104,10 @@ def test_each_of_several_images_can_be_made_again_alone(server: Server, small: d
     assert len({entry["image"] for entry in several}) == 3
 
 
-def test_the_example_of_the_config_is_a_valid_request(server: Server, config: dict[str, Any]) -> None:
-    small_enough = {"width": 64, "height": 64, "num_inference_steps": 1}
+def test_the_example_of_the_config_is_a_valid_request(
+    server: Server, config: dict[str, Any], pipeline: dict[str, Any]
+) -> None:
+    small_enough = {"width": 64, "height": 64, "num_inference_steps": pipeline["limits"]["min_steps"]}
     generate(server, {**config["model_metadata"]["example_model_input"], **small_enough})
 
 
