@@ -49,7 +49,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     scaler = asyncio.create_task(app.state.replica.scale_to_zero())
     yield
     scaler.cancel()
-    app.state.replica.stop()
+    await app.state.replica.stop()
 
 
 def check_key(request: Request) -> None:
@@ -90,7 +90,7 @@ async def change(request: Request) -> dict[str, Any]:
     replica = request.app.state.replica
     changes = await request.json()
     if changes.pop("scale_to_zero", False):
-        await asyncio.to_thread(replica.stop)
+        await replica.stop()
     if changes.pop("clean", False):
         changes = {**copy.deepcopy(CLEAN), **changes}
     for name, value in changes.items():

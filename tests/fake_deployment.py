@@ -101,12 +101,12 @@ class Replica:
                 await asyncio.sleep(0.02)
         self.status = "FAILED"
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         self.ready.clear()
         if self.starting:
             self.starting.cancel()
         if self.process:
-            self.local_server.stop(self.process)
+            await asyncio.to_thread(self.local_server.stop, self.process)
         self.process = None
         self.status = "SCALED_TO_ZERO"
 
@@ -116,7 +116,7 @@ class Replica:
             idle = time.monotonic() - self.last_request
             waiting = self.in_flight or self.autoscaling["min_replica"] or idle < self.autoscaling["scale_down_delay"]
             if self.status == "ACTIVE" and not waiting:
-                await asyncio.to_thread(self.stop)
+                await self.stop()
 
     def change(self, request: sdk.UpdateAutoscalingSettings) -> sdk.UpdateAutoscalingSettingsResponse:
         """Raises ValueError for a value out of bounds."""

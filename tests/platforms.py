@@ -95,6 +95,8 @@ def platform(running: Platform) -> Platform:
 @pytest.fixture
 def awake(running: Platform) -> Platform:
     """With a replica, and nothing wrong."""
-    running.set(clean=True)
+    # A wake that was stuck stays so, and its next predict would wait for ever.
+    stuck = running.tell()["status"] != "ACTIVE"
+    running.set(clean=True, **({"scale_to_zero": True} if stuck else {}))
     assert running.post("predict", **SMALL).is_success
     return running

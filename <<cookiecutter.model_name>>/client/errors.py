@@ -126,4 +126,6 @@ def _reason(body: dict[str, Any]) -> str:
     found = body.get("error") or body.get("detail") or body.get("message") or ""
     if isinstance(found, dict):
         found = found.get("message") or found
-    return " ".join(str(found).split())[:500].rstrip(".")
+    # Truss's own prefix says nothing to a person.
+    text = re.sub(r"^Input Parsing Errors?:", "", " ".join(str(found).split()))
+    return text.strip()[:500].rstrip(".")

@@ -34,7 +34,8 @@ CSS = """
 @media (max-width: 800px) { #layout { grid-template: "ask" auto "show" auto "set" auto / minmax(0, 1fr); } }
 #gallery { min-height: 300px; }
 #gallery .grid-wrap { max-height: none !important; height: auto !important; overflow: visible !important; }
-#press { align-items: center; flex-wrap: nowrap; }
+#press { align-items: center; }
+#message { flex: 1 1 220px; }
 #generate { min-width: 130px; }
 #random_seed { display: flex; flex-direction: column; justify-content: center; }
 .line { display: flex; align-items: center; gap: 10px; min-height: 24px; overflow-wrap: anywhere; }

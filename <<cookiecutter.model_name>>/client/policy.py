@@ -29,6 +29,11 @@ class Kind(enum.Enum):
     CREATE = "makes something new each time"
 
 
+def shown(seconds: float) -> str:
+    """Return seconds for a sentence."""
+    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:g} s"
+
+
 class Deadline:
     """The end of what a caller is ready to wait for."""
 
@@ -70,5 +75,5 @@ def next_pause(kind: Kind, error: ClientError, tries: int, answered: bool, deadl
         raise error
     seconds = pause(kind, error, tries)
     if seconds >= deadline.left():
-        raise TimedOut(f"There was no answer within {deadline.seconds:g} s. The last try: {error}", error.status)
+        raise TimedOut(f"There was no answer within {shown(deadline.seconds)}. The last try: {error}", error.status)
     return seconds

@@ -18,7 +18,7 @@ from client.errors import (
     TimedOut,
     UnexpectedAnswer,
 )
-from client.policy import LEAST_PAUSE, OTHER_SECONDS, PREDICT_SECONDS, Deadline, Kind, next_pause
+from client.policy import LEAST_PAUSE, OTHER_SECONDS, PREDICT_SECONDS, Deadline, Kind, next_pause, shown
 from client.target import Target
 
 READY = "ACTIVE"
@@ -141,7 +141,7 @@ def watch(target: Target, local: bool, timeout: float, until: Callable[[Status],
         if now.status in FAILED:
             raise DeploymentFailed(f"The deployment is {now.status}: its log on Baseten says why.")
         if deadline.left() <= LEAST_PAUSE:
-            raise TimedOut(f"The model is still {now.status} after {timeout:g} s: gave up waiting.")
+            raise TimedOut(f"The model is still {now.status} after {shown(timeout)}: gave up waiting.")
         yield Wait(LEAST_PAUSE)
 
 
