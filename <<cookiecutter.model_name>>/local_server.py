@@ -52,13 +52,14 @@ def read_config() -> dict[str, Any]:
     """Return config.yaml of this project. Raises ConfigError. Every command reads it here, and nowhere else."""
     # By its path: this module is imported from elsewhere too.
     spec = importlib.util.spec_from_file_location("settings", PROJECT / "model" / "settings.py")
+    assert spec is not None and spec.loader is not None
     settings = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(settings)
     try:
         settings.read_settings(PROJECT / "config.yaml")
     except settings.SettingsError as error:
         raise ConfigError(str(error)) from error
-    return yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
+    return dict(yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8")))
 
 
 def check_with_truss(config: dict[str, Any]) -> None:
