@@ -7,9 +7,9 @@ parts side by side, as the image does, points the copy of config.yaml at weights
 import argparse
 import base64
 import difflib
+import importlib.util
 import os
 import re
-import runpy
 import shutil
 import signal
 import socket
@@ -50,14 +50,16 @@ class ConfigError(ValueError):
 
 def read_config() -> dict[str, Any]:
     """Return config.yaml of this project. Raises ConfigError. Every command reads it here, and nowhere else."""
-    # By its path, as this module is imported from elsewhere too.
-    settings = runpy.run_path(str(PROJECT / "model" / "settings.py"))
+    # By its path: this module is imported from elsewhere too.
+    spec = importlib.util.spec_from_file_location("settings", PROJECT / "model" / "settings.py")
+    assert spec is not None and spec.loader is not None
+    settings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(settings)
     try:
-        settings["read_settings"](PROJECT / "config.yaml")
-    except settings["SettingsError"] as error:
+        settings.read_settings(PROJECT / "config.yaml")
+    except settings.SettingsError as error:
         raise ConfigError(str(error)) from error
-    config: dict[str, Any] = yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
-    return config
+    return dict(yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8")))
 
 
 def check_with_truss(config: dict[str, Any]) -> None:

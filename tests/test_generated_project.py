@@ -63,10 +63,11 @@ def test_a_lora_is_served_as_the_readme_says(bake: Callable[..., BakedProject], 
     project = bake(preset="sd15", weights=delivery)
     config = project.path / "config.yaml"
     readme = (project.path / "README.md").read_text("utf-8")
-    # As it stands there, pasted below the last entry.
-    entry = re.search(r"```yaml\n(  - .*?)```", readme, re.DOTALL)[1].replace("OWNER/NAME", "owner/style")
-    entry = entry.replace("COMMIT", "a" * 40)
+    # As they stand there, each pasted below the last entry.
+    entry, files, *_ = re.findall(r"```yaml\n(.*?)```", readme.split("For a LoRA")[1], re.DOTALL)
+    entry = entry.replace("OWNER/NAME", "owner/style").replace("COMMIT", "a" * 40)
     text = config.read_text("utf-8").replace("\n# load() reads", f"{entry}\n# load() reads")
+    text = text.replace("pipeline: *pipeline_files\n", f"pipeline: *pipeline_files\n{files}")
     text = text.replace('lora_repo_id: ""', "lora_repo_id: owner/style")
     config.write_text(text.replace('lora_revision: ""', f"lora_revision: {'a' * 40}"), "utf-8")
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'own'}", "tests/test_load.py"]
