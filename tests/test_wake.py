@@ -69,9 +69,11 @@ def test_every_target_wakes_and_generates(awake: Platform, tmp_path: Path, path:
     result = awake.run("wake", "--wait", *arguments)
     assert result.returncode == 0, result.stderr
     small = ["--width", "64", "--height", "64", "--num-inference-steps", "1", "-o", str(tmp_path / "out.webp")]
-    result = awake.run("generate", "a boat", *small, *arguments)
+    result = awake.run("generate", "a boat" * 50, *small, *arguments)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out.webp").read_bytes().startswith(b"RIFF")
+    # What the model did not read is told.
+    assert "prompt: the model reads 75 tokens" in result.stderr
 
 
 def test_wake_on_an_active_model_says_so(awake: Platform) -> None:

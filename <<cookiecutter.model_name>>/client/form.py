@@ -36,6 +36,9 @@ def request_of(pipeline: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]
     if form.get("image"):
         request["image"] = _picture(form["image"], limits)
         request["strength"] = _number("Strength", form.get("strength"))
+        # The default may be too few for this strength: left out, the model follows it.
+        if request["num_inference_steps"] == pipeline.get("defaults", {}).get("num_inference_steps"):
+            del request["num_inference_steps"]
     seed = form.get("seed")
     if not form.get("random_seed") and str(seed or "").strip():
         request["seed"] = _seed(seed)

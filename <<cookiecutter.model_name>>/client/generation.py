@@ -67,4 +67,6 @@ def generate(client: Client, request: dict[str, Any], output: Path, timeout: flo
         return
     for each in made:
         print(f"{each['file']} (seed {each['seed']})")
+    for warning in answer.get("warnings") or []:
+        console().print(warning, style="yellow", markup=False)
     show_phases(answer)

@@ -92,7 +92,7 @@ def page(client: AsyncClient, config: dict[str, Any]) -> gradio.Blocks:
                     with tempfile.TemporaryDirectory() as folder:
                         # gradio copies them into its own cache, from which it deletes them.
                         paths = _write(files, words, Path(folder))
-                        done = _line("ready", f"Done. Seed {seeds}.")
+                        done = _line("ready", " ".join([f"Done. Seed {seeds}.", *(words.get("warnings") or [])]))
                         yield paths, done, str(words["images"][0].get("seed", "")), _line("ready", "Ready")
             except ClientError as error:
                 yield keep, _line("error", str(error)), keep, keep
@@ -176,7 +176,7 @@ def _settings(pipeline: dict[str, Any]) -> dict[str, Any]:
     with gradio.Accordion("Quality and format", open=False, elem_id="more"):
         fields["steps"] = gradio.Slider(
             limits.get("min_steps", 1),
-            limits["num_inference_steps"],
+            limits["max_steps"],
             defaults["num_inference_steps"],
             step=1,
             label="Steps: more take longer",

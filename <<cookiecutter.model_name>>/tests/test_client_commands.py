@@ -184,6 +184,10 @@ def test_a_form_is_a_request(tmp_path: Path) -> None:
     picture.write_bytes(b"hi")
     with_picture = form.request_of(PIPELINE, {**FORM, "image": str(picture), "strength": 0.5})
     assert (with_picture["image"], with_picture["strength"]) == ("aGk=", 0.5)
+    # The usual number of steps may be too few for the strength: then the model chooses.
+    usual = {**PIPELINE, "defaults": {"num_inference_steps": FORM["steps"]}}
+    assert "num_inference_steps" not in form.request_of(usual, {**FORM, "image": str(picture), "strength": 0.5})
+    assert "num_inference_steps" in form.request_of(usual, FORM)
 
 
 @pytest.mark.parametrize(
