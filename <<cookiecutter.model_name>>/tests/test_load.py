@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import pickle
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -293,7 +294,10 @@ def test_check_hashes_finds_one_wrong_byte(
     model_weights.check_weights(settings.model_copy(update={"check_hashes": False}))
 
 
-@pytest.mark.parametrize(("damage", "sentence"), [("missing", "is missing from"), ("truncated", "cannot be read from")])
+# A pattern such as transformer/* does not say that it needs weights: then the one who reads them does.
+@pytest.mark.parametrize(
+    ("damage", "sentence"), [("missing", "is missing from|cannot be read from"), ("truncated", "cannot be read from")]
+)
 def test_the_server_stops_with_a_sentence_when_a_weight_file_is(
     app: Path, weights: Path, tmp_path: Path, damage: str, sentence: str
 ) -> None:
@@ -308,22 +312,21 @@ def test_the_server_stops_with_a_sentence_when_a_weight_file_is(
         log = process.communicate(timeout=300)[0].decode()
     finally:
         local_server.stop(process)
-    assert any(file.parent.name in line and sentence in line for line in log.splitlines()), log
+    assert any(file.parent.name in line and re.search(sentence, line) for line in log.splitlines()), log
 
 
 def break_weights(weights: Path, target: Path, damage: str, component: str = "*") -> tuple[Path, Path]:
     """Return a copy of the weights with one damaged file, and the path of that file under it."""
-    from safetensors.numpy import load, save
-
     broken = link_copy(weights, target)
     file = min((broken / "pipeline").glob(f"{component}/*.safetensors"))
     content = file.read_bytes()
     file.unlink()
     damaged = {"truncated": content[:-100], "garbage": b"\xff" * 1000, "empty": b""}
     if damage == "without a tensor":
-        tensors = load(content)
-        tensors.pop(next(name for name in sorted(tensors) if name.endswith("weight")))
-        damaged[damage] = save(tensors, {"format": "pt"})
+        # The header is JSON after 8 bytes with its length. A tensor under another name is one that is missing.
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        name = next(name for name in sorted(header) if name.endswith("weight")).encode()
+        damaged[damage] = content.replace(b'"%s"' % name, b'"%s"' % (b"x" * len(name)), 1)
     if damage != "missing":
         file.write_bytes(damaged[damage])
     return broken, file.relative_to(broken)
