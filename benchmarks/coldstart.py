@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -432,6 +433,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=HERE, help="Where tables and charts go. Default: benchmarks.")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and containers end with it
     if missing := container.what_is_missing():
         sys.exit(f"The image cannot be built here: {missing}.")
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -136,12 +136,28 @@ def files(app: Path) -> dict[str, Path]:
 
 
 LOG = "import logging\nlogging.basicConfig(stream=sys.stdout, level=logging.INFO, format='%(levelname)s %(message)s')\n"
+IN_THIS_PROCESS = """
+import io
+sys.stdin = io.StringIO(json.dumps({str(file): 2**20 for file in Path("cache").iterdir()}))
+faststart.read_all()
+"""
 
 
 @pytest.mark.skipif(shutil.which("fincore") is None, reason="fincore (util-linux) is not there to look at the cache")
-def test_what_is_read_ahead_is_in_memory(app: Path, files: dict[str, Path]) -> None:
-    said = python(app, LOG + "faststart.read_ahead([Path('cache'), Path('not-there-yet')])")
-    assert said == ("INFO Reading ahead 0.00 GB of 3 parts for the imports, then 0.00 of 0.00 GB of weights.\n")
+@pytest.mark.parametrize(
+    ("code", "log"),
+    [
+        # What Model calls.
+        (
+            "faststart.read_ahead([Path('cache'), Path('not-there-yet')])",
+            "INFO Reading ahead 0.00 GB of 3 parts for the imports, then 0.00 of 0.00 GB of weights.\n",
+        ),
+        (IN_THIS_PROCESS, ""),
+    ],
+    ids=["by Model", "by its process"],
+)
+def test_what_is_read_ahead_is_in_memory(app: Path, files: dict[str, Path], code: str, log: str) -> None:
+    assert python(app, LOG + code) == log
     resident = {name: resident_bytes(file) for name, file in files.items()}
     # The kernel reads on a little behind a part.
     assert MEBIBYTE <= resident.pop("library.so") < 64 * MEBIBYTE

@@ -26,6 +26,12 @@ CGROUP_FILES = {
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem"),
     "": ("memory.max", "memory.current", "file", "shmem"),
 }
+# What is imported one after the other: by the server until it listens, by load(), and with the pipeline's class.
+PHASES = (
+    ("truss_server", "uvicorn.lifespan.on", "uvicorn.protocols.http.h11_impl", "uvicorn.protocols.websockets.auto"),
+    ("torch",),
+    ("diffusers",),
+)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 GAP_PAGES = 32  # untouched pages that are read too: quicker than one more read
 CHUNK_BYTES = 2**26
@@ -192,16 +198,18 @@ def record(class_name: str) -> None:
     opened: dict[str, None] = {}  # in the order in which they are needed
     sys.addaudithook(lambda event, arguments: opened.setdefault(str(arguments[0])) if event == "open" else None)
     phases, problem, before = [], "", {}
-    for name in ("truss_server", "torch", "diffusers"):
-        module = importlib.import_module(name)
-        if name == "diffusers":
-            getattr(module, class_name)
+    for names in PHASES:
+        modules = [importlib.import_module(name) for name in names]
+        getattr(modules[0], class_name, None)
         try:
             pages = _touched_pages()
         except OSError as error:
             pages, problem = {}, f"the build could not see which parts of libraries they need ({error})"
+        # Some were opened before the hook was there. model/ itself cannot be imported without config.yaml.
+        specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
+        cached = [getattr(spec, "cached", None) or "" for spec in specs]
         # A size of 0: nothing to read, or a file of /proc, which ends with this process.
-        for file in filter(os.path.isfile, opened):
+        for file in filter(os.path.isfile, [*cached, *opened, *map(str, APP.glob("model/**/*.py*"))]):
             pages.setdefault(os.path.abspath(file), set(range(-(-os.path.getsize(file) // PAGE_BYTES))))
         phases.append([[file, *part] for file in pages for part in _ranges(pages[file] - before.get(file, set()))])
         before = pages

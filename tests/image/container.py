@@ -121,7 +121,7 @@ class Container:
         mounts: folders of this machine, and where they are in the container, read-only. writable: the same, not so.
         """
         root = self.root
-        script = [f"mount --rbind /dev {root}/dev"]
+        script = [f"mount --rbind /dev {root}/dev", f"mount --rbind -o ro /sys {root}/sys"]
         for options, folders in (("bind,ro", mounts), ("bind", writable)):
             for source, target in (folders or {}).items():
                 script += [f"mkdir -p {root}{target}", f"mount -o {options} '{source}' {root}{target}"]
