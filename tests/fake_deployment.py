@@ -86,11 +86,12 @@ class Replica:
         port = self.local_server.free_port()
         self.url = f"http://127.0.0.1:{port}"
         with (self.folder / f"replica-{self.starts}.log").open("w") as log:
-            self.process = self.local_server.start(self.folder / "app", port, stdout=log, stderr=log)
+            process = self.local_server.start(self.folder / "app", port, stdout=log, stderr=log)
+        self.process = process
         self.status = "LOADING_MODEL"
         started = time.time()
         async with httpx.AsyncClient() as http:
-            while self.process and self.process.poll() is None:
+            while process.poll() is None:
                 with contextlib.suppress(httpx.HTTPError):
                     if (await http.get(self.url + self.local_server.READY)).is_success:
                         self.attempts.append(attempt([began, provisioned, started, time.time()]))
@@ -105,10 +106,10 @@ class Replica:
         self.ready.clear()
         if self.starting:
             self.starting.cancel()
-        if self.process:
-            await asyncio.to_thread(self.local_server.stop, self.process)
-        self.process = None
-        self.status = "SCALED_TO_ZERO"
+        # At once: who asks while the old process ends gets a new one.
+        process, self.process, self.status = self.process, None, "SCALED_TO_ZERO"
+        if process:
+            await asyncio.to_thread(self.local_server.stop, process)
 
     async def scale_to_zero(self) -> None:
         while True:

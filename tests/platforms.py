@@ -51,6 +51,8 @@ class Platform:
             "BASETEN_MODEL_ID": "model",
             "BASETEN_INFERENCE_URL": (base or self.url) + "/model-{model_id}",
             "BASETEN_MANAGEMENT_URL": base or self.url,
+            # Its locks, too, are not those of another platform on this machine.
+            "TMPDIR": str(self.project.parent),
         }
 
     def run(self, *arguments: str, key: str = "good-key", model: str = "model", url: str = "") -> Any:

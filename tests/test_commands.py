@@ -1,5 +1,6 @@
 """The commands that measure, change and check a deployment, against the platform of the tests."""
 
+import functools
 import http.server
 import json
 import os
@@ -48,6 +49,8 @@ def waiting(awake: Platform, tmp_path: Path) -> Iterator[Callable[[], subprocess
         command = [PROJECT_PYTHON, "-m", "client", "coldstart", "--yes"]
         with (tmp_path / "log").open("w") as log:
             options = {"cwd": awake.project, "env": awake.environment(), "stdin": subprocess.DEVNULL}
+            # In a background job of a shell it is ignored, and children inherit that.
+            options["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
             started.append(subprocess.Popen(command, stdout=log, stderr=log, **options))
         wait_for(lambda: delay_of(awake) == 0, "it changed nothing: " + (tmp_path / "log").read_text())
         return started[-1]
