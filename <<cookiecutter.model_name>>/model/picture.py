@@ -1,20 +1,18 @@
 """Pictures as base64 text: what a request may bring, and what an answer holds."""
 
 import base64
-import binascii
 import io
 import re
 from typing import Any
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-# Its type and parameters may be anything: the file says what it is.
-DATA_URL = re.compile(r"data:[^,]{,100};base64,", re.IGNORECASE)
+DATA_URL = re.compile(r"data:[^,]{,100};base64,", re.IGNORECASE)  # of any type: the file says what it is
 # Of the text: what holds the size of most pictures. A multiple of four, as base64 comes in fours.
 HEADER_CHARACTERS = 2**21
 # A JPEG is scaled down while it is decoded, so it may be larger. Phones make 50 megapixels.
 JPEG_PIXELS = 4
-# Each scan of a progressive JPEG is a pass over the whole picture. Cameras and editors write about 10. With length and
-# number of components, as a video after the picture may hold the marker by chance.
+# Each scan of a progressive JPEG is a pass over the whole picture. Cameras and editors write about 10. The marker and
+# what follows it, as a video behind the picture holds the marker alone by chance.
 JPEG_SCANS, SCAN = 100, re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
 
 
@@ -65,8 +63,7 @@ def decode(text: str, width: int, height: int) -> Any:
 def encode(picture: Any, output_format: str, quality: int) -> str:
     """Return the file as base64. quality: 1 to 100, of jpeg and webp only."""
     buffer = io.BytesIO()
-    options = {} if output_format == "png" else {"quality": quality}
-    picture.save(buffer, format=output_format, **options)
+    picture.save(buffer, format=output_format, quality=quality)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -77,8 +74,8 @@ def _start(text: str) -> int:
 
 def _bytes(encoded: str) -> bytes:
     try:
-        return base64.b64decode(encoded.encode("ascii", "replace"), validate=True)
-    except binascii.Error as error:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
         raise ValueError("it is not base64: send the bytes of the file in base64, or a data: URL of them") from error
 
 
