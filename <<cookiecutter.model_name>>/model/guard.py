@@ -31,8 +31,7 @@ class Guard:
 
     def watch(self, pipeline: Any) -> None:
         """Remember the dtypes of the pipeline's models: a fault must not leave others."""
-        models = [part for part in pipeline.components.values() if hasattr(part, "parameters")]
-        self._dtypes = {model: _dtypes(model) for model in models}
+        self._dtypes = {part: _dtypes(part) for part in pipeline.components.values() if hasattr(part, "parameters")}
 
     def is_healthy(self) -> bool:
         """Return False before watch(), and while the last that was seen of the device or the weights is a fault."""

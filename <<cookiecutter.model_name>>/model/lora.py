@@ -29,20 +29,19 @@ def fuse(pipeline: Any, folder: Path, scale: float) -> None:
     unfit = f"The LoRA {file} does not fit a {type(pipeline).__name__}: use one that was made for this model."
     try:
         pipeline.load_lora_weights(folder, weight_name=file, local_files_only=True)
+        layers = {
+            name: [layer for layer in part.modules() if hasattr(layer, "get_delta_weight") and layer.active_adapters]
+            for name, part in pipeline.components.items()
+            if hasattr(part, "modules")
+        }
+        added = [layer for found in layers.values() for layer in found]
+        # diffusers takes no notice of names that it does not know.
+        whole = len(added) >= sum(name.endswith(UPS) for name in names)
+        if not whole or not any(layer.get_delta_weight(layer.active_adapters[0]).any() for layer in added):
+            raise ValueError("Some of it has no effect.")
+        # Named, as some pipelines would leave out their text encoder.
+        pipeline.fuse_lora(components=[name for name, found in layers.items() if found], lora_scale=scale)
     except (ValueError, RuntimeError, LookupError, AttributeError) as error:
         raise WeightsError(unfit) from error
-    layers = {
-        name: [layer for layer in part.modules() if hasattr(layer, "get_delta_weight") and layer.active_adapters]
-        for name, part in pipeline.components.items()
-        if hasattr(part, "modules")
-    }
-    added = [layer for found in layers.values() for layer in found]
-    # diffusers takes no notice of names that it does not know.
-    if len(added) < sum(name.endswith(UPS) for name in names):
-        raise WeightsError(unfit)
-    if not any(layer.get_delta_weight(layer.active_adapters[0]).any() for layer in added):
-        raise WeightsError(unfit)
-    # Named, as some pipelines would leave out their text encoder.
-    pipeline.fuse_lora(components=[name for name, found in layers.items() if found], lora_scale=scale)
     # The weights hold it now: what is left of it would only cost memory.
     pipeline.unload_lora_weights()

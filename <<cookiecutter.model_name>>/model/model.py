@@ -88,21 +88,19 @@ class Model:
             for made, seed in zip(pictures, seeds, strict=True)
         ]
         ended = time.perf_counter()
+        cold_start = self._first_answer(ended - began)
         return GenerationResponse(
             images=images,
             content_type=f"image/{inputs.output_format}",
             warnings=warnings,
-            timings=Timings(
-                wait=wait, generate=generate, encode=ended - started, cold_start=self._first_answer(ended - began)
-            ),
+            timings=Timings(wait=wait, generate=generate, encode=ended - started, cold_start=cold_start),
         )
 
     def _warm_up(self) -> None:
         """Make one image of the default size, so that kernels are loaded before the first request."""
         inputs = GenerationRequest(prompt="warm up", num_inference_steps=SETTINGS.limits.min_steps)
-        asked = arguments.of_request(inputs)
         try:
-            self._guard.run(lambda: self._generate(asked, 0, threading.Event()))
+            self._guard.run(lambda: self._generate(arguments.of_request(inputs), 0, threading.Event()))
         except Exception:
             # Other requests may succeed, such as smaller ones.
             logger.exception("The warm-up failed, and the replica goes on.")

@@ -1,19 +1,19 @@
 """Pictures as base64 text: what a request may bring, and what an answer holds."""
 
 import base64
-import binascii
 import io
 import re
 from typing import Any
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-DATA_URL = re.compile(r"data:image/[a-z]+;base64,")
-# Of the text: what holds the size of every picture. A multiple of four, as base64 comes in fours.
+DATA_URL = re.compile(r"data:[^,]{,100};base64,", re.IGNORECASE)  # of any type: the file says what it is
+# Of the text: what holds the size of most pictures. A multiple of four, as base64 comes in fours.
 HEADER_CHARACTERS = 2**21
 # A JPEG is scaled down while it is decoded, so it may be larger. Phones make 50 megapixels.
 JPEG_PIXELS = 4
-# Each scan of a progressive JPEG is a pass over the whole picture. Cameras and editors write about 10.
-JPEG_SCANS, SCAN = 100, b"\xff\xda"
+# Each scan of a progressive JPEG is a pass over the whole picture. Cameras and editors write about 10. The marker and
+# what follows it, as a video behind the picture holds the marker alone by chance.
+JPEG_SCANS, SCAN = 100, re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
 
 
 def check(text: str, max_bytes: int, max_pixels: int) -> None:
@@ -24,7 +24,11 @@ def check(text: str, max_bytes: int, max_pixels: int) -> None:
     encoded = text[_start(text) :]
     if len(encoded) > (max_bytes + 2) // 3 * 4:
         raise ValueError(f"it is larger than {max_bytes} bytes: send a smaller file")
-    picture = _open(_bytes(encoded[:HEADER_CHARACTERS]))
+    try:
+        picture = _open(_bytes(encoded[:HEADER_CHARACTERS]))
+    except ValueError:
+        # Pillow opens a WebP only when it is whole, and a JPEG may have more metadata than that.
+        picture = _open(_bytes(encoded))
     most = max_pixels * JPEG_PIXELS if picture.format == "JPEG" else max_pixels
     if picture.width * picture.height > most:
         raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {most}: send a smaller one")
@@ -39,7 +43,7 @@ def decode(text: str, width: int, height: int) -> Any:
 
     file = _bytes(text[_start(text) :])
     picture = _open(file)
-    if picture.format == "JPEG" and file.count(SCAN) > JPEG_SCANS:
+    if picture.format == "JPEG" and len(SCAN.findall(file)) > JPEG_SCANS:
         raise ValueError(f"it has more than {JPEG_SCANS} scans: save it as an ordinary JPEG")
     try:
         # A JPEG then comes at the least of 1/8, 1/4, 1/2 and 1 that is no smaller than asked, however it is turned.
@@ -59,8 +63,7 @@ def decode(text: str, width: int, height: int) -> Any:
 def encode(picture: Any, output_format: str, quality: int) -> str:
     """Return the file as base64. quality: 1 to 100, of jpeg and webp only."""
     buffer = io.BytesIO()
-    options = {} if output_format == "png" else {"quality": quality}
-    picture.save(buffer, format=output_format, **options)
+    picture.save(buffer, format=output_format, quality=quality)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -71,8 +74,8 @@ def _start(text: str) -> int:
 
 def _bytes(encoded: str) -> bytes:
     try:
-        return base64.b64decode(encoded.encode("ascii", "replace"), validate=True)
-    except binascii.Error as error:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
         raise ValueError("it is not base64: send the bytes of the file in base64, or a data: URL of them") from error
 
 

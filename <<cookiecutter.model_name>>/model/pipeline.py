@@ -26,6 +26,12 @@ def read_pipeline(settings: Settings, device: str) -> Any:
     _check(settings.step_callback, known, "step_callback")
     for name in settings.call_kwargs:
         _check(name, known, "call_kwargs")
+    parts = inspect.signature(pipeline_class.__init__).parameters
+    _check(settings.prompt_tokens.tokenizer, parts, "prompt_tokens.tokenizer")
+    for name in settings.load_kwargs:
+        _check(name, parts, "load_kwargs")
+    if settings.image_to_image:
+        _check(settings.image_to_image.class_name, dir(diffusers), "image_to_image.class_name")
     folder = Path(settings.weights_dir)
     dtype = getattr(torch, settings.cpu_dtype if device == "cpu" else settings.dtype)
     index = json.loads((folder / "pipeline" / "model_index.json").read_text("utf-8"))
@@ -133,7 +139,7 @@ def _scheduler(wanted: dict[str, Any], scheduler: Any) -> Any:
         _check(name, inspect.signature(class_.__init__).parameters, f"scheduler.{name}")
     try:
         return class_.from_config(scheduler.config, **changes)
-    except (ImportError, ValueError, NotImplementedError) as error:
+    except (ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise SettingsError(f"config.yaml, scheduler: {_one_line(error)}.") from error
 
 

@@ -181,6 +181,17 @@ def test_a_lora_of_zeros_is_refused(plain: Callable[[str], Any], fuse: Callable[
         fuse("sd15", tensors)
 
 
+def test_a_lora_with_a_bias_that_the_layer_has_not_is_refused(
+    plain: Callable[[str], Any], fuse: Callable[..., Any]
+) -> None:
+    path, layer = next(iter(layers(plain("sd15").unet, "to_q").items()))
+    down, up = pair(layer)
+    stem = f"unet.{path}.lora"
+    tensors = {f"{stem}_A.weight": down, f"{stem}_B.weight": up, f"{stem}_B.bias": torch.ones(layer.out_features)}
+    with pytest.raises(WeightsError, match=r"does not fit"):
+        fuse("sd15", tensors)
+
+
 def test_a_family_that_cannot_take_one_says_so(fuse: Callable[..., Any]) -> None:
     with pytest.raises(WeightsError, match="a PixArtSigmaPipeline cannot take a LoRA"):
         fuse("pixart-sigma", {"unet.x.lora_A.weight": torch.ones(1, 1)})

@@ -83,7 +83,18 @@ def test_a_turned_jpeg_is_upright_and_no_smaller_than_asked() -> None:
     assert pixels[-10].mean(axis=0)[2] > 200
 
 
-@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "data:image/jpeg;base64,"])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "data:image/png;base64,",
+        "data:image/jpeg;base64,",
+        "DATA:image/PNG;base64,",
+        "data:image/png;charset=utf-8;base64,",
+        "data:application/octet-stream;base64,",
+        "data:;base64,",
+    ],
+)
 def test_a_data_url_is_taken(prefix: str) -> None:
     assert taken(prefix + text_of(Image.new("RGB", (64, 64), "red")))[0, 0].tolist() == [255, 0, 0]
 
@@ -100,7 +111,7 @@ def progressive(scans: int) -> bytes:
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 50).convert("RGB").save(buffer, "JPEG", progressive=True)
     file = buffer.getvalue()
-    last = file.rindex(picture.SCAN)
+    last = file.rindex(b"\xff\xda")
     return file[:last] + file[last:-2] * scans + file[-2:]
 
 
@@ -109,6 +120,34 @@ def test_a_jpeg_of_many_scans_is_refused() -> None:
     text = base64.b64encode(progressive(200)).decode()
     with pytest.raises(ValueError, match="more than 100 scans"):
         picture.decode(text, 64, 64)
+
+
+def test_bytes_that_only_look_like_scans_are_none() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "JPEG")
+    # As phones put the video of a moving photo behind the picture.
+    file = buffer.getvalue() + b"\xff\xda\x81" * 200
+    assert taken(base64.b64encode(file).decode())[0, 0].tolist() == [254, 0, 0]
+
+
+def noise(side: int) -> Image.Image:
+    generator = numpy.random.default_rng(0)
+    return Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype="uint8"))
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_webp_of_megabytes_is_taken(lossless: bool) -> None:
+    text = text_of(noise(1500), "WEBP", quality=98, lossless=lossless, method=0)
+    assert len(text) > picture.HEADER_CHARACTERS
+    taken(text)
+
+
+def test_a_jpeg_with_megabytes_of_metadata_is_taken() -> None:
+    file = base64.b64decode(text_of(Image.new("RGB", (64, 64), "red"), "JPEG"))
+    segment = b"\xff\xe2\xff\xff" + bytes(65533)
+    text = base64.b64encode(file[:2] + segment * 32 + file[2:]).decode()
+    assert len(text) > picture.HEADER_CHARACTERS
+    assert taken(text)[0, 0].tolist() == [254, 0, 0]
 
 
 def test_the_check_decodes_no_pixel_and_not_the_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
