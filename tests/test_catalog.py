@@ -157,6 +157,7 @@ def same_weights(config: Any, facts: dict[str, Any], delivery: str) -> None:
     copied += ("step_callback", "prompt_tokens")
     assert {name: pipeline[name] for name in copied} == {name: facts[name] for name in copied}
     assert pipeline["defaults"]["guidance_scale"] == facts["guidance_scale"]
+    assert pipeline["limits"]["guidance_scale"] == facts["max_guidance_scale"]
     bounds = ("min_steps", "max_steps", "max_steps_per_strength", "max_size", "size_multiple")
     assert {name: pipeline["limits"][name] for name in bounds} == {name: facts[name] for name in bounds}
 

@@ -100,6 +100,12 @@ def test_more_than_a_request_can_need_is_not_parsed(server: Server, body: bytes)
     assert post(server, packed, BINARY).status_code == 413
 
 
+def test_a_long_unknown_name_is_not_repeated_whole(server: Server) -> None:
+    response = post(server, request(**{"x" * 9_000_000: 1}))
+    assert response.status_code == 400
+    assert len(response.content) < 1000
+
+
 def test_no_prompt_stands_in_the_log(server: Server) -> None:
     words = "secret words " * 50
     answer = server.predict(prompt=words).json()

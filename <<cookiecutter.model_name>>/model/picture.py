@@ -74,7 +74,8 @@ def _start(text: str) -> int:
 
 def _bytes(encoded: str) -> bytes:
     try:
-        return base64.b64decode(encoded, validate=True)
+        # Line breaks, as `base64 FILE` writes them, are no harm.
+        return base64.b64decode(encoded.encode("ascii").translate(None, b"\r\n"), validate=True)
     except ValueError as error:
         raise ValueError("it is not base64: send the bytes of the file in base64, or a data: URL of them") from error
 
@@ -84,5 +85,7 @@ def _open(file: bytes) -> Any:
 
     try:
         return Image.open(io.BytesIO(file), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError("it has far too many pixels: send a smaller one") from None
     except Exception as error:
         raise ValueError("it cannot be read: send a whole PNG, JPEG or WebP file") from error

@@ -24,8 +24,8 @@ def read_pipeline(settings: Settings, device: str) -> Any:
     known = inspect.signature(pipeline_class.__call__).parameters
     _check(settings.guidance_parameter, known, "guidance_parameter")
     _check(settings.step_callback, known, "step_callback")
-    for name in settings.call_kwargs:
-        _check(name, known, "call_kwargs")
+    for name in (*settings.call_kwargs, *(["negative_prompt"] if settings.negative_prompt else [])):
+        _check(name, known, name if name == "negative_prompt" else "call_kwargs")
     parts = inspect.signature(pipeline_class.__init__).parameters
     _check(settings.prompt_tokens.tokenizer, parts, "prompt_tokens.tokenizer")
     for name in settings.load_kwargs:
@@ -75,7 +75,7 @@ def named(library: Any, name: str, key: str) -> Any:
 
 def _check(name: str, known: Iterable[str], key: str) -> None:
     if name not in known:
-        raise SettingsError(f"config.yaml, {key}: there is no {name} in diffusers{did_you_mean(name, list(known))}.")
+        raise SettingsError(f"config.yaml, {key}: there is no {name}{did_you_mean(name, list(known))}.")
 
 
 def _models(index: dict[str, Any], settings: Settings) -> list[str]:
@@ -97,6 +97,8 @@ def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, dev
     part, pipeline = settings.components.get(name), Path(settings.weights_dir) / "pipeline"
     folder = pipeline.parent / name if part else pipeline / name
     library = transformers if entry[0] == "transformers" and not part else diffusers
+    if not part and entry[0] not in ("diffusers", "transformers"):
+        raise SettingsError(f"config.yaml, load_kwargs: {name} cannot be served, so leave it out with {name}: null.")
     options = {"dtype": dtype, "local_files_only": True}
     class_ = named(library, part.class_name if part else entry[1], f"components.{name}")
     try:
@@ -132,15 +134,31 @@ def _one_line(error: Exception) -> str:
 
 def _scheduler(wanted: dict[str, Any], scheduler: Any) -> Any:
     import diffusers
+    import torch
 
     class_ = named(diffusers, wanted.get("class_name", type(scheduler).__name__), "scheduler.class_name")
     changes = {name: value for name, value in wanted.items() if name != "class_name"}
     for name in changes:
         _check(name, inspect.signature(class_.__init__).parameters, f"scheduler.{name}")
     try:
-        return class_.from_config(scheduler.config, **changes)
+        made = class_.from_config(scheduler.config, **changes)
+        trial = class_.from_config(made.config)
+        if not trial.config.get("use_dynamic_shifting"):  # which only the pipeline can tell
+            trial.set_timesteps(4)
+            sample = torch.zeros(1, 1, 4, 4)
+            trial.step(sample, trial.timesteps[0], sample)
     except (ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise SettingsError(f"config.yaml, scheduler: {_one_line(error)}.") from error
+    if not _abilities(scheduler) <= _abilities(made):
+        raise SettingsError(f"config.yaml, scheduler: a {class_.__name__} does not fit this pipeline.")
+    return made
+
+
+def _abilities(scheduler: Any) -> set[str]:
+    """Return which of those things a scheduler can do that pipelines ask of it."""
+    arguments = inspect.signature(scheduler.set_timesteps).parameters
+    found = {name for name in ("sigmas", "original_inference_steps") if name in arguments}
+    return found | {name for name in ("scale_model_input", "init_noise_sigma", "add_noise") if hasattr(scheduler, name)}
 
 
 def _check_steps(scheduler: Any, settings: Settings) -> None:

@@ -107,9 +107,11 @@ def _few_errors(parse: Callable[[Any], GenerationRequest], body: Any, flood: boo
     try:
         return parse(body)
     except ValidationError as error:
-        if error.error_count() <= MAX_ERRORS:
-            raise
-        raise ValidationError.from_exception_data(error.title, error.errors()[:MAX_ERRORS]) from None
+        # A name that nobody knows may have megabytes.
+        lines = [
+            {**line, "loc": tuple(str(name)[:100] for name in line["loc"])} for line in error.errors()[:MAX_ERRORS]
+        ]
+        raise ValidationError.from_exception_data(error.title, lines) from None
 
 
 class GeneratedImage(BaseModel):

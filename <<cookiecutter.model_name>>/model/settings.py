@@ -11,6 +11,8 @@ CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
 BLOCK = "model_metadata.pipeline"
 # Each request that runs holds a thread, and the server needs some for itself.
 MAX_CONCURRENCY = 8
+OURS = {"prompt", "image", "strength", "num_inference_steps", "width", "height", "generator", "output_type"}
+OURS |= {"return_dict", "num_images_per_prompt", "self"}
 Name = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Dtype = Literal["float16", "bfloat16", "float32"]
@@ -116,6 +118,10 @@ class Settings(Strict):
                 raise ValueError(f"defaults.{name} is {value}, and limits allow {low} to {high}: change one of them")
             if low == limits.min_size and value % limits.size_multiple:
                 raise ValueError(f"defaults.{name} is {value}: use a multiple of limits.size_multiple")
+        if self.image_to_image and int(limits.max_steps * self.defaults.strength) < 1:
+            raise ValueError(f"defaults.strength is {self.defaults.strength}: too little for limits.max_steps")
+        for name in {*OURS, self.guidance_parameter, self.step_callback} & set(self.call_kwargs):
+            raise ValueError(f"call_kwargs holds {name}, which a request decides or model/ itself: take it out")
         for name in ("pipeline", *self.components, *(["lora"] if self.lora_repo_id else [])):
             if name not in self.weight_files:
                 raise ValueError(f"weight_files lacks {name}: list the files that are cached for it")

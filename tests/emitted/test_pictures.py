@@ -166,3 +166,15 @@ def test_too_many_pixels_are_refused_by_the_header(size: tuple[int, int], file_f
     text = text_of(Image.new("L", size), file_format)
     with pytest.raises(ValueError, match="pixels, more than"):
         picture.check(text, BYTES, PIXELS)
+
+
+def test_base64_may_have_line_breaks() -> None:
+    lines = base64.encodebytes(base64.b64decode(text_of(Image.new("RGB", (64, 64), "red")))).decode()
+    assert "\n" in lines
+    assert taken(lines)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_picture_of_billions_of_pixels_is_told_so() -> None:
+    text = text_of(Image.new("1", (30_000, 30_000)))
+    with pytest.raises(ValueError, match="far too many pixels"):
+        picture.check(text, BYTES, PIXELS)

@@ -229,6 +229,9 @@ def test_a_tokenizer_of_one_file_is_read(settings_of: Make, copy_of: Callable[[s
         ({"scheduler": {"class_name": "DPMSolverSDEScheduler"}}, "scheduler: .*torchsde"),
         ({"scheduler": {"class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}}, "scheduler: .*scipy"),
         ({"scheduler": {"class_name": "LCMScheduler"}}, "limits: LCMScheduler can do 1 to 50 steps"),
+        ({"scheduler": {"prediction_type": "v_predicton"}}, "scheduler: .*v_predicton"),
+        ({"scheduler": {"timestep_spacing": "leadin"}}, "scheduler: .*leadin"),
+        ({"scheduler": {"class_name": "FlowMatchEulerDiscreteScheduler"}}, "does not fit this pipeline"),
         ({"scheduler": {"class_name": "PNDMScheduler", "skip_prk_steps": False}}, "PNDMScheduler can do 4 to 100"),
     ],
 )
@@ -246,3 +249,22 @@ def test_clip_skip_works_or_is_refused(preset: str, settings_of: Make, serve: An
         assert preset in ("sd15", "sd21", "lcm-dreamshaper")
         return
     assert served.picture()
+
+
+@pytest.mark.parametrize("preset", ["flux-schnell", "z-image-turbo", "lcm-dreamshaper", "sd3-medium"])
+def test_a_scheduler_that_does_not_fit_the_family_is_refused(preset: str, settings_of: Make) -> None:
+    with pytest.raises(SettingsError, match="a DPMSolverMultistepScheduler does not fit this pipeline"):
+        read_pipeline(settings_of(preset, scheduler={"class_name": "DPMSolverMultistepScheduler"}), "cpu")
+
+
+def test_a_negative_prompt_that_the_pipeline_does_not_know_is_refused(settings_of: Make) -> None:
+    with pytest.raises(SettingsError, match="negative_prompt: there is no negative_prompt"):
+        read_pipeline(settings_of("lcm-dreamshaper", negative_prompt=True), "cpu")
+
+
+def test_a_safety_checker_cannot_be_served_and_says_so(settings_of: Make, copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of("sd15")
+    (folder / "pipeline" / "safety_checker").mkdir()
+    (folder / "pipeline" / "safety_checker" / "config.json").write_text("{}")
+    with pytest.raises(SettingsError, match="leave it out with safety_checker: null"):
+        read_pipeline(settings_of("sd15", folder, load_kwargs={}), "cpu")
