@@ -15,7 +15,7 @@ SETTINGS = read_settings()
 _DEFAULTS, _LIMITS = SETTINGS.defaults, SETTINGS.limits
 MAX_SEED = 2**32 - 1
 # Base64 of an image, two prompts of which each character is escaped as JSON may do, and the other fields.
-MAX_BODY = _LIMITS.image_bytes * 4 // 3 * bool(SETTINGS.image_to_image) + 2 * 12 * _LIMITS.prompt_characters + 10_000
+MAX_BODY = _LIMITS.image_bytes * 4 // 3 + 2 * 12 * _LIMITS.prompt_characters + 10_000
 # Two prompts of colons, and the fields: parsing a million fields takes seconds.
 MAX_COLONS = 2 * _LIMITS.prompt_characters + 100
 MAX_ERRORS = 10
