@@ -64,6 +64,7 @@ MANIFEST = {
     "model/model.py",
     "model/picture.py",
     "model/pipeline.py",
+    "model/proof.py",
     "model/request.py",
     "model/settings.py",
     "model/weights.py",
