@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,6 @@ import pytest
 import yaml
 from conftest import ACCELERATORS, CONTEXT, DELIVERIES, PROJECT, BakedProject, render_config
 from truss.base.truss_config import Accelerator, TrussConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Bake = Callable[..., BakedProject]
 

@@ -60,7 +60,7 @@ class Defaults(Strict):
 
 
 class Limits(Strict):
-    """What a request may ask. All else is answered with 400."""
+    """What a request may ask. All else is answered with 400, or with 413 where it is too large to be read."""
 
     prompt_characters: Positive
     min_steps: Positive = Field(description="The fewest that the scheduler can do.")
