@@ -20,6 +20,7 @@ TAGS = (
     " repo",
     " revisions",
     " variant ",
+    " when ",
     " {",
 )
 
