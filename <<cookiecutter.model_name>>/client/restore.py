@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from client.api import Client
-from client.errors import ClientError
+from client.errors import ClientError, ConnectionLost, Unreachable
 from client.rules import Wait
 from client.target import Target
 
@@ -65,13 +65,19 @@ def put_back(client: Client, settings: dict[str, int], timeout: float = RESTORE_
     """Set the settings, until Baseten says that they are so. Raises ClientError after timeout seconds."""
     deadline = time.monotonic() + timeout
     while True:
-        client.autoscaling(max(deadline - time.monotonic(), 1), **settings)
-        now = client.autoscaling(max(deadline - time.monotonic(), 1))
-        # A change may wait in a queue. Where Baseten does not tell the settings, its answer has to do.
-        if not now or all(now.get(name) == value for name, value in settings.items()):
-            return
-        if time.monotonic() > deadline:
-            raise ClientError("Baseten still tells other settings.")
+        try:
+            client.autoscaling(max(deadline - time.monotonic(), 1), **settings)
+            now = client.autoscaling(max(deadline - time.monotonic(), 1))
+        except (Unreachable, ConnectionLost):
+            # The address is right: the command was there just now. So the network is down, and comes back.
+            if time.monotonic() > deadline:
+                raise
+        else:
+            # A change may wait in a queue. Where Baseten does not tell the settings, its answer has to do.
+            if not now or all(now.get(name) == value for name, value in settings.items()):
+                return
+            if time.monotonic() > deadline:
+                raise ClientError("Baseten still tells other settings.")
         time.sleep(CHECK_SECONDS)
 
 

@@ -17,7 +17,7 @@ from baseten.client import inferenceapi
 from baseten.client import managementapi as sdk
 
 import client
-from client import AsyncClient, Client, Target, errors, policy
+from client import AsyncClient, Client, Target, errors, policy, restore
 from client.transport import options, raise_for_error, route_to
 
 KEY = "secret-key-123"
@@ -256,6 +256,15 @@ def test_a_change_is_tried_again_and_something_new_is_not(call: Callable[..., An
     with pytest.raises(client.Unavailable):
         call(answer, "submit", "a boat", "https://example.com/done")
     assert len(seen) == 1
+
+
+def test_settings_are_put_back_when_the_network_is_there_again(slept: list[float]) -> None:
+    # As long as an evening without a network: far more tries than an address gets from which no answer ever came.
+    down = [httpx.ConnectError("no")] * 20
+    done = sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED", message="Done.")
+    answer, seen = answers(*down, reply(environment()), reply(done), reply(environment()))
+    restore.put_back(Client(MODEL, transport=httpx.MockTransport(answer)), {"min_replica": 0, "scale_down_delay": 900})
+    assert [request.method for request in seen[-3:]] == ["GET", "PATCH", "GET"]
 
 
 def test_an_address_that_never_answered_is_not_tried_for_long(call: Callable[..., Any], slept: list[float]) -> None:
