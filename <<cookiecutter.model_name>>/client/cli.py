@@ -237,13 +237,16 @@ def doctor(
 
     from client import doctor
 
-    pushed = bool(where.model or where.url)
+    is_local = where.url is not None
+    pushed = bool(where.model) or is_local
     try:
         # Before the first push there is no id.
         client = where.client() if pushed else dataclasses.replace(where, model="none").client()
     except ClientError as error:
+        if is_local:  # nothing is left to check
+            raise
         client = error
-    before = () if where.url else doctor.before_the_push(client)
+    before = () if is_local else doctor.before_the_push(client)
     reached = pushed and not isinstance(client, ClientError)
     after = doctor.after_the_push(client, where.timeout, image) if reached else ()
     if not doctor.run(chain(before, after), as_json):

@@ -29,7 +29,7 @@ class Where:
 
     @property
     def target(self) -> Target:
-        if not self.model and not self.url:
+        if not self.model and self.url is None:
             raise InvalidInput("--model is missing: give the id of the model on Baseten, or set BASETEN_MODEL_ID.")
         if (self.deployment is not None) + self.development + self.regional > 1:
             raise InvalidInput("--deployment, --development and --regional exclude each other: give one of them.")

@@ -39,7 +39,7 @@ def route_to(target: Target, url: str | None) -> Route:
         host = f"{target.model_id}-{regional}" if regional else target.model_id
         inference = override.replace("{model_id}", host).rstrip("/")
     management = os.environ.get("BASETEN_MANAGEMENT_URL", ManagementClient.default_base_url()).rstrip("/")
-    local = local_address(url) if url else None
+    local = local_address(url) if url is not None else None
     return Route(inference, management, local, "" if local else _key())
 
 

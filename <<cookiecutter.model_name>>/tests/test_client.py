@@ -396,7 +396,7 @@ def test_an_id_that_is_none_is_refused(model_id: Any) -> None:
         Target(model_id)
 
 
-@pytest.mark.parametrize("url", ["http://", "ftp://x", "http://[", "http://a b"])
+@pytest.mark.parametrize("url", ["", "http://", "ftp://x", "http://[", "http://a b"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(client.InvalidInput, match="--url is"):
         route_to(MODEL, url)

@@ -11,7 +11,7 @@ from baseten.client import managementapi as sdk
 from test_client import environment
 
 import local_server
-from client import InvalidInput, Target, Unreachable, form, load, schedule, waterfall
+from client import InvalidInput, Target, Unreachable, cli, form, load, schedule, waterfall
 from client.rules import Status
 from client.settings import usual_sides
 from client.watcher import Watcher, generating_words
@@ -152,6 +152,13 @@ def test_a_waterfall_fits_any_terminal_and_a_png(tmp_path: Path) -> None:
     with Image.open(tmp_path / "cold.png") as picture:
         assert picture.width > 1000
         assert waterfall.COLOURS["server"] in {colour for _, colour in picture.getcolors(1_000_000)}
+
+
+@pytest.mark.parametrize("url", ["", "ftp://x"])
+@pytest.mark.parametrize("command", ["doctor", "status"])
+def test_an_address_that_is_none_ends_the_command(command: str, url: str) -> None:
+    with pytest.raises(InvalidInput, match="--url is"):
+        cli.app([command, "--url", url], standalone_mode=False)
 
 
 @pytest.mark.parametrize(("percent", "value"), [(50, 2.0), (95, 4.0), (99, 4.0)])
