@@ -64,6 +64,15 @@ def options(route: Route, hook: Any) -> dict[str, Any]:
     return {"headers": headers, "mounts": direct, "event_hooks": {"response": [hook]}, "verify": _tls()}
 
 
+def made(kind: Any, settings: dict[str, Any]) -> Any:
+    """Return an httpx.Client or httpx.AsyncClient, which reads the proxies of the environment. Raises InvalidInput."""
+    try:
+        return kind(**settings)
+    # A proxy of SOCKS without its package, one of no known kind, or no address.
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise InvalidInput(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from None
+
+
 def raise_for_error(response: httpx.Response) -> None:
     """Raise what an answer of 300 or above means. With this hook the SDK sees none of them."""
     if response.status_code >= 300:
@@ -153,7 +162,10 @@ def _key() -> str:
 @functools.cache
 def _tls() -> ssl.SSLContext:
     # Made once: it reads all certificates, and that takes longer than many a request.
-    return httpx.create_ssl_context()
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise InvalidInput(f"SSL_CERT_FILE or SSL_CERT_DIR names no certificates: {error.strerror}.") from None
 
 
 def _is_local(host: str) -> bool:

@@ -5,6 +5,7 @@ import datetime
 import inspect
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from baseten.client import inferenceapi
 from baseten.client import managementapi as sdk
 
 import client
-from client import AsyncClient, Client, Target, errors, policy, restore
+from client import AsyncClient, Client, Target, errors, policy, restore, transport
 from client.transport import options, raise_for_error, route_to
 
 KEY = "secret-key-123"
@@ -438,6 +439,22 @@ def test_a_local_server_is_reached_past_a_proxy_and_a_silent_one_is_given_up(
             made.generate("a boat", timeout=0.2)
         assert accepted[0].recv(100).startswith(b"POST /v1/models/model:predict")
         accepted[0].close()
+
+
+@pytest.mark.parametrize("made", [Client, AsyncClient])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "gopher://127.0.0.1", "http://127.0.0.1:port"])
+def test_a_proxy_that_cannot_be_used_is_a_sentence(monkeypatch: pytest.MonkeyPatch, made: Any, proxy: str) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)  # what SOCKS needs
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(client.InvalidInput, match="ALL_PROXY cannot be used"):
+        made(MODEL)._made()
+
+
+def test_certificates_that_are_not_there_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file")
+    monkeypatch.setattr(transport, "_tls", transport._tls.__wrapped__)
+    with pytest.raises(client.InvalidInput, match="SSL_CERT_FILE"):
+        Client(MODEL).status()
 
 
 def test_image_bytes_are_those_of_the_answer() -> None:
