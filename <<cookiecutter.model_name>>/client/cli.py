@@ -272,7 +272,9 @@ def load(
 
     options = {"num_inference_steps": num_inference_steps, "width": width, "height": height}
     request = {"prompt": prompt, **{name: value for name, value in options.items() if value is not None}}
-    result = asyncio.run(load.run(where.async_client(), request, requests, concurrency, where.timeout))
+    result = load.Result()
+    client = where.async_client(on_pause=result.count_pause)
+    asyncio.run(load.run(client, result, request, requests, concurrency, where.timeout))
     load.report(result, load.price_per_minute(where.client()), as_json)
     if result.errors:
         sys.exit(1)

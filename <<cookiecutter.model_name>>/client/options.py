@@ -10,6 +10,7 @@ import typer
 
 from client.api import AsyncClient, Client
 from client.errors import InvalidInput
+from client.rules import Wait
 from client.target import Target
 
 PANEL = "Which model"
@@ -46,8 +47,8 @@ class Where:
 
         return Client(self.target, url=self.url, on_pause=tell_pause)
 
-    def async_client(self) -> AsyncClient:
-        return AsyncClient(self.target, url=self.url)
+    def async_client(self, on_pause: Callable[[Wait], None] | None = None) -> AsyncClient:
+        return AsyncClient(self.target, url=self.url, on_pause=on_pause)
 
 
 def _positive(seconds: float) -> float:

@@ -18,7 +18,7 @@ from baseten.client import inferenceapi
 from baseten.client import managementapi as sdk
 
 import client
-from client import AsyncClient, Client, Target, errors, policy, restore, transport
+from client import AsyncClient, Client, Target, errors, load, policy, restore, transport
 from client.transport import options, raise_for_error, route_to
 
 KEY = "secret-key-123"
@@ -339,6 +339,24 @@ def test_a_pause_is_told(slept: list[float]) -> None:
     answer, _ = answers(httpx.Response(429), httpx.Response(200, json=IMAGE))
     Client(MODEL, transport=httpx.MockTransport(answer), on_pause=told.append).generate("a boat")
     assert [(wait.seconds, wait.reason.status) for wait in told] == [(5.0, 429)]
+
+
+def test_a_load_tells_what_was_tried_again_and_what_was_no_image(slept: list[float]) -> None:
+    answer, seen = answers(
+        httpx.Response(202),
+        httpx.Response(503),  # before the model is ready: not counted
+        reply(environment()),
+        httpx.Response(429),
+        httpx.Response(200, json=IMAGE),
+        httpx.Response(200, json={"images": None}),
+        httpx.Response(500, headers=OWN, json={"error": "x"}),
+    )
+    result = load.Result()
+    made = AsyncClient(MODEL, transport=httpx.MockTransport(answer), on_pause=result.count_pause)
+    asyncio.run(load.run(made, result, {"prompt": "a boat"}, requests=3, concurrency=1, timeout=60))
+    assert (result.images, len(result.seconds), len(seen)) == (1, 1, 7)
+    assert result.errors == {"UnexpectedAnswer": 1, "ModelFailed 500": 1}
+    assert result.tried_again == {"Unavailable 429": 1}
 
 
 def test_autoscaling_is_shown_and_changed(call: Callable[..., Any]) -> None:
