@@ -189,7 +189,9 @@ def coldstart(
 @on_target
 def schedule(
     where: Where,
-    name: Annotated[str | None, typer.Option(help="Of the schedule; one of the same name is replaced.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="One of the same name is replaced. Else: office hours, or window and date.")
+    ] = None,
     weekdays: Annotated[str, typer.Option(help="Such as mon-fri, mon,wed or daily.")] = "mon-fri",
     on: Annotated[str | None, typer.Option(help="One window only, on this date, such as 2027-03-31.")] = None,
     start: Annotated[str | None, typer.Option("--from", help="A time, such as 08:45.")] = None,
@@ -209,6 +211,9 @@ def schedule(
         raise InvalidInput("--from and --to belong together: give both, or none to show the schedules.")
     if delete and start:
         raise InvalidInput("--delete and --from exclude each other: give one of them.")
+    for option, value in (("--name", name), ("--on", on), ("--timezone", timezone), ("--max-replica", max_replica)):
+        if value is not None and start is None:
+            raise InvalidInput(f"{option} is of a schedule to set: give --from and --to, too.")
     with where.client() as client:
         environment = client.environment(min(where.timeout, 60))
         if delete:

@@ -82,6 +82,10 @@ def test_weekdays_are_read(text: str, days: str) -> None:
         ({"max_replica": 0, "min_replica": 0}, "--max-replica"),
         ({"on": "31.3.2027"}, "--on"),
         ({"on": "2027-01-04", "start": "08:00"}, "--on"),
+        # Clocks go forward over it: sent as it is, the window would end before it starts.
+        ({"on": "2027-03-28", "start": "02:15", "end": "03:10"}, "--from is 02:15: there is no such time"),
+        ({"on": "2027-03-28", "start": "01:00", "end": "02:30"}, "--to is 02:30: there is no such time"),
+        ({"start": "22:00", "end": "06:00"}, "a --name each"),
         ({"name": ""}, "--name"),
         ({"name": "x" * 65}, "--name"),
     ],
@@ -89,6 +93,18 @@ def test_weekdays_are_read(text: str, days: str) -> None:
 def test_a_bad_schedule_is_a_sentence_that_names_the_field(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput, match=field):
         settings_of(**changes)
+
+
+def test_the_hour_that_comes_twice_is_the_first_of_them() -> None:
+    (made,) = settings_of(on="2027-10-31", start="02:15", end="03:00").schedules
+    assert made.start_at.isoformat() == "2027-10-31T02:15:00+02:00"
+    assert made.end_at.isoformat() == "2027-10-31T03:00:00+01:00"
+
+
+@pytest.mark.parametrize("option", ["--name", "--on", "--timezone", "--max-replica"])
+def test_a_schedule_without_its_times_is_refused(option: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{option} is of a schedule to set"):
+        cli.app(["schedule", "--model", "m", option, "1"], standalone_mode=False)
 
 
 def attempt() -> sdk.StartupAttempt:
