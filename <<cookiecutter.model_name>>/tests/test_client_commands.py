@@ -11,7 +11,7 @@ from baseten.client import managementapi as sdk
 from test_client import environment
 
 import local_server
-from client import InvalidInput, Target, Unreachable, cli, form, load, schedule, waterfall
+from client import InvalidInput, Target, Unreachable, cli, doctor, form, generation, load, schedule, settings, waterfall
 from client.rules import Status
 from client.settings import usual_sides
 from client.watcher import Watcher, generating_words
@@ -168,6 +168,25 @@ def test_a_waterfall_fits_any_terminal_and_a_png(tmp_path: Path) -> None:
     with Image.open(tmp_path / "cold.png") as picture:
         assert picture.width > 1000
         assert waterfall.COLOURS["server"] in {colour for _, colour in picture.getcolors(1_000_000)}
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a: [", b"3", b"model_cache: [a]", b"model_name: m\nresources: 3"])
+def test_doctor_says_what_is_wrong_with_any_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    for module in (settings, doctor):
+        monkeypatch.setattr(module, "CONFIG", tmp_path / "config.yaml")
+    checks = list(doctor.before_the_push(InvalidInput("no key")))
+    assert (checks[0].name, checks[0].outcome) == ("config.yaml", "failed")
+    assert {check.outcome for check in checks} == {"failed"}
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "file/x.png", "none/x.png"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="--output"):
+        generation.check_output(tmp_path / name)
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x"])
