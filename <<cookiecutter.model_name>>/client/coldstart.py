@@ -118,7 +118,23 @@ def _tell(measured: ColdStart, title: str, png: Path | None, as_json: bool) -> N
         console().print(f"Chart: {png}")
 
 
+def _check_schedules(client: Client) -> None:
+    """Raise InvalidInput while a schedule applies: the settings are its own, and may not be put back as others."""
+    if not client.target.environment:
+        return
+    schedules = client.environment().autoscaling_schedules
+    applied = schedules.applied_state.schedule_id if schedules and schedules.applied_state else None
+    if applied is None:
+        return
+    names = [each.name for each in schedules.schedules if not isinstance(each, dict) and each.id == applied]
+    raise InvalidInput(
+        f"The schedule {(names or [applied])[0]!r} applies to {client.target} now, and it sets the replicas: measure "
+        "outside its window, or delete it first."
+    )
+
+
 def _settings_before(client: Client, after_delay: int | None) -> dict[str, int]:
+    _check_schedules(client)
     now = client.autoscaling()
     unknown = [name for name in CHANGED if name not in now]
     if unknown:

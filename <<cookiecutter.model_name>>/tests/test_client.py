@@ -18,7 +18,7 @@ from baseten.client import inferenceapi
 from baseten.client import managementapi as sdk
 
 import client
-from client import AsyncClient, Client, Target, errors, load, policy, restore, transport
+from client import AsyncClient, Client, Target, coldstart, errors, load, policy, restore, transport
 from client.transport import options, raise_for_error, route_to
 
 KEY = "secret-key-123"
@@ -266,6 +266,32 @@ def test_settings_are_put_back_when_the_network_is_there_again(slept: list[float
     answer, seen = answers(*down, reply(environment()), reply(done), reply(environment()))
     restore.put_back(Client(MODEL, transport=httpx.MockTransport(answer)), {"min_replica": 0, "scale_down_delay": 900})
     assert [request.method for request in seen[-3:]] == ["GET", "PATCH", "GET"]
+
+
+def test_a_coldstart_does_not_take_the_settings_of_a_schedule_for_the_environment_s() -> None:
+    kept = deployment().autoscaling_settings.model_copy(update={"min_replica": 1})
+    office = sdk.AutoscalingSchedule(
+        id="s1",
+        name="office hours",
+        enabled=True,
+        autoscaling_settings={**kept.model_dump(), "target_in_flight_tokens": None, "max_scale_down_rate": None},
+        cadence="DAILY",
+        weekdays=["MONDAY"],
+        start_minute=0,
+        end_minute=0,
+    )
+
+    def now(applied: str | None) -> httpx.Response:
+        state = sdk.AutoscalingScheduleState(schedule_id=applied, autoscaling_settings=kept)
+        there = sdk.EnvironmentAutoscalingSchedules(timezone="UTC", schedules=[office], applied_state=state)
+        return reply(environment(autoscaling_schedules=there))
+
+    answer, seen = answers(now("s1"), now(None), now(None))
+    made = Client(MODEL, transport=httpx.MockTransport(answer))
+    with pytest.raises(client.InvalidInput, match="The schedule 'office hours' applies to production now"):
+        coldstart._settings_before(made, None)
+    assert coldstart._settings_before(made, None) == {"min_replica": 0, "scale_down_delay": 900}
+    assert {request.method for request in seen} == {"GET"}
 
 
 def test_an_address_that_never_answered_is_not_tried_for_long(call: Callable[..., Any], slept: list[float]) -> None:
