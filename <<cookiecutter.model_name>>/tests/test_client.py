@@ -268,6 +268,17 @@ def test_settings_are_put_back_when_the_network_is_there_again(slept: list[float
     assert [request.method for request in seen[-3:]] == ["GET", "PATCH", "GET"]
 
 
+@pytest.mark.parametrize("fault", [403, 404, 500, {"items": [{"outcome": "NEW"}]}, httpx.ReadError("x")])
+def test_a_record_that_cannot_be_had_does_not_cost_what_was_measured(fault: Any) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if isinstance(fault, Exception):
+            raise fault
+        return httpx.Response(fault) if isinstance(fault, int) else httpx.Response(200, json=fault)
+
+    made = Client(MODEL, transport=httpx.MockTransport(answer))
+    assert coldstart._recorded(made, "dep1", time.time()) is None
+
+
 def test_a_coldstart_does_not_take_the_settings_of_a_schedule_for_the_environment_s() -> None:
     kept = deployment().autoscaling_settings.model_copy(update={"min_replica": 1})
     office = sdk.AutoscalingSchedule(
