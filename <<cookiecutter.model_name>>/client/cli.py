@@ -214,15 +214,17 @@ def schedule(
     for option, value in (("--name", name), ("--on", on), ("--timezone", timezone), ("--max-replica", max_replica)):
         if value is not None and start is None:
             raise InvalidInput(f"{option} is of a schedule to set: give --from and --to, too.")
+    timeout = min(where.timeout, 60)
     with where.client() as client:
-        environment = client.environment(min(where.timeout, 60))
+        environment = client.environment(timeout)
         if delete:
-            environment = schedules.change(client, schedules.deletion_of(delete, environment), environment)
+            environment = schedules.change(client, schedules.deletion_of(delete, environment), environment, timeout)
         elif start and end:
             named = name or (f"window {on}" if on else "office hours")
             wanted = schedules.Wanted(named, weekdays, on, start, end, timezone, min_replica, max_replica)
             now = datetime.datetime.now(datetime.UTC)
-            environment = schedules.change(client, schedules.settings_of(wanted, environment, now), environment)
+            settings = schedules.settings_of(wanted, environment, now)
+            environment = schedules.change(client, settings, environment, timeout)
     if as_json:
         found = environment.autoscaling_schedules
         print(found.model_dump_json() if found else "null")

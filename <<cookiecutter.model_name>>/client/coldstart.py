@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from client.api import Client
+from client.api import ASK_SECONDS, Client
 from client.console import console, show_progress
 from client.errors import ClientError, InvalidInput
+from client.policy import Deadline
 from client.restore import command_for, put_back_afterwards
 from client.target import Target
 from client.waterfall import ColdStart, check_png, save, show
@@ -40,11 +41,12 @@ def measure(
         console().print(f"To put that back by hand: {command_for(target, before)}", soft_wrap=True)
         if _serves_production(client):
             _ask("This scales production to zero: who asks now has to wait.", yes)
+        deadline = Deadline(timeout)  # whoever thinks before the answer loses nothing of it
         with put_back_afterwards(target, before, lock) as put_back:
-            client.autoscaling(min_replica=0, scale_down_delay=0)
+            client.autoscaling(min(timeout, ASK_SECONDS), min_replica=0, scale_down_delay=0)
             started = time.monotonic()
-            show_progress(client, timeout, started, lambda status: status.status == "SCALED_TO_ZERO")
-            measured = _wake(client, timeout, put_back)
+            show_progress(client, deadline.left(), started, lambda status: status.status == "SCALED_TO_ZERO")
+            measured = _wake(client, deadline, put_back)
     _tell(measured, str(target), png, as_json)
 
 
@@ -69,15 +71,15 @@ def history(client: Client, days: int, as_json: bool) -> None:
     Console().print(table)
 
 
-def _wake(client: Client, timeout: float, put_back: Any) -> ColdStart:
+def _wake(client: Client, deadline: Deadline, put_back: Any) -> ColdStart:
     woken_at, started = time.time(), time.monotonic()
-    client.wake()
+    client.wake(min(deadline.left(), ASK_SECONDS))
     # At once: with a delay of 0 the replica would end again, and with min_replica it starts by itself.
     put_back()
-    seen = show_progress(client, timeout, started)
+    seen = show_progress(client, deadline.left(), started)
     ready = time.monotonic() - started
     with console().status("generating the first image"):
-        answer = client.generate(PROMPT, timeout=timeout)
+        answer = client.generate(PROMPT, timeout=deadline.left())
     image = time.monotonic() - started
     with console().status("asking for Baseten's record of this startup"):
         attempt = _recorded(client, seen[-1][1].deployment_id, woken_at)

@@ -113,10 +113,10 @@ def deletion_of(names: list[str], environment: Any) -> Any:
     return UpdateAutoscalingScheduleSettings(delete_schedules=gone)
 
 
-def change(client: Any, settings: Any, environment: Any) -> Any:
+def change(client: Any, settings: Any, environment: Any, timeout: float) -> Any:
     """Send the settings. Returns the environment after it. Raises ClientError with NOT_THERE if that is why."""
     try:
-        after = client.change_schedules(settings)
+        after = client.change_schedules(settings, timeout)
     except (NotFound, RequestRefused) as error:
         if environment.autoscaling_schedules is None:
             raise ClientError(f"{NOT_THERE} ({error})") from None

@@ -1,6 +1,7 @@
 """The client's rules, on answers that are made here, as objects of the SDK. No network, no waiting."""
 
 import asyncio
+import contextlib
 import datetime
 import inspect
 import json
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -266,6 +268,26 @@ def test_settings_are_put_back_when_the_network_is_there_again(slept: list[float
     answer, seen = answers(*down, reply(environment()), reply(done), reply(environment()))
     restore.put_back(Client(MODEL, transport=httpx.MockTransport(answer)), {"min_replica": 0, "scale_down_delay": 900})
     assert [request.method for request in seen[-3:]] == ["GET", "PATCH", "GET"]
+
+
+def test_a_coldstart_takes_no_longer_than_it_may_in_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slept: list[float]
+) -> None:
+    done = sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED", message="Done.")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "PATCH":
+            return reply(done)
+        if request.method == "POST":
+            return httpx.Response(202)
+        waited = sum(slept)
+        return reply(environment(*("ACTIVE", 1) if waited < 20 else ("SCALED_TO_ZERO", 0)))
+
+    monkeypatch.setattr(coldstart, "put_back_afterwards", lambda *_: contextlib.nullcontext(lambda: None))
+    monkeypatch.setattr(coldstart.tempfile, "gettempdir", lambda: str(tmp_path))
+    with pytest.raises(client.TimedOut, match="still SCALED_TO_ZERO"):
+        coldstart.measure(Client(MODEL, transport=httpx.MockTransport(answer)), 30, True, None, None, False)
+    assert 20 < sum(slept) <= 30
 
 
 @pytest.mark.parametrize("fault", [403, 404, 500, {"items": [{"outcome": "NEW"}]}, httpx.ReadError("x")])
