@@ -8,6 +8,7 @@ command is killed, in any way.
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -83,10 +84,16 @@ def put_back(client: Client, settings: dict[str, int], timeout: float = RESTORE_
 
 def main() -> None:
     """Wait for the end of stdin, and put back. Exits with 1 if that failed."""
-    job = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:
+        return  # the command has ended already, and changed nothing
+    job = json.loads(line)
     target, settings = Target(**job["target"]), job["settings"]
     client = Client(target, on_pause=_say)
-    print("ready", flush=True)
+    try:
+        os.write(sys.stdout.fileno(), b"ready\n")
+    except BrokenPipeError:
+        return  # the same
     sys.stdin.read()
     try:
         put_back(client, settings)

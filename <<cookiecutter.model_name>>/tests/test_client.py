@@ -5,7 +5,9 @@ import contextlib
 import datetime
 import inspect
 import json
+import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -325,6 +327,17 @@ def test_a_coldstart_does_not_take_the_settings_of_a_schedule_for_the_environmen
         coldstart._settings_before(made, None)
     assert coldstart._settings_before(made, None) == {"min_replica": 0, "scale_down_delay": 900}
     assert {request.method for request in seen} == {"GET"}
+
+
+@pytest.mark.parametrize("job", ["", '{"target": {"model_id": "m"}, "settings": {}}\n'])
+def test_what_puts_the_settings_back_is_quiet_when_the_command_ended_before(job: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "client.restore"]
+    pipes = {"input": job, "stdout": writer, "stderr": subprocess.PIPE}
+    result = subprocess.run(command, cwd=restore.PROJECT, text=True, timeout=60, **pipes)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_an_address_that_never_answered_is_not_tried_for_long(call: Callable[..., Any], slept: list[float]) -> None:
