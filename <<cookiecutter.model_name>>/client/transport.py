@@ -124,6 +124,10 @@ def as_client_error(error: Exception, key: str) -> ClientError:
         return _network_error(error)
     if isinstance(error, TimeoutError):  # of asyncio
         return ConnectionLost("There was no whole answer in time: try again.")
+    if isinstance(error, inferenceapi.ResponseError | managementapi.ResponseError):
+        # What is 300 or above never gets so far.
+        sentence = f"The answer is {error.status_code}, which is not what Baseten's SDK knows here: check the address."
+        return UnexpectedAnswer(sentence, error.status_code)
     # pydantic's ValidationError is one: an answer that does not fit the SDK's models.
     if isinstance(error, ValueError):
         return UnexpectedAnswer(f"The answer is not whole, or not what Baseten's SDK knows{_fields(error)}: try again.")

@@ -399,6 +399,24 @@ def test_an_answer_that_is_none_is_a_sentence(call: Callable[..., Any], content:
         call(lambda _: httpx.Response(200, **content), "generate", "a boat")
 
 
+@pytest.mark.parametrize(
+    ("code", "method", "arguments"),
+    [
+        (200, "wake", []),
+        (204, "wake", []),
+        (202, "submit", ["a boat", "https://example.com/done"]),
+        (201, "generate", ["a boat"]),
+        (202, "status", []),
+    ],
+)
+def test_a_success_of_another_kind_is_a_sentence(
+    call: Callable[..., Any], code: int, method: str, arguments: list[str]
+) -> None:
+    answer, _ = answers(httpx.Response(code, json={"request_id": "r1"}))
+    with pytest.raises(client.UnexpectedAnswer, match=f"The answer is {code}, which"):
+        call(answer, method, *arguments)
+
+
 def test_the_key_is_in_no_error(call: Callable[..., Any]) -> None:
     with pytest.raises(client.RequestRefused) as caught:
         call(lambda _: httpx.Response(400, json={"error": f"bad key {KEY}"}), "generate", "a boat")
