@@ -9,6 +9,8 @@ import ipaddress
 import os
 import re
 import ssl
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -73,8 +75,29 @@ def made(kind: Any, settings: dict[str, Any]) -> Any:
         raise InvalidInput(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from None
 
 
+class _InTime(httpx.SyncByteStream):
+    """The body of an answer, which must be whole in time. httpx's own limit is one for each part of it.
+
+    AsyncClient has no need of it: asyncio ends the whole call.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._body, self._request = response.stream, response.request
+        self._end = time.monotonic() + response.request.extensions["timeout"]["read"]
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._body:
+            if time.monotonic() > self._end:
+                raise httpx.ReadTimeout("the answer is too slow", request=self._request)
+            yield part
+
+    def close(self) -> None:
+        self._body.close()
+
+
 def raise_for_error(response: httpx.Response) -> None:
     """Raise what an answer of 300 or above means. With this hook the SDK sees none of them."""
+    response.stream = _InTime(response)
     if response.status_code >= 300:
         response.read()
         raise of_answer(response.status_code, response.headers, response.content)

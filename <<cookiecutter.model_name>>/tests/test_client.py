@@ -549,6 +549,29 @@ def test_a_local_server_is_reached_past_a_proxy_and_a_silent_one_is_given_up(
         accepted[0].close()
 
 
+@pytest.mark.parametrize("code", [200, 503])
+def test_an_answer_that_comes_in_drops_is_given_up(code: int) -> None:
+    parts = 0
+
+    def drip(server: socket.socket) -> None:
+        nonlocal parts
+        with server.accept()[0] as connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(f"HTTP/1.1 {code} X\r\nContent-Length: 1000\r\n\r\n".encode())
+            while parts < 200:
+                connection.sendall(b" ")
+                parts += 1
+                threading.Event().wait(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=[server])
+        thread.start()
+        with pytest.raises(client.ConnectionLost, match="did not answer in time"):
+            Client(MODEL, url=f"127.0.0.1:{server.getsockname()[1]}").generate("a boat", timeout=0.5)
+        thread.join()
+    assert parts < 200  # it ended because the client left
+
+
 @pytest.mark.parametrize("made", [Client, AsyncClient])
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "gopher://127.0.0.1", "http://127.0.0.1:port"])
 def test_a_proxy_that_cannot_be_used_is_a_sentence(monkeypatch: pytest.MonkeyPatch, made: Any, proxy: str) -> None:
