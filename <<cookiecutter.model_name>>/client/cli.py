@@ -224,6 +224,7 @@ def schedule(
             wanted = schedules.Wanted(named, weekdays, on, start, end, timezone, min_replica, max_replica)
             now = datetime.datetime.now(datetime.UTC)
             settings = schedules.settings_of(wanted, environment, now)
+            schedules.tell_replaced(settings, environment)
             environment = schedules.change(client, settings, environment, timeout)
     if as_json:
         found = environment.autoscaling_schedules

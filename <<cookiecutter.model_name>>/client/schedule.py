@@ -126,6 +126,17 @@ def change(client: Any, settings: Any, environment: Any, timeout: float) -> Any:
     return after
 
 
+def tell_replaced(settings: Any, environment: Any) -> None:
+    """Say which schedule gives way, as it was: it may only have had the usual name, too."""
+    from client.console import console
+
+    ids = {each.id for each in settings.schedules}
+    for each in _schedules(environment):
+        if each.id in ids:
+            was = _when(each, environment.autoscaling_schedules.timezone)
+            console().print(f"This replaces {each.name}, which was {was}. Another --name adds one.", markup=False)
+
+
 def show(environment: Any) -> None:
     """Print the schedules, and which of them applies now."""
     if environment.autoscaling_schedules is None:

@@ -95,6 +95,22 @@ def test_a_bad_schedule_is_a_sentence_that_names_the_field(changes: dict[str, An
         settings_of(**changes)
 
 
+def test_a_schedule_that_gives_way_is_named(capsys: pytest.CaptureFixture) -> None:
+    (made,) = settings_of().schedules
+    office = sdk.AutoscalingSchedule(**{**made.model_dump(), "id": "s1"})
+    there = sdk.EnvironmentAutoscalingSchedules(timezone="Europe/Berlin", schedules=[office], applied_state=None)
+    now = environment(autoscaling_schedules=there)
+    saturday = {**OFFICE, "weekdays": "sat", "start": "10:00", "end": "12:00"}
+
+    def told(name: str) -> str:
+        settings = schedule.settings_of(schedule.Wanted(**{**saturday, "name": name}), now, NOW)
+        schedule.tell_replaced(settings, now)
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "This replaces office, which was Mon, Tue, Wed, Thu, Fri 08:45 to 18:00." in told("office")
+    assert told("saturday") == ""
+
+
 def test_the_hour_that_comes_twice_is_the_first_of_them() -> None:
     (made,) = settings_of(on="2027-10-31", start="02:15", end="03:00").schedules
     assert made.start_at.isoformat() == "2027-10-31T02:15:00+02:00"
