@@ -136,9 +136,9 @@ class Client(_Client):
     def _made(self) -> Any:
         import httpx
 
-        from client.transport import raise_for_error
+        from client.transport import made, raise_for_error
 
-        return httpx.Client(**self._options(raise_for_error))
+        return made(httpx.Client, self._options(raise_for_error))
 
     def _run(self, steps: Steps) -> Any:
         carried_out = self._carry_out(steps)
@@ -229,9 +229,9 @@ class AsyncClient(_Client):
     def _made(self) -> Any:
         import httpx
 
-        from client.transport import raise_for_error_async
+        from client.transport import made, raise_for_error_async
 
-        return httpx.AsyncClient(**self._options(raise_for_error_async))
+        return made(httpx.AsyncClient, self._options(raise_for_error_async))
 
     async def _run(self, steps: Steps) -> Any:
         result: list[Any] = []

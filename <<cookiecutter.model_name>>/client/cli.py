@@ -189,7 +189,9 @@ def coldstart(
 @on_target
 def schedule(
     where: Where,
-    name: Annotated[str | None, typer.Option(help="Of the schedule; one of the same name is replaced.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="One of the same name is replaced. Else: office hours, or window and date.")
+    ] = None,
     weekdays: Annotated[str, typer.Option(help="Such as mon-fri, mon,wed or daily.")] = "mon-fri",
     on: Annotated[str | None, typer.Option(help="One window only, on this date, such as 2027-03-31.")] = None,
     start: Annotated[str | None, typer.Option("--from", help="A time, such as 08:45.")] = None,
@@ -209,15 +211,21 @@ def schedule(
         raise InvalidInput("--from and --to belong together: give both, or none to show the schedules.")
     if delete and start:
         raise InvalidInput("--delete and --from exclude each other: give one of them.")
+    for option, value in (("--name", name), ("--on", on), ("--timezone", timezone), ("--max-replica", max_replica)):
+        if value is not None and start is None:
+            raise InvalidInput(f"{option} is of a schedule to set: give --from and --to, too.")
+    timeout = min(where.timeout, 60)
     with where.client() as client:
-        environment = client.environment(min(where.timeout, 60))
+        environment = client.environment(timeout)
         if delete:
-            environment = schedules.change(client, schedules.deletion_of(delete, environment), environment)
+            environment = schedules.change(client, schedules.deletion_of(delete, environment), environment, timeout)
         elif start and end:
             named = name or (f"window {on}" if on else "office hours")
             wanted = schedules.Wanted(named, weekdays, on, start, end, timezone, min_replica, max_replica)
             now = datetime.datetime.now(datetime.UTC)
-            environment = schedules.change(client, schedules.settings_of(wanted, environment, now), environment)
+            settings = schedules.settings_of(wanted, environment, now)
+            schedules.tell_replaced(settings, environment)
+            environment = schedules.change(client, settings, environment, timeout)
     if as_json:
         found = environment.autoscaling_schedules
         print(found.model_dump_json() if found else "null")
@@ -237,13 +245,16 @@ def doctor(
 
     from client import doctor
 
-    pushed = bool(where.model or where.url)
+    is_local = where.url is not None
+    pushed = bool(where.model) or is_local
     try:
         # Before the first push there is no id.
         client = where.client() if pushed else dataclasses.replace(where, model="none").client()
     except ClientError as error:
+        if is_local:  # nothing is left to check
+            raise
         client = error
-    before = () if where.url else doctor.before_the_push(client)
+    before = () if is_local else doctor.before_the_push(client)
     reached = pushed and not isinstance(client, ClientError)
     after = doctor.after_the_push(client, where.timeout, image) if reached else ()
     if not doctor.run(chain(before, after), as_json):
@@ -269,7 +280,9 @@ def load(
 
     options = {"num_inference_steps": num_inference_steps, "width": width, "height": height}
     request = {"prompt": prompt, **{name: value for name, value in options.items() if value is not None}}
-    result = asyncio.run(load.run(where.async_client(), request, requests, concurrency, where.timeout))
+    result = load.Result()
+    client = where.async_client(on_pause=result.count_pause)
+    asyncio.run(load.run(client, result, request, requests, concurrency, where.timeout))
     load.report(result, load.price_per_minute(where.client()), as_json)
     if result.errors:
         sys.exit(1)

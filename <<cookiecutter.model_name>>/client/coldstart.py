@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from client.api import Client
+from client.api import ASK_SECONDS, Client
 from client.console import console, show_progress
 from client.errors import ClientError, InvalidInput
+from client.policy import Deadline
 from client.restore import command_for, put_back_afterwards
 from client.target import Target
 from client.waterfall import ColdStart, check_png, save, show
@@ -40,11 +41,12 @@ def measure(
         console().print(f"To put that back by hand: {command_for(target, before)}", soft_wrap=True)
         if _serves_production(client):
             _ask("This scales production to zero: who asks now has to wait.", yes)
+        deadline = Deadline(timeout)  # whoever thinks before the answer loses nothing of it
         with put_back_afterwards(target, before, lock) as put_back:
-            client.autoscaling(min_replica=0, scale_down_delay=0)
+            client.autoscaling(min(timeout, ASK_SECONDS), min_replica=0, scale_down_delay=0)
             started = time.monotonic()
-            show_progress(client, timeout, started, lambda status: status.status == "SCALED_TO_ZERO")
-            measured = _wake(client, timeout, put_back)
+            show_progress(client, deadline.left(), started, lambda status: status.status == "SCALED_TO_ZERO")
+            measured = _wake(client, deadline, put_back)
     _tell(measured, str(target), png, as_json)
 
 
@@ -69,15 +71,15 @@ def history(client: Client, days: int, as_json: bool) -> None:
     Console().print(table)
 
 
-def _wake(client: Client, timeout: float, put_back: Any) -> ColdStart:
+def _wake(client: Client, deadline: Deadline, put_back: Any) -> ColdStart:
     woken_at, started = time.time(), time.monotonic()
-    client.wake()
+    client.wake(min(deadline.left(), ASK_SECONDS))
     # At once: with a delay of 0 the replica would end again, and with min_replica it starts by itself.
     put_back()
-    seen = show_progress(client, timeout, started)
+    seen = show_progress(client, deadline.left(), started)
     ready = time.monotonic() - started
     with console().status("generating the first image"):
-        answer = client.generate(PROMPT, timeout=timeout)
+        answer = client.generate(PROMPT, timeout=deadline.left())
     image = time.monotonic() - started
     with console().status("asking for Baseten's record of this startup"):
         attempt = _recorded(client, seen[-1][1].deployment_id, woken_at)
@@ -91,7 +93,12 @@ def _recorded(client: Client, deployment_id: str, woken_at: float) -> Any:
     began = int(woken_at * 1000) - 5000  # two clocks
     while True:
         now = int(time.time() * 1000) + 60_000
-        found = client.startups(deployment_id, start_epoch_millis=began, end_epoch_millis=now, limit=10)
+        try:
+            found = client.startups(
+                deployment_id, RECORD_SECONDS, start_epoch_millis=began, end_epoch_millis=now, limit=10
+            )
+        except ClientError:
+            return None  # what was measured is shown without it
         if found is None or time.monotonic() > deadline:
             return None
         if finished := [attempt for attempt in found if attempt.ready_at_epoch_millis is not None]:
@@ -118,7 +125,23 @@ def _tell(measured: ColdStart, title: str, png: Path | None, as_json: bool) -> N
         console().print(f"Chart: {png}")
 
 
+def _check_schedules(client: Client) -> None:
+    """Raise InvalidInput while a schedule applies: the settings are its own, and may not be put back as others."""
+    if not client.target.environment:
+        return
+    schedules = client.environment().autoscaling_schedules
+    applied = schedules.applied_state.schedule_id if schedules and schedules.applied_state else None
+    if applied is None:
+        return
+    names = [each.name for each in schedules.schedules if not isinstance(each, dict) and each.id == applied]
+    raise InvalidInput(
+        f"The schedule {(names or [applied])[0]!r} applies to {client.target} now, and it sets the replicas: measure "
+        "outside its window, or delete it first."
+    )
+
+
 def _settings_before(client: Client, after_delay: int | None) -> dict[str, int]:
+    _check_schedules(client)
     now = client.autoscaling()
     unknown = [name for name in CHANGED if name not in now]
     if unknown:

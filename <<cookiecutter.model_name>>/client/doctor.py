@@ -34,9 +34,12 @@ def before_the_push(client: Client | ClientError) -> Iterator[Check]:
     if isinstance(config, Check):
         yield config
         return
-    yield _checked("config.yaml", _truss, "change config.yaml as Truss says")
+    truss = _checked("config.yaml", _truss, "change config.yaml as Truss says")
+    yield truss
     key = _checked("key", lambda: _workspace(client), "put a key of your workspace into BASETEN_API_KEY")
     yield key
+    if truss.outcome == "failed":
+        return  # what the others read there may be anything
     if key.outcome == "ok" and isinstance(client, Client):
         yield _secrets(client, config)
         yield _accelerator(client, config)
@@ -102,7 +105,7 @@ def _config() -> dict[str, Any] | Check:
 
     try:
         config = read_config()
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         return Check("config.yaml", "failed", " ".join(str(error).split()), "make it YAML again")
     if not isinstance(config, dict):
         return Check("config.yaml", "failed", "it holds no settings", "bring back the one that the template made")

@@ -20,6 +20,12 @@ def check_output(output: Path) -> str:
     """Return the format that the suffix names. Raises InvalidInput if no file can be written there."""
     if output.suffix.lower() not in FORMATS:
         raise InvalidInput(f"--output is {str(output)!r}: use a name that ends in {', '.join(FORMATS)}.")
+    try:
+        output.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long, a folder that is a file
+        raise InvalidInput(f"--output cannot be written ({error.strerror}): {str(output)[:200]!r}.") from None
     if not output.parent.is_dir():
         raise InvalidInput(f"--output is {str(output)!r}: its folder does not exist, make it first.")
     if output.is_dir():

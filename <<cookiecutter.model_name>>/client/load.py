@@ -7,26 +7,39 @@ import json
 import time
 from typing import Any
 
-from client.api import AsyncClient
+from client.api import AsyncClient, image_bytes
 from client.console import console
 from client.errors import ClientError
+from client.rules import Wait
 
 
 @dataclasses.dataclass
 class Result:
-    """seconds: of each request that gave images. errors: how many of each kind. wall: seconds of the whole run."""
+    """seconds: of each request that gave images. errors: how many of each kind. wall: seconds of the whole run.
+
+    tried_again: how often a request was tried again, by the kind of error. Its seconds hold the pause.
+    """
 
     seconds: list[float] = dataclasses.field(default_factory=list)
     errors: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    tried_again: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     images: int = 0
     wall: float = 0.0
 
+    def count_pause(self, wait: Wait) -> None:
+        if wait.reason:
+            self.tried_again[kind_of(wait.reason)] += 1
 
-async def run(client: AsyncClient, request: dict[str, Any], requests: int, concurrency: int, timeout: float) -> Result:
-    """Send requests, so many at once, when the model is ready. A bar shows how far it is."""
+
+async def run(
+    client: AsyncClient, result: Result, request: dict[str, Any], requests: int, concurrency: int, timeout: float
+) -> None:
+    """Send requests, so many at once, when the model is ready. A bar shows how far it is.
+
+    client: its on_pause is result.count_pause.
+    """
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    result = Result()
     left = iter(range(requests))
 
     async def ask_one_after_the_other() -> None:
@@ -34,8 +47,9 @@ async def run(client: AsyncClient, request: dict[str, Any], requests: int, concu
             began = time.monotonic()
             try:
                 answer = await client.generate(**request, seed=number, timeout=timeout)
-                result.seconds.append(time.monotonic() - began)
-                result.images += len(answer.get("images", []))
+                seconds = time.monotonic() - began
+                result.images += len(image_bytes(answer))
+                result.seconds.append(seconds)
             except ClientError as error:
                 result.errors[kind_of(error)] += 1
             bar.advance(task)
@@ -44,13 +58,13 @@ async def run(client: AsyncClient, request: dict[str, Any], requests: int, concu
         # The cold start is not what is measured here.
         await client.wake()
         await client.wait_until_ready(timeout)
+        result.tried_again.clear()
         columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()]
         with Progress(*columns, console=console()) as bar:
             task = bar.add_task("asking", total=requests)
             started = time.monotonic()
             await asyncio.gather(*[ask_one_after_the_other() for _ in range(concurrency)])
             result.wall = time.monotonic() - started
-    return result
 
 
 def kind_of(error: ClientError) -> str:
@@ -91,6 +105,7 @@ def report(result: Result, price: tuple[float, int] | None, as_json: bool) -> No
         "images_per_minute": result.images / minutes if minutes else None,
         "usd_per_1000_images": spent / result.images * 1000 if spent is not None and result.images else None,
         "errors": dict(result.errors),
+        "tried_again": dict(result.tried_again),
     }
     if as_json:
         print(json.dumps(found))
@@ -105,5 +120,7 @@ def report(result: Result, price: tuple[float, int] | None, as_json: bool) -> No
     table.add_row("images a minute", "" if rate is None else f"{rate:.1f}")
     cost = found["usd_per_1000_images"]
     table.add_row("USD for 1,000 images", "not known here" if cost is None else f"{cost:.2f}, at this load")
-    table.add_row("errors", ", ".join(f"{count} x {kind}" for kind, count in result.errors.items()) or "none")
+    for name in ("errors", "tried_again"):
+        counted = ", ".join(f"{count} x {kind}" for kind, count in found[name].items())
+        table.add_row(name.replace("_", " "), counted or "none")
     Console(highlight=False).print(table)

@@ -10,6 +10,7 @@ import typer
 
 from client.api import AsyncClient, Client
 from client.errors import InvalidInput
+from client.rules import Wait
 from client.target import Target
 
 PANEL = "Which model"
@@ -29,7 +30,7 @@ class Where:
 
     @property
     def target(self) -> Target:
-        if not self.model and not self.url:
+        if not self.model and self.url is None:
             raise InvalidInput("--model is missing: give the id of the model on Baseten, or set BASETEN_MODEL_ID.")
         if (self.deployment is not None) + self.development + self.regional > 1:
             raise InvalidInput("--deployment, --development and --regional exclude each other: give one of them.")
@@ -46,8 +47,8 @@ class Where:
 
         return Client(self.target, url=self.url, on_pause=tell_pause)
 
-    def async_client(self) -> AsyncClient:
-        return AsyncClient(self.target, url=self.url)
+    def async_client(self, on_pause: Callable[[Wait], None] | None = None) -> AsyncClient:
+        return AsyncClient(self.target, url=self.url, on_pause=on_pause)
 
 
 def _positive(seconds: float) -> float:

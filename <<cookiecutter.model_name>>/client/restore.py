@@ -8,6 +8,7 @@ command is killed, in any way.
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from client.api import Client
-from client.errors import ClientError
+from client.errors import ClientError, ConnectionLost, Unreachable
 from client.rules import Wait
 from client.target import Target
 
@@ -65,22 +66,34 @@ def put_back(client: Client, settings: dict[str, int], timeout: float = RESTORE_
     """Set the settings, until Baseten says that they are so. Raises ClientError after timeout seconds."""
     deadline = time.monotonic() + timeout
     while True:
-        client.autoscaling(max(deadline - time.monotonic(), 1), **settings)
-        now = client.autoscaling(max(deadline - time.monotonic(), 1))
-        # A change may wait in a queue. Where Baseten does not tell the settings, its answer has to do.
-        if not now or all(now.get(name) == value for name, value in settings.items()):
-            return
-        if time.monotonic() > deadline:
-            raise ClientError("Baseten still tells other settings.")
+        try:
+            client.autoscaling(max(deadline - time.monotonic(), 1), **settings)
+            now = client.autoscaling(max(deadline - time.monotonic(), 1))
+        except (Unreachable, ConnectionLost):
+            # The address is right: the command was there just now. So the network is down, and comes back.
+            if time.monotonic() > deadline:
+                raise
+        else:
+            # A change may wait in a queue. Where Baseten does not tell the settings, its answer has to do.
+            if not now or all(now.get(name) == value for name, value in settings.items()):
+                return
+            if time.monotonic() > deadline:
+                raise ClientError("Baseten still tells other settings.")
         time.sleep(CHECK_SECONDS)
 
 
 def main() -> None:
     """Wait for the end of stdin, and put back. Exits with 1 if that failed."""
-    job = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:
+        return  # the command has ended already, and changed nothing
+    job = json.loads(line)
     target, settings = Target(**job["target"]), job["settings"]
     client = Client(target, on_pause=_say)
-    print("ready", flush=True)
+    try:
+        os.write(sys.stdout.fileno(), b"ready\n")
+    except BrokenPipeError:
+        return  # the same
     sys.stdin.read()
     try:
         put_back(client, settings)

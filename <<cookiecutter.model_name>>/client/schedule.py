@@ -81,8 +81,8 @@ def settings_of(wanted: Wanted, environment: Any, now: datetime.datetime) -> Any
     start, end = time_of("--from", wanted.start), time_of("--to", wanted.end)
     if end <= start:
         raise InvalidInput(
-            f"--to is {wanted.end}: use a time after --from, {wanted.start}. For a night set two schedules, until "
-            "23:59 and from 00:00."
+            f"--to is {wanted.end}: use a time after --from, {wanted.start}. For a night set two schedules, with "
+            "a --name each: until 23:59 and from 00:00."
         )
     schedule = {
         "name": wanted.name,
@@ -113,10 +113,10 @@ def deletion_of(names: list[str], environment: Any) -> Any:
     return UpdateAutoscalingScheduleSettings(delete_schedules=gone)
 
 
-def change(client: Any, settings: Any, environment: Any) -> Any:
+def change(client: Any, settings: Any, environment: Any, timeout: float) -> Any:
     """Send the settings. Returns the environment after it. Raises ClientError with NOT_THERE if that is why."""
     try:
-        after = client.change_schedules(settings)
+        after = client.change_schedules(settings, timeout)
     except (NotFound, RequestRefused) as error:
         if environment.autoscaling_schedules is None:
             raise ClientError(f"{NOT_THERE} ({error})") from None
@@ -124,6 +124,17 @@ def change(client: Any, settings: Any, environment: Any) -> Any:
     if after.autoscaling_schedules is None:
         raise ClientError(NOT_THERE)
     return after
+
+
+def tell_replaced(settings: Any, environment: Any) -> None:
+    """Say which schedule gives way, as it was: it may only have had the usual name, too."""
+    from client.console import console
+
+    ids = {each.id for each in settings.schedules}
+    for each in _schedules(environment):
+        if each.id in ids:
+            was = _when(each, environment.autoscaling_schedules.timezone)
+            console().print(f"This replaces {each.name}, which was {was}. Another --name adds one.", markup=False)
 
 
 def show(environment: Any) -> None:
@@ -216,4 +227,11 @@ def _window(
     start_at, end_at = (datetime.datetime.combine(date, datetime.time(*moment), zone) for moment in (start, end))
     if start_at <= now:
         raise InvalidInput(f"--on is {on}: {start_at:%Y-%m-%d %H:%M} has passed in {zone.key}, use a later time.")
+    for option, moment in (("--from", start_at), ("--to", end_at)):
+        # Where clocks go forward, the time that they leave out has the earlier offset only at first sight.
+        if moment.replace(fold=1).utcoffset() > moment.utcoffset():
+            raise InvalidInput(
+                f"{option} is {moment:%H:%M}: there is no such time on {on} in {zone.key}, as clocks go forward over "
+                "it. Use another one."
+            )
     return {"cadence": "ONE_TIME", "start_at": start_at, "end_at": end_at}

@@ -9,6 +9,8 @@ import ipaddress
 import os
 import re
 import ssl
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -39,7 +41,7 @@ def route_to(target: Target, url: str | None) -> Route:
         host = f"{target.model_id}-{regional}" if regional else target.model_id
         inference = override.replace("{model_id}", host).rstrip("/")
     management = os.environ.get("BASETEN_MANAGEMENT_URL", ManagementClient.default_base_url()).rstrip("/")
-    local = local_address(url) if url else None
+    local = local_address(url) if url is not None else None
     return Route(inference, management, local, "" if local else _key())
 
 
@@ -64,8 +66,38 @@ def options(route: Route, hook: Any) -> dict[str, Any]:
     return {"headers": headers, "mounts": direct, "event_hooks": {"response": [hook]}, "verify": _tls()}
 
 
+def made(kind: Any, settings: dict[str, Any]) -> Any:
+    """Return an httpx.Client or httpx.AsyncClient, which reads the proxies of the environment. Raises InvalidInput."""
+    try:
+        return kind(**settings)
+    # A proxy of SOCKS without its package, one of no known kind, or no address.
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise InvalidInput(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from None
+
+
+class _InTime(httpx.SyncByteStream):
+    """The body of an answer, which must be whole in time. httpx's own limit is one for each part of it.
+
+    AsyncClient has no need of it: asyncio ends the whole call.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._body, self._request = response.stream, response.request
+        self._end = time.monotonic() + response.request.extensions["timeout"]["read"]
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._body:
+            if time.monotonic() > self._end:
+                raise httpx.ReadTimeout("the answer is too slow", request=self._request)
+            yield part
+
+    def close(self) -> None:
+        self._body.close()
+
+
 def raise_for_error(response: httpx.Response) -> None:
     """Raise what an answer of 300 or above means. With this hook the SDK sees none of them."""
+    response.stream = _InTime(response)
     if response.status_code >= 300:
         response.read()
         raise of_answer(response.status_code, response.headers, response.content)
@@ -115,6 +147,10 @@ def as_client_error(error: Exception, key: str) -> ClientError:
         return _network_error(error)
     if isinstance(error, TimeoutError):  # of asyncio
         return ConnectionLost("There was no whole answer in time: try again.")
+    if isinstance(error, inferenceapi.ResponseError | managementapi.ResponseError):
+        # What is 300 or above never gets so far.
+        sentence = f"The answer is {error.status_code}, which is not what Baseten's SDK knows here: check the address."
+        return UnexpectedAnswer(sentence, error.status_code)
     # pydantic's ValidationError is one: an answer that does not fit the SDK's models.
     if isinstance(error, ValueError):
         return UnexpectedAnswer(f"The answer is not whole, or not what Baseten's SDK knows{_fields(error)}: try again.")
@@ -153,7 +189,10 @@ def _key() -> str:
 @functools.cache
 def _tls() -> ssl.SSLContext:
     # Made once: it reads all certificates, and that takes longer than many a request.
-    return httpx.create_ssl_context()
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise InvalidInput(f"SSL_CERT_FILE or SSL_CERT_DIR names no certificates: {error.strerror}.") from None
 
 
 def _is_local(host: str) -> bool:

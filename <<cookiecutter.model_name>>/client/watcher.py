@@ -14,6 +14,8 @@ WORDS = {
 }
 # A visitor who comes so soon after the last look sees what it saw.
 FRESH_SECONDS = 10.0
+# While it asks how long a start usually takes, the phase on the page stands still.
+HINT_SECONDS = 2.0
 WEEK_MS = 7 * 24 * 3600 * 1000
 
 
@@ -79,7 +81,8 @@ class Watcher:
         self._usual_known = True
         now = int(time.time() * 1000)
         try:
-            summary = await self._client.startups_summary(start_epoch_millis=now - WEEK_MS, end_epoch_millis=now)
+            window = {"start_epoch_millis": now - WEEK_MS, "end_epoch_millis": now}
+            summary = await self._client.startups_summary(HINT_SECONDS, **window)
         except ClientError:
             return  # only a hint
         if summary and summary.total_duration_ms.p50_ms:

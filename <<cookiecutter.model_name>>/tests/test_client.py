@@ -1,13 +1,18 @@
 """The client's rules, on answers that are made here, as objects of the SDK. No network, no waiting."""
 
 import asyncio
+import contextlib
 import datetime
 import inspect
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +22,7 @@ from baseten.client import inferenceapi
 from baseten.client import managementapi as sdk
 
 import client
-from client import AsyncClient, Client, Target, errors, policy
+from client import AsyncClient, Client, Target, coldstart, errors, load, policy, restore, transport
 from client.transport import options, raise_for_error, route_to
 
 KEY = "secret-key-123"
@@ -258,6 +263,83 @@ def test_a_change_is_tried_again_and_something_new_is_not(call: Callable[..., An
     assert len(seen) == 1
 
 
+def test_settings_are_put_back_when_the_network_is_there_again(slept: list[float]) -> None:
+    # As long as an evening without a network: far more tries than an address gets from which no answer ever came.
+    down = [httpx.ConnectError("no")] * 20
+    done = sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED", message="Done.")
+    answer, seen = answers(*down, reply(environment()), reply(done), reply(environment()))
+    restore.put_back(Client(MODEL, transport=httpx.MockTransport(answer)), {"min_replica": 0, "scale_down_delay": 900})
+    assert [request.method for request in seen[-3:]] == ["GET", "PATCH", "GET"]
+
+
+def test_a_coldstart_takes_no_longer_than_it_may_in_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slept: list[float]
+) -> None:
+    done = sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED", message="Done.")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "PATCH":
+            return reply(done)
+        if request.method == "POST":
+            return httpx.Response(202)
+        waited = sum(slept)
+        return reply(environment(*("ACTIVE", 1) if waited < 20 else ("SCALED_TO_ZERO", 0)))
+
+    monkeypatch.setattr(coldstart, "put_back_afterwards", lambda *_: contextlib.nullcontext(lambda: None))
+    monkeypatch.setattr(coldstart.tempfile, "gettempdir", lambda: str(tmp_path))
+    with pytest.raises(client.TimedOut, match="still SCALED_TO_ZERO"):
+        coldstart.measure(Client(MODEL, transport=httpx.MockTransport(answer)), 30, True, None, None, False)
+    assert 20 < sum(slept) <= 30
+
+
+@pytest.mark.parametrize("fault", [403, 404, 500, {"items": [{"outcome": "NEW"}]}, httpx.ReadError("x")])
+def test_a_record_that_cannot_be_had_does_not_cost_what_was_measured(fault: Any) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if isinstance(fault, Exception):
+            raise fault
+        return httpx.Response(fault) if isinstance(fault, int) else httpx.Response(200, json=fault)
+
+    made = Client(MODEL, transport=httpx.MockTransport(answer))
+    assert coldstart._recorded(made, "dep1", time.time()) is None
+
+
+def test_a_coldstart_does_not_take_the_settings_of_a_schedule_for_the_environment_s() -> None:
+    kept = deployment().autoscaling_settings.model_copy(update={"min_replica": 1})
+    office = sdk.AutoscalingSchedule(
+        id="s1",
+        name="office hours",
+        enabled=True,
+        autoscaling_settings={**kept.model_dump(), "target_in_flight_tokens": None, "max_scale_down_rate": None},
+        cadence="DAILY",
+        weekdays=["MONDAY"],
+        start_minute=0,
+        end_minute=0,
+    )
+
+    def now(applied: str | None) -> httpx.Response:
+        state = sdk.AutoscalingScheduleState(schedule_id=applied, autoscaling_settings=kept)
+        there = sdk.EnvironmentAutoscalingSchedules(timezone="UTC", schedules=[office], applied_state=state)
+        return reply(environment(autoscaling_schedules=there))
+
+    answer, seen = answers(now("s1"), now(None), now(None))
+    made = Client(MODEL, transport=httpx.MockTransport(answer))
+    with pytest.raises(client.InvalidInput, match="The schedule 'office hours' applies to production now"):
+        coldstart._settings_before(made, None)
+    assert coldstart._settings_before(made, None) == {"min_replica": 0, "scale_down_delay": 900}
+    assert {request.method for request in seen} == {"GET"}
+
+
+@pytest.mark.parametrize("job", ["", '{"target": {"model_id": "m"}, "settings": {}}\n'])
+def test_what_puts_the_settings_back_is_quiet_when_the_command_ended_before(job: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "client.restore"]
+    pipes = {"input": job, "stdout": writer, "stderr": subprocess.PIPE}
+    result = subprocess.run(command, cwd=restore.PROJECT, text=True, timeout=60, **pipes)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_an_address_that_never_answered_is_not_tried_for_long(call: Callable[..., Any], slept: list[float]) -> None:
     answer, seen = answers(*[httpx.ConnectError("no")] * 10)
     with pytest.raises(client.Unreachable, match="cannot be reached"):
@@ -317,6 +399,24 @@ def test_an_answer_that_is_none_is_a_sentence(call: Callable[..., Any], content:
         call(lambda _: httpx.Response(200, **content), "generate", "a boat")
 
 
+@pytest.mark.parametrize(
+    ("code", "method", "arguments"),
+    [
+        (200, "wake", []),
+        (204, "wake", []),
+        (202, "submit", ["a boat", "https://example.com/done"]),
+        (201, "generate", ["a boat"]),
+        (202, "status", []),
+    ],
+)
+def test_a_success_of_another_kind_is_a_sentence(
+    call: Callable[..., Any], code: int, method: str, arguments: list[str]
+) -> None:
+    answer, _ = answers(httpx.Response(code, json={"request_id": "r1"}))
+    with pytest.raises(client.UnexpectedAnswer, match=f"The answer is {code}, which"):
+        call(answer, method, *arguments)
+
+
 def test_the_key_is_in_no_error(call: Callable[..., Any]) -> None:
     with pytest.raises(client.RequestRefused) as caught:
         call(lambda _: httpx.Response(400, json={"error": f"bad key {KEY}"}), "generate", "a boat")
@@ -329,6 +429,24 @@ def test_a_pause_is_told(slept: list[float]) -> None:
     answer, _ = answers(httpx.Response(429), httpx.Response(200, json=IMAGE))
     Client(MODEL, transport=httpx.MockTransport(answer), on_pause=told.append).generate("a boat")
     assert [(wait.seconds, wait.reason.status) for wait in told] == [(5.0, 429)]
+
+
+def test_a_load_tells_what_was_tried_again_and_what_was_no_image(slept: list[float]) -> None:
+    answer, seen = answers(
+        httpx.Response(202),
+        httpx.Response(503),  # before the model is ready: not counted
+        reply(environment()),
+        httpx.Response(429),
+        httpx.Response(200, json=IMAGE),
+        httpx.Response(200, json={"images": None}),
+        httpx.Response(500, headers=OWN, json={"error": "x"}),
+    )
+    result = load.Result()
+    made = AsyncClient(MODEL, transport=httpx.MockTransport(answer), on_pause=result.count_pause)
+    asyncio.run(load.run(made, result, {"prompt": "a boat"}, requests=3, concurrency=1, timeout=60))
+    assert (result.images, len(result.seconds), len(seen)) == (1, 1, 7)
+    assert result.errors == {"UnexpectedAnswer": 1, "ModelFailed 500": 1}
+    assert result.tried_again == {"Unavailable 429": 1}
 
 
 def test_autoscaling_is_shown_and_changed(call: Callable[..., Any]) -> None:
@@ -387,7 +505,7 @@ def test_an_id_that_is_none_is_refused(model_id: Any) -> None:
         Target(model_id)
 
 
-@pytest.mark.parametrize("url", ["http://", "ftp://x", "http://[", "http://a b"])
+@pytest.mark.parametrize("url", ["", "http://", "ftp://x", "http://[", "http://a b"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(client.InvalidInput, match="--url is"):
         route_to(MODEL, url)
@@ -429,6 +547,45 @@ def test_a_local_server_is_reached_past_a_proxy_and_a_silent_one_is_given_up(
             made.generate("a boat", timeout=0.2)
         assert accepted[0].recv(100).startswith(b"POST /v1/models/model:predict")
         accepted[0].close()
+
+
+@pytest.mark.parametrize("code", [200, 503])
+def test_an_answer_that_comes_in_drops_is_given_up(code: int) -> None:
+    parts = 0
+
+    def drip(server: socket.socket) -> None:
+        nonlocal parts
+        with server.accept()[0] as connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(f"HTTP/1.1 {code} X\r\nContent-Length: 1000\r\n\r\n".encode())
+            while parts < 200:
+                connection.sendall(b" ")
+                parts += 1
+                threading.Event().wait(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=[server])
+        thread.start()
+        with pytest.raises(client.ConnectionLost, match="did not answer in time"):
+            Client(MODEL, url=f"127.0.0.1:{server.getsockname()[1]}").generate("a boat", timeout=0.5)
+        thread.join()
+    assert parts < 200  # it ended because the client left
+
+
+@pytest.mark.parametrize("made", [Client, AsyncClient])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "gopher://127.0.0.1", "http://127.0.0.1:port"])
+def test_a_proxy_that_cannot_be_used_is_a_sentence(monkeypatch: pytest.MonkeyPatch, made: Any, proxy: str) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)  # what SOCKS needs
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(client.InvalidInput, match="ALL_PROXY cannot be used"):
+        made(MODEL)._made()
+
+
+def test_certificates_that_are_not_there_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file")
+    monkeypatch.setattr(transport, "_tls", transport._tls.__wrapped__)
+    with pytest.raises(client.InvalidInput, match="SSL_CERT_FILE"):
+        Client(MODEL).status()
 
 
 def test_image_bytes_are_those_of_the_answer() -> None:

@@ -11,7 +11,7 @@ from baseten.client import managementapi as sdk
 from test_client import environment
 
 import local_server
-from client import InvalidInput, Target, Unreachable, form, load, schedule, waterfall
+from client import InvalidInput, Target, Unreachable, cli, doctor, form, generation, load, schedule, settings, waterfall
 from client.rules import Status
 from client.settings import usual_sides
 from client.watcher import Watcher, generating_words
@@ -82,6 +82,10 @@ def test_weekdays_are_read(text: str, days: str) -> None:
         ({"max_replica": 0, "min_replica": 0}, "--max-replica"),
         ({"on": "31.3.2027"}, "--on"),
         ({"on": "2027-01-04", "start": "08:00"}, "--on"),
+        # Clocks go forward over it: sent as it is, the window would end before it starts.
+        ({"on": "2027-03-28", "start": "02:15", "end": "03:10"}, "--from is 02:15: there is no such time"),
+        ({"on": "2027-03-28", "start": "01:00", "end": "02:30"}, "--to is 02:30: there is no such time"),
+        ({"start": "22:00", "end": "06:00"}, "a --name each"),
         ({"name": ""}, "--name"),
         ({"name": "x" * 65}, "--name"),
     ],
@@ -89,6 +93,34 @@ def test_weekdays_are_read(text: str, days: str) -> None:
 def test_a_bad_schedule_is_a_sentence_that_names_the_field(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput, match=field):
         settings_of(**changes)
+
+
+def test_a_schedule_that_gives_way_is_named(capsys: pytest.CaptureFixture) -> None:
+    (made,) = settings_of().schedules
+    office = sdk.AutoscalingSchedule(**{**made.model_dump(), "id": "s1"})
+    there = sdk.EnvironmentAutoscalingSchedules(timezone="Europe/Berlin", schedules=[office], applied_state=None)
+    now = environment(autoscaling_schedules=there)
+    saturday = {**OFFICE, "weekdays": "sat", "start": "10:00", "end": "12:00"}
+
+    def told(name: str) -> str:
+        settings = schedule.settings_of(schedule.Wanted(**{**saturday, "name": name}), now, NOW)
+        schedule.tell_replaced(settings, now)
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "This replaces office, which was Mon, Tue, Wed, Thu, Fri 08:45 to 18:00." in told("office")
+    assert told("saturday") == ""
+
+
+def test_the_hour_that_comes_twice_is_the_first_of_them() -> None:
+    (made,) = settings_of(on="2027-10-31", start="02:15", end="03:00").schedules
+    assert made.start_at.isoformat() == "2027-10-31T02:15:00+02:00"
+    assert made.end_at.isoformat() == "2027-10-31T03:00:00+01:00"
+
+
+@pytest.mark.parametrize("option", ["--name", "--on", "--timezone", "--max-replica"])
+def test_a_schedule_without_its_times_is_refused(option: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{option} is of a schedule to set"):
+        cli.app(["schedule", "--model", "m", option, "1"], standalone_mode=False)
 
 
 def attempt() -> sdk.StartupAttempt:
@@ -152,6 +184,32 @@ def test_a_waterfall_fits_any_terminal_and_a_png(tmp_path: Path) -> None:
     with Image.open(tmp_path / "cold.png") as picture:
         assert picture.width > 1000
         assert waterfall.COLOURS["server"] in {colour for _, colour in picture.getcolors(1_000_000)}
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a: [", b"3", b"model_cache: [a]", b"model_name: m\nresources: 3"])
+def test_doctor_says_what_is_wrong_with_any_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    for module in (settings, doctor):
+        monkeypatch.setattr(module, "CONFIG", tmp_path / "config.yaml")
+    checks = list(doctor.before_the_push(InvalidInput("no key")))
+    assert (checks[0].name, checks[0].outcome) == ("config.yaml", "failed")
+    assert {check.outcome for check in checks} == {"failed"}
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "file/x.png", "none/x.png"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="--output"):
+        generation.check_output(tmp_path / name)
+
+
+@pytest.mark.parametrize("url", ["", "ftp://x"])
+@pytest.mark.parametrize("command", ["doctor", "status"])
+def test_an_address_that_is_none_ends_the_command(command: str, url: str) -> None:
+    with pytest.raises(InvalidInput, match="--url is"):
+        cli.app([command, "--url", url], standalone_mode=False)
 
 
 @pytest.mark.parametrize(("percent", "value"), [(50, 2.0), (95, 4.0), (99, 4.0)])
@@ -254,7 +312,8 @@ class Waking:
         await self.go_on.wait()
         yield Status("ACTIVE", 1, "d", None)
 
-    async def startups_summary(self, **window: int) -> Any:
+    async def startups_summary(self, timeout: float, **window: int) -> Any:
+        assert timeout < 5  # the phase stands still meanwhile
         assert window["start_epoch_millis"] < window["end_epoch_millis"]
         points = {f"p{percent}_ms": 42_400 for percent in (50, 90, 95, 99)}
         whole = sdk.StartupPercentiles(sample_count=3, mean_ms=42_400, **points)
