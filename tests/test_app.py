@@ -198,7 +198,7 @@ def test_the_page_fits_the_screen(
 def test_an_error_is_shown_in_words(open_app: Open, browse: Callable[..., Any]) -> None:
     page, browser = open_app(BASETEN_API_KEY="wrong-key"), browse()
     browser.get(page.url)
-    sentence = "Baseten refused the key (401)"
+    sentence = "Baseten refused the key (401"
     wait_for(lambda: sentence in text_of(browser, "state"), "no sentence")
     browser.find_element("id", "generate").click()
     wait_for(lambda: text_of(browser, "message") == "Write a prompt first.", "no sentence beside the button")

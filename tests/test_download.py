@@ -206,9 +206,9 @@ FAULTS = {
     forbidden: "could not be downloaded: .*403 Forbidden",
     dropped: "could not be downloaded: .*too many retries",
     shorter: "could not be downloaded: .*size mismatch",
-    cut: f"{UNET} is truncated or corrupt",
-    garbled: f"{UNET} is truncated or not a safetensors file",
-    renamed: "lack a tensor that the pipeline needs",
+    cut: f"unet cannot be read from .*{UNET}",
+    garbled: f"unet cannot be read from .*{UNET}",
+    renamed: "unet cannot be read from .*: no file holds a tensor of it",
 }
 
 

@@ -136,7 +136,7 @@ def refused(result: subprocess.CompletedProcess, sentence: str, code: int = 1) -
     [["wake"], ["status"], ["generate", "a boat"], ["autoscaling"], ["coldstart", "--yes"], ["schedule"], ["load"]],
 )
 def test_a_wrong_key_is_one_sentence(awake: Platform, command: list[str]) -> None:
-    refused(awake.run(*command, key="wrong-key"), "Baseten refused the key (401)")
+    refused(awake.run(*command, key="wrong-key"), "Baseten refused the key (401")
 
 
 @pytest.mark.parametrize("command", [["wake"], ["status"], ["generate", "a boat"]])

@@ -87,7 +87,7 @@ def of_answer(status: int, headers: Any, content: bytes) -> ClientError:
     if body.get("error_code") == "model_not_ready" or (own and status == 503 and "is not ready" in reason):
         return NotReady(f"The model is not ready yet ({shown}).", **known)
     if status in (401, 403):
-        return KeyRefused(f"Baseten refused the key ({status}): check BASETEN_API_KEY and its workspace.", **known)
+        return KeyRefused(f"Baseten refused the key ({shown}): check BASETEN_API_KEY and its workspace.", **known)
     if status == 404:
         sentence = "There is no such model or deployment, or it is deactivated (404): check its id on Baseten."
         return NotFound(sentence, **known)
@@ -128,4 +128,8 @@ def _reason(body: dict[str, Any]) -> str:
         found = found.get("message") or found
     # Truss's own prefix says nothing to a person.
     text = re.sub(r"^Input Parsing Errors?:", "", " ".join(str(found).split()))
-    return text.strip()[:500].rstrip(".")
+    text = text.strip()
+    if len(text) > 500:
+        # At a blank: what is cut within a word may be a part of the key, which nobody could then take out.
+        text = text[:500].rpartition(" ")[0]
+    return text.rstrip(".")

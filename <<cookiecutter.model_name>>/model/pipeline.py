@@ -129,7 +129,7 @@ def _unfit(name: str, folder: Path, why: str) -> WeightsError:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")
+    return " ".join(str(error).split())[:1000].rstrip(".")
 
 
 def _scheduler(wanted: dict[str, Any], scheduler: Any) -> Any:

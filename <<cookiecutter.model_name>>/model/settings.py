@@ -144,7 +144,7 @@ def read_settings(config: Path = CONFIG) -> Settings:
         settings = Settings.model_validate(block)
     except ValidationError as error:
         raise SettingsError(_sentence(error.errors()[0])) from None
-    if settings.check_hashes and "weights" in content:
+    if settings.check_hashes and content.get("weights"):
         raise SettingsError(f"config.yaml, {BLOCK}.check_hashes: weights brings no hashes, so use false.")
     return settings
 
