@@ -134,7 +134,10 @@ def read_settings(config: Path = CONFIG) -> Settings:
         content = yaml.safe_load(config.read_text("utf-8"))
         block = content["model_metadata"]["pipeline"]
     except yaml.YAMLError as error:
-        raise SettingsError(f"config.yaml is not YAML: {' '.join(str(error).split())}.") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it holds a character that YAML does not allow"
+        raise SettingsError(f"config.yaml{where}: {problem}.") from None
     except (KeyError, TypeError):
         raise SettingsError(f"config.yaml lacks the block {BLOCK}: generate the project again.") from None
     concurrency = (content.get("runtime") or {}).get("predict_concurrency", 1)
