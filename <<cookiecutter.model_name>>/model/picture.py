@@ -24,11 +24,9 @@ def check(text: str, max_bytes: int, max_pixels: int) -> None:
     encoded = text[_start(text) :]
     if len(encoded) > (max_bytes + 2) // 3 * 4:
         raise ValueError(f"it is larger than {max_bytes} bytes: send a smaller file")
-    try:
-        picture = _open(_bytes(encoded[:HEADER_CHARACTERS]))
-    except ValueError:
-        # Pillow opens a WebP only when it is whole, and a JPEG may have more metadata than that.
-        picture = _open(_bytes(encoded))
+    head = _bytes(encoded[:HEADER_CHARACTERS])
+    # Pillow opens a WebP only when it is whole, and a JPEG may have more metadata than that.
+    picture = _open(_bytes(encoded) if head.startswith((b"RIFF", b"\xff\xd8")) else head)
     most = max_pixels * JPEG_PIXELS if picture.format == "JPEG" else max_pixels
     if picture.width * picture.height > most:
         raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {most}: send a smaller one")
