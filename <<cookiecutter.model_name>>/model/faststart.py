@@ -33,7 +33,7 @@ PHASES = (
     ("diffusers",),
 )
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-GAP_PAGES = 32  # untouched pages that are read too: quicker than one more read
+GAP_PAGES = 8  # untouched pages that are read too: quicker than one more read
 CHUNK_BYTES = 2**26
 RESERVE_BYTES = 2**31  # of memory, for what the imports and load() will take and what the imports read
 # Python runs this line of a .pth file before anything else. As every Python in the image does, it asks for the server.
@@ -136,11 +136,18 @@ def read_all() -> None:
 def _read_together(parts: list[list[Any]]) -> None:
     # Many at a time, as each of thousands of small reads has to wait. The threads share one iterator.
     waiting = iter(parts)
-    threads = [threading.Thread(target=lambda: [_read(*part) for part in waiting]) for _ in range(READERS)]
+    threads = [threading.Thread(target=lambda: [_read_part(*part) for part in waiting]) for _ in range(READERS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def _read_part(file: str, start: int, end: int) -> None:
+    # Random: reading ahead of parts, the kernel would take as much again that nothing needs.
+    with contextlib.suppress(OSError), open(file, "rb", buffering=0) as stream:
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(stream.fileno(), end - start, start)
 
 
 def _read_weights(files: dict[str, int]) -> None:
@@ -152,10 +159,10 @@ def _read_weights(files: dict[str, int]) -> None:
             ahead += end - start
             if ahead > memory_left():
                 return
-            _read(file, start, end)
+            _send(file, start, end)
 
 
-def _read(file: str, start: int, end: int) -> None:
+def _send(file: str, start: int, end: int) -> None:
     # To /dev/null the kernel sends pages without copying them: that leaves the CPU to the imports.
     with contextlib.suppress(OSError), open(file, "rb", buffering=0) as stream, open(os.devnull, "wb") as nowhere:
         while start < end and (sent := os.sendfile(nowhere.fileno(), stream.fileno(), start, end - start)):
