@@ -22,8 +22,6 @@ def of_request(request: GenerationRequest) -> dict[str, Any]:
         "prompt": request.prompt,
         "num_inference_steps": request.num_inference_steps,
         SETTINGS.guidance_parameter: request.guidance_scale,
-        # Floats: in them a picture that is not a number can be told from a black one.
-        "output_type": "np",
         **SETTINGS.call_kwargs,
     }
     if request.negative_prompt:

@@ -30,8 +30,10 @@ class Guard:
         self._not_numbers = 0
 
     def watch(self, pipeline: Any) -> None:
-        """Remember the dtypes of the pipeline's models: a fault must not leave others."""
+        """Remember the dtypes of the pipeline's models, which a fault must not change, and look at what they decode."""
         self._dtypes = {part: _dtypes(part) for part in pipeline.components.values() if hasattr(part, "parameters")}
+        # Here, as the pipeline makes white of infinity.
+        pipeline.vae.decoder.register_forward_hook(_refuse_what_is_no_number)
 
     def is_healthy(self) -> bool:
         """Return False before watch(), and while the last that was seen of the device or the weights is a fault."""
@@ -80,6 +82,11 @@ class Guard:
         except Exception:
             self._device_failed = True
         return HTTPException(503, NO_MEMORY) if full else fault
+
+
+def _refuse_what_is_no_number(_decoder: Any, _latents: Any, decoded: Any) -> None:
+    if not decoded.isfinite().all():
+        raise NotANumberError
 
 
 def _dtypes(model: Any) -> set[Any]:

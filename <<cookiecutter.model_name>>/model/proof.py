@@ -36,13 +36,30 @@ def check_fit(pipeline: Any, settings: Settings) -> None:
     # FLUX and Qwen-Image pack 2 x 2 latents into one.
     if takes.in_channels not in (latents, latents if name == "unet" else 4 * latents):
         raise WeightsError(f"{name} takes {takes.in_channels} channels and not {latents}: use a text-to-image model.")
-    encoders = [part for key, part in pipeline.components.items() if key.startswith("text_encoder") and part]
-    width = sum(encoder.config.hidden_size for encoder in encoders) if name == "unet" else 0
-    if name == "unet" and takes.cross_attention_dim != width:
-        raise WeightsError(
-            f"unet reads texts of {takes.cross_attention_dim} numbers a token, and the text encoders write {width}: "
-            "they are of different models."
-        )
+    texts = [part for key, part in pipeline.components.items() if key.startswith("text_encoder")]
+    encoders = [part for part in texts if part]
+    for key, widths in _text_widths(name, encoders).items():
+        # A transformer that reads several encoders takes zeros for one that config.yaml leaves out.
+        if takes.get(key) and takes[key] not in widths and (name == "unet" or None not in texts):
+            raise WeightsError(
+                f"{name} reads texts of {takes[key]} numbers ({key}), and the text encoders write "
+                f"{' or '.join(map(str, sorted(widths)))}: they are of different models."
+            )
     # transformers 5 made CLIP's text model flat, and diffusers still looks inside it.
     if settings.call_kwargs.get("clip_skip") and len(encoders) == 1 and not hasattr(encoders[0], "text_model"):
         raise SettingsError("config.yaml, call_kwargs.clip_skip: this model cannot skip layers, so leave it out.")
+
+
+def _text_widths(name: str, encoders: list[Any]) -> dict[str, set[int]]:
+    """Return what each key of a UNet's or transformer's config that says how wide a text is may be."""
+    widths = [encoder.config.get_text_config().hidden_size for encoder in encoders]
+    if name == "unet":
+        return {"cross_attention_dim": {sum(widths)}}
+    # FLUX.2 reads three layers of its one encoder, and CLIP's encoders give a text as a whole too.
+    whole = [
+        encoder.config.projection_dim if hasattr(encoder, "text_projection") else encoder.config.hidden_size
+        for encoder in encoders
+        if "clip" in encoder.config.model_type
+    ]
+    keys = ("joint_attention_dim", "caption_channels", "cap_feat_dim", "text_in_dim")
+    return {"pooled_projection_dim": {sum(whole)}, **{key: {*widths, *(3 * width for width in widths)} for key in keys}}

@@ -158,14 +158,27 @@ def test_a_transformer_for_editing_is_refused(settings_of: Make, copy_of: Callab
         read_pipeline(settings_of("flux-schnell", folder), "cpu")
 
 
-def test_a_unet_for_another_text_encoder_is_refused(settings_of: Make, copy_of: Callable[[str], Path]) -> None:
-    folder = copy_of("sd15")
-    config = json.loads((folder / "pipeline" / "unet" / "config.json").read_text())
-    shutil.rmtree(folder / "pipeline" / "unet")
-    unet = diffusers.UNet2DConditionModel.from_config({**config, "cross_attention_dim": 64})
-    unet.to(torch.float16).save_pretrained(folder / "pipeline" / "unet", variant="fp16")
-    with pytest.raises(WeightsError, match="they are of different models"):
-        read_pipeline(settings_of("sd15", folder), "cpu")
+# What each family's UNet or transformer says of the texts that it reads.
+TEXT_KEYS = ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "caption_channels", "cap_feat_dim")
+
+
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_a_model_for_another_text_encoder_is_refused(
+    preset: str, settings_of: Make, copy_of: Callable[[str], Path]
+) -> None:
+    folder = copy_of(preset)
+    name = "unet" if (folder / "pipeline" / "unet").is_dir() else "transformer"
+    config = json.loads((folder / "pipeline" / name / "config.json").read_text())
+    keys = [key for key in TEXT_KEYS if config.get(key) and (name == "unet" or key != "cross_attention_dim")]
+    assert keys, "a family whose texts nothing checks"
+    for key in keys:
+        shutil.rmtree(folder / "pipeline" / name)
+        other = getattr(diffusers, config["_class_name"]).from_config({**config, key: 5 * config[key]})
+        other.to(getattr(torch, BLOCKS[preset]["dtype"])).save_pretrained(
+            folder / "pipeline" / name, variant=BLOCKS[preset]["variant"]
+        )
+        with pytest.raises(WeightsError, match=rf"\({key}\).* they are of different models"):
+            read_pipeline(settings_of(preset, folder), "cpu")
 
 
 def test_a_component_that_is_left_out_needs_no_files(settings_of: Make, copy_of: Callable[[str], Path]) -> None:
