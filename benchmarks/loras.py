@@ -2,9 +2,10 @@
 
     PROJECT_PYTHON benchmarks/loras.py PROJECT WEIGHTS [--counts 0 1 10] [--rounds 3]
 
-PROJECT: an emitted project of the preset sdxl. WEIGHTS: a folder that holds its weights, as build/weights/sdxl does after
-`make bench`, or tiny ones. Each LoRA is of every attention and feed-forward layer of the UNet, RANK, in half precision. Each
-load is a process of its own that has imported everything before; the files are in the page cache. Prints a table.
+PROJECT: an emitted project of the preset sdxl. WEIGHTS: a folder that holds its weights, as build/weights/sdxl does
+after `make bench`, or tiny ones. Each LoRA is of every attention and feed-forward layer of the UNet, of rank RANK, in
+half precision. Each load is a process of its own that has imported everything before; the files are in the page cache.
+Prints a table of medians.
 """
 
 import argparse
@@ -88,7 +89,7 @@ def write_loras(folder: Path, count: int) -> int:
 
 
 def load(weights: Path, count: int) -> None:
-    """Print the seconds of read_pipeline(), of choosing one LoRA and giving it back, and of an image with it and without."""
+    """Print the seconds of read_pipeline(), of choosing a LoRA and giving it back, and of an image with and without."""
     import diffusers
     import peft
     import psutil

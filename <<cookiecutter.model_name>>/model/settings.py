@@ -155,7 +155,9 @@ class Settings(Strict):
             raise ValueError("loras holds a name twice: each needs one of its own")
         for lora in self.loras:
             if not lora.fused and abs(lora.scale) > limits.lora_scale:
-                raise ValueError(f"the scale of {lora.name} is {lora.scale}, and limits.lora_scale {limits.lora_scale}")
+                raise ValueError(
+                    f"the scale of {lora.name} is {lora.scale}, beyond limits.lora_scale: change one of them"
+                )
         for name in ("pipeline", *self.components, *folders):
             if name not in self.weight_files:
                 raise ValueError(f"weight_files lacks {name}: list the files that are cached for it")

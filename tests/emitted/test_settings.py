@@ -41,7 +41,7 @@ STYLE = {"name": "style", "scale": 1.0, "fused": False}
         (f"{BLOCK}/loras", [{**STYLE, "scale": "high"}], "loras.0.scale: .* valid number"),
         (f"{BLOCK}/loras", [{**STYLE, "sclae": 1.0}], "loras.0.sclae: .* did you mean scale"),
         (f"{BLOCK}/loras", [{**STYLE, "name": "Pixel Art"}], "loras.0.name: string should match"),
-        (f"{BLOCK}/loras", [{**STYLE, "scale": 3.0}], "the scale of style is 3.0, and limits.lora_scale 2.0"),
+        (f"{BLOCK}/loras", [{**STYLE, "scale": 3.0}], "the scale of style is 3.0, beyond limits.lora_scale"),
         (f"{BLOCK}/loras", [STYLE, {**STYLE, "fused": True}], "loras holds a name twice"),
         (f"{BLOCK}/lora_repo_id", "", "lora_repo_id is gone, use loras: .*, and cache that LoRA in the folder lora-my"),
         (f"{BLOCK}/defaults/num_inference_steps", "thirty", "num_inference_steps: .* valid integer"),
