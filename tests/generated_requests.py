@@ -18,10 +18,21 @@ JUNK = st.recursive(
 )
 
 
-def good_value(name: str, field: dict[str, Any], pictures: list[str]) -> st.SearchStrategy:
-    """Return values that the schema of the field allows. pictures: files in base64 for the field image."""
+def good_value(name: str, field: dict[str, Any], pictures: list[str], models: dict[str, Any]) -> st.SearchStrategy:
+    """Return values that the schema of the field allows.
+
+    pictures: files in base64 for the field image. models: the objects that fields hold, by name.
+    """
     if "anyOf" in field:
-        return st.one_of(*(good_value(name, choice, pictures) for choice in field["anyOf"]))
+        return st.one_of(*(good_value(name, choice, pictures, models) for choice in field["anyOf"]))
+    if "$ref" in field:
+        model = models[field["$ref"].split("/")[-1]]
+        values = {key: good_value(key, each, pictures, models) for key, each in model["properties"].items()}
+        always = {key: values.pop(key) for key in model["required"]}
+        return st.fixed_dictionaries(always, optional=values)
+    if field.get("type") == "array":
+        # A few more than allowed are refused.
+        return st.lists(good_value(name, field["items"], pictures, models), max_size=field["maxItems"] + 1)
     if "enum" in field:
         return st.sampled_from(field["enum"])
     if name in COSTLY:
@@ -41,7 +52,8 @@ def good_value(name: str, field: dict[str, Any], pictures: list[str]) -> st.Sear
 
 def bodies(schema: dict[str, Any], pictures: list[str]) -> st.SearchStrategy:
     """Return requests that the schema allows, most of them with some fields spoiled, and now and then none at all."""
-    values = {name: good_value(name, field, pictures) for name, field in schema["properties"].items()}
+    models = schema.get("$defs", {})
+    values = {name: good_value(name, field, pictures, models) for name, field in schema["properties"].items()}
     names = st.sampled_from(sorted(values))
     always = {name: values.pop(name) for name in sorted({*schema["required"], *COSTLY, "num_inference_steps"})}
     request = st.fixed_dictionaries(always, optional=values)

@@ -220,6 +220,11 @@ def test_a_bad_field_is_the_model_s_sentence(awake: Platform, tmp_path: Path) ->
     refused(result, "`width`")
 
 
+def test_a_lora_that_is_not_there_is_the_model_s_sentence(awake: Platform, tmp_path: Path) -> None:
+    result = awake.run("generate", "a boat", "--lora", "ink:0.5", "--lora", "oil", "-o", str(tmp_path / "out.png"))
+    refused(result, "loras cannot be used by this model")
+
+
 def test_load_counts_and_prices(awake: Platform) -> None:
     result = awake.run("load", "--requests", "6", "--concurrency", "3", *FAST, "--json")
     assert result.returncode == 0, result.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
+import yaml
 from conftest import CATALOG, BakedProject
 from generated_requests import SENTENCES, bodies
 from hypothesis import HealthCheck, given, settings
@@ -31,6 +32,7 @@ FAMILIES = (
     "qwen-image",
     "flux2-klein-4b",
 )
+WITHOUT_LORA = ("PixArtSigmaPipeline",)
 CASES = 2000 // len(FAMILIES) + 1
 # Prints the places of the pictures in argv[1], of which each is a file in base64, that are of one colour. So is a
 # picture of numbers that are none.
@@ -56,12 +58,16 @@ def test_every_pipeline_is_there() -> None:
 # One test for each, with all that needs its server: to start one takes longer than a hundred requests.
 @pytest.mark.parametrize("preset", FAMILIES)
 def test_a_family_in_half_precision(bake: Callable[..., BakedProject], tmp_path: Path, preset: str) -> None:
-    serving = lay_out(bake(preset=preset).path, tmp_path)
+    project = bake(preset=preset).path
+    if CATALOG[preset]["pipeline"] not in WITHOUT_LORA:
+        add_loras(project / "config.yaml")
+    serving = lay_out(project, tmp_path)
     folder = tmp_path / "half"
     folder.mkdir()
     with serving.start(serving.copy(folder, cpu_dtype=CATALOG[preset]["dtype"])) as server:
         family = Family(server, preset)
         first = family.text()
+        family.loras(first)
         family.every_number_of_steps()
         family.generated()
         # Nothing of that has changed the pipeline.
@@ -70,11 +76,22 @@ def test_a_family_in_half_precision(bake: Callable[..., BakedProject], tmp_path:
         assert not constant, [family.pictures[place][0] for place in constant]
 
 
+def add_loras(config: Path) -> None:
+    """Name two LoRAs that a request can choose, and one that is in the weights. The tiny pipeline brings them."""
+    text = yaml.safe_load(config.read_text("utf-8"))
+    pipeline = text["model_metadata"]["pipeline"]
+    for name in ("ink", "oil", "warm"):
+        pipeline["loras"].append({"name": name, "scale": 0.5, "fused": name == "warm"})
+        pipeline["weight_files"][f"lora-{name}"] = ["pytorch_lora_weights.safetensors"]
+    config.write_text(yaml.safe_dump(text), "utf-8")
+
+
 class Family:
     """Asks the server of a family, and keeps each request that was answered, with its picture."""
 
     def __init__(self, server: Server, preset: str) -> None:
         self.server = server
+        self.preset = preset
         self.image_to_image = CATALOG[preset]["image_to_image"] is not None
         self.schema = server.http.get(f"{READY}/schema").json()["input_schema"]
         self.pictures: list[tuple[Any, str]] = []
@@ -116,6 +133,18 @@ class Family:
             # Whether they fit is the family's own matter. If they do not, ask() wants a sentence.
             body = {"prompt": "a boat", "num_inference_steps": count, "image": self.starts[0], "strength": strength}
             self.ask({**body, **small})
+
+    def loras(self, plain: str) -> None:
+        """Each that can be chosen changes the picture, alone and together, and that of no other request."""
+        names = self.schema["$defs"]["LoraChoice"]["properties"]["name"].get("enum", [])
+        assert bool(names) == (CATALOG[self.preset]["pipeline"] not in WITHOUT_LORA)
+        chosen = [[{"name": name}] for name in names] + [[{"name": name} for name in names]]
+        found = {self.picture(num_inference_steps=2, loras=loras) for loras in chosen if loras}
+        assert len(found | {plain}) == 1 + len(names) + bool(names)
+        refused = self.ask({"prompt": "x", "loras": [{"name": "warm"}]})
+        assert refused.status_code == 400
+        assert all(name in refused.json()["error"] for name in names)
+        assert self.text() == plain
 
     def sizes(self) -> None:
         """The smallest that are not square are made, and not another one in their place."""

@@ -64,15 +64,15 @@ def test_a_lora_is_served_as_the_readme_says(bake: Callable[..., BakedProject], 
     config = project.path / "config.yaml"
     readme = (project.path / "README.md").read_text("utf-8")
     # As they stand there, each pasted below the last entry.
-    entry, files, *_ = re.findall(r"```yaml\n(.*?)```", readme.split("For a LoRA")[1], re.DOTALL)
+    entry, files, loras, *_ = re.findall(r"```yaml\n(.*?)```", readme.split("For a LoRA")[1], re.DOTALL)
     entry = entry.replace("OWNER/NAME", "owner/style").replace("COMMIT", "a" * 40)
     text = config.read_text("utf-8").replace("\n# load() reads", f"{entry}\n# load() reads")
     text = text.replace("pipeline: *pipeline_files\n", f"pipeline: *pipeline_files\n{files}")
-    text = text.replace('lora_repo_id: ""', "lora_repo_id: owner/style")
-    config.write_text(text.replace('lora_revision: ""', f"lora_revision: {'a' * 40}"), "utf-8")
+    assert text.count("    loras: []\n") == 1
+    config.write_text(text.replace("    loras: []\n", loras), "utf-8")
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'own'}", "tests/test_load.py"]
-    options += ["-k", "lora_is_fused or lora_that_is or takes_only or cache_fetches"]
-    assert " passed" in run(project, PROJECT_PYTHON, "-m", "pytest", *options)
+    options += ["tests/test_server.py", "-k", "lora_is_fused or loras_are or takes_only or cache_fetches"]
+    assert "4 passed" in run(project, PROJECT_PYTHON, "-m", "pytest", *options)
     loaded = run(project, PROJECT_PYTHON, "local_server.py", "--port", "0", "--prompt", "a boat")
     assert "Image: " in loaded
 

@@ -196,14 +196,14 @@ def test_weights_are_read_in_the_order_in_which_load_needs_them(app: Path) -> No
     (app / "cache" / "pipeline").mkdir(parents=True)
     index = {"_class_name": "X", "text_encoder": ["a", "b"], "unet": ["a", "b"], "vae": ["a", "b"]}
     (app / "cache" / "pipeline" / "model_index.json").write_text(json.dumps(index))
-    call = "print(*faststart.load_order(Path('cache'), ['vae'], ['pipeline', 'lora']))"
+    call = "print(*faststart.load_order(Path('cache'), ['vae'], ['pipeline', 'lora-style']))"
     found = [name for name in python(app, call).split() if "_class_name" not in name]
     # The VAE has a folder of its own.
     parts = ["cache/pipeline/text_encoder", "cache/pipeline/unet", "cache/vae"]
-    assert found == [*parts, "cache/vae", "cache/pipeline", "cache/lora"]
+    assert found == [*parts, "cache/vae", "cache/pipeline", "cache/lora-style"]
     # A download that is under way.
     (app / "cache" / "pipeline" / "model_index.json").write_text('{"_class')
-    assert python(app, call).split() == ["cache/vae", "cache/pipeline", "cache/lora"]
+    assert python(app, call).split() == ["cache/vae", "cache/pipeline", "cache/lora-style"]
 
 
 GIB = 2**30

@@ -101,6 +101,9 @@ def generate(
     image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much of it is painted over.")] = None,
     quality: Annotated[int | None, typer.Option(help="Of .jpg and .webp, 1 to 100.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="One of config.yaml, as NAME or NAME:SCALE; give it once for each.")
+    ] = None,
     webhook: Annotated[
         str | None, typer.Option(help="Queue the request, and send the answer to this address: for long queues.")
     ] = None,
@@ -122,6 +125,7 @@ def generate(
         "image": generation.read_image(image) if image else None,
         "strength": strength,
         "quality": quality,
+        "loras": [generation.read_lora(each) for each in lora] if lora else None,
     }
     request = {name: value for name, value in request.items() if value is not None}
     with where.client() as client:

@@ -33,6 +33,8 @@ def request_of(pipeline: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]
     negative_prompt = _text("negative prompt", form.get("negative_prompt") or "", limits)
     if negative_prompt:
         request["negative_prompt"] = negative_prompt
+    if form.get("loras"):
+        request["loras"] = [{"name": name} for name in _loras(form["loras"], pipeline)]
     if form.get("image"):
         request["image"] = _picture(form["image"], limits)
         request["strength"] = _number("Strength", form.get("strength"))
@@ -65,6 +67,18 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
         raise InvalidInput(f"{name}: use a number.")
     return float(value)
+
+
+def names_of_loras(pipeline: dict[str, Any]) -> list[str]:
+    """Return those that a request can choose."""
+    return [lora["name"] for lora in pipeline.get("loras", []) if not lora["fused"]]
+
+
+def _loras(names: Any, pipeline: dict[str, Any]) -> list[str]:
+    known = names_of_loras(pipeline)
+    if not isinstance(names, list) or not all(name in known for name in names):
+        raise InvalidInput(f"Styles: choose from {', '.join(known) or 'none'}.")
+    return names
 
 
 def _seed(value: Any) -> int:

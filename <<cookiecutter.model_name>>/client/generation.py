@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -44,6 +45,18 @@ def read_image(file: Path) -> str:
     if len(content) > IMAGE_BYTES:
         raise InvalidInput(f"--image has {len(content) / 1e6:.0f} MB: use at most {IMAGE_BYTES / 1e6:.0f} MB.")
     return base64.b64encode(content).decode()
+
+
+def read_lora(text: str) -> dict[str, Any]:
+    """Return what NAME or NAME:SCALE means. Raises InvalidInput; the model knows the names."""
+    name, colon, scale = text.partition(":")
+    try:
+        number = float(scale) if colon else 1.0
+    except ValueError:
+        number = math.nan
+    if not name or not math.isfinite(number):
+        raise InvalidInput(f"--lora is {text[:100]!r}: use NAME or NAME:SCALE, such as pixel-art:0.8.")
+    return {"name": name, "scale": number} if colon else {"name": name}
 
 
 def files_of(output: Path, count: int) -> list[Path]:

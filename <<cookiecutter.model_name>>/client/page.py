@@ -163,6 +163,11 @@ def _settings(pipeline: dict[str, Any]) -> dict[str, Any]:
             fields["strength"] = gradio.Slider(
                 0.05, 1.0, defaults.get("strength") or 0.6, step=0.05, label="Strength: how much is painted over"
             )
+    loras = form.names_of_loras(pipeline)
+    if loras:
+        fields["loras"] = gradio.Dropdown(
+            loras, value=[], multiselect=True, max_choices=limits.get("loras"), label="Styles", elem_id="loras"
+        )
     with gradio.Row():
         for name in ("width", "height"):
             sides = usual_sides(defaults[name], limits)

@@ -51,6 +51,14 @@ def of_image(seed: int, stop: Callable[[], bool]) -> dict[str, Any]:
     return {"generator": torch.Generator("cpu").manual_seed(seed), SETTINGS.step_callback: after_step}
 
 
+def loras(request: GenerationRequest) -> dict[str, float]:
+    """Return the scale of each LoRA that the request chooses, by its folder: see lora.chosen()."""
+    known = {lora.name: lora for lora in SETTINGS.loras}
+    return {
+        known[each.name].folder: known[each.name].scale if each.scale is None else each.scale for each in request.loras
+    }
+
+
 def warnings(request: GenerationRequest, pipeline: Any) -> list[str]:
     """Return a sentence for each text of which the model reads only a part, with the rest of it."""
     tokenizer, count = getattr(pipeline, SETTINGS.prompt_tokens.tokenizer), SETTINGS.prompt_tokens.count

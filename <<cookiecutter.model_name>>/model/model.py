@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 
-from model import arguments, faststart, picture
+from model import arguments, faststart, lora, picture
 from model.guard import Guard
 from model.pipeline import image_to_image, read_pipeline
 from model.request import SETTINGS, GeneratedImage, GenerationRequest, GenerationResponse, Timings
@@ -77,8 +77,9 @@ class Model:
 
         def work() -> tuple[list[Any], list[str]]:
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
-            warnings = arguments.warnings(inputs, self._pipeline)
-            return [self._generate(asked, seed, left) for seed in seeds], warnings
+            with lora.chosen(self._pipeline, arguments.loras(inputs)):
+                warnings = arguments.warnings(inputs, self._pipeline)
+                return [self._generate(asked, seed, left) for seed in seeds], warnings
 
         with request.state.watch_disconnect() as left:
             (pictures, warnings), wait, generate = self._guard.run(work)

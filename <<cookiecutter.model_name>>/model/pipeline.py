@@ -47,8 +47,7 @@ def read_pipeline(settings: Settings, device: str) -> Any:
         pipeline.scheduler = _scheduler(settings.scheduler, pipeline.scheduler)
     proof.check_steps(pipeline.scheduler, settings)
     proof.check_fit(pipeline, settings)
-    if settings.lora_repo_id:
-        lora.fuse(pipeline, folder / "lora", settings.lora_scale)
+    lora.add(pipeline, folder, settings.loras)
     for name, model in models.items():
         proof.check_placement(name, model, dtype, device)
     pipeline.set_progress_bar_config(disable=True)

@@ -24,7 +24,22 @@ Prompt = Annotated[str, Field(max_length=_LIMITS.prompt_characters)]
 Pixels = Annotated[int, Field(ge=_LIMITS.min_size, le=_LIMITS.max_size, multiple_of=_LIMITS.size_multiple)]
 Steps = Annotated[int, Field(ge=_LIMITS.min_steps, le=_LIMITS.max_steps)]
 Guidance = Annotated[float, Field(ge=0, le=_LIMITS.guidance_scale)]
+_NAMES: Any = {"enum": SETTINGS.lora_names} if SETTINGS.lora_names else None
 IMAGE = "A PNG, JPEG or WebP file to start from, in base64 or as a data: URL; cropped to width x height, laid on white."
+
+
+class LoraChoice(BaseModel):
+    """A LoRA that an image is made with."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(description="One of config.yaml.", json_schema_extra=_NAMES)
+    scale: float | None = Field(
+        None,
+        ge=-_LIMITS.lora_scale,
+        le=_LIMITS.lora_scale,
+        description="How much of it. Left out: as config.yaml says.",
+    )
 
 
 class GenerationRequest(BaseModel):
@@ -45,6 +60,9 @@ class GenerationRequest(BaseModel):
     strength: float | None = Field(
         None, gt=0, le=1, description=f"How much of image is painted over. {_DEFAULTS.strength} if left out."
     )
+    loras: list[LoraChoice] = Field(
+        [], max_length=_LIMITS.loras, fail_fast=True, description="LoRAs of this image. None: the model as it is."
+    )
     num_images: int = Field(1, ge=1, le=_LIMITS.num_images, description="How many images.")
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the images.")
     quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
@@ -57,6 +75,18 @@ class GenerationRequest(BaseModel):
                 raise ValueError("image cannot be used by this model: leave it out")
             picture.check(image, _LIMITS.image_bytes, _LIMITS.image_pixels)
         return image
+
+    @field_validator("loras")
+    @classmethod
+    def _loras_can_be_chosen(cls, loras: list[LoraChoice]) -> list[LoraChoice]:
+        names, known = {lora.name for lora in loras}, SETTINGS.lora_names
+        if loras and not known:
+            raise ValueError("loras cannot be used by this model, which has none to choose from: leave it out")
+        if not names <= set(known):
+            raise ValueError(f"there is no LoRA of that name: choose from {', '.join(known)}")
+        if len(names) < len(loras):
+            raise ValueError("it holds a name twice: name each LoRA once")
+        return loras
 
     @model_validator(mode="after")
     def _strength_has_an_effect(self) -> "GenerationRequest":

@@ -42,6 +42,18 @@ class ImageToImage(Strict):
     takes_size: bool = Field(description="false: it takes width and height from the image.")
 
 
+class Lora(Strict):
+    """A LoRA: one safetensors file, cached in the folder lora-NAME."""
+
+    name: str = Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64, description="As requests say it: pixel-art.")
+    scale: float = Field(description="How much of it: of every picture with fused, else where a request does not say.")
+    fused: bool = Field(description="true: into the weights, for every request. false: for those that choose it.")
+
+    @property
+    def folder(self) -> str:
+        return f"lora-{self.name}"
+
+
 class PromptTokens(Strict):
     """How much of a prompt the model reads."""
 
@@ -73,6 +85,10 @@ class Limits(Strict):
     max_size: Positive
     size_multiple: Positive
     num_images: Positive
+    loras: Positive = Field(description="In one request.")
+    lora_scale: float = Field(
+        gt=0, description="The most. Those that are sliders take it below 0 too, so from minus it."
+    )
     image_bytes: Positive = Field(description="Of the file that a request brings, before base64.")
     image_pixels: Positive = Field(description="Of the decoded picture. A JPEG may have four times as many.")
 
@@ -97,11 +113,23 @@ class Settings(Strict):
     step_callback: Literal["callback_on_step_end", "callback"] = Field(description="What it calls after each step.")
     negative_prompt: bool = Field(description="false: it runs without guidance, so it cannot use one.")
     prompt_tokens: PromptTokens
-    lora_repo_id: str = Field(description='A LoRA to fuse into the weights, cached in the folder lora. "": none.')
-    lora_revision: str = Field(description="Its commit.")
-    lora_scale: float
+    loras: list[Lora]
     defaults: Defaults
     limits: Limits
+
+    @property
+    def lora_names(self) -> list[str]:
+        """Those that a request can choose."""
+        return [lora.name for lora in self.loras if not lora.fused]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_old_keys(cls, block: Any) -> Any:
+        for key in ("lora_repo_id", "lora_revision", "lora_scale"):
+            if isinstance(block, dict) and key in block:
+                new = "loras: [{name: my-style, scale: 1.0, fused: true}]"
+                raise ValueError(f"{key} is gone, use {new} or [], and cache that LoRA in the folder lora-my-style")
+        return block
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Settings":
@@ -122,7 +150,15 @@ class Settings(Strict):
             raise ValueError(f"defaults.strength is {self.defaults.strength}: too little for limits.max_steps")
         for name in {*OURS, self.guidance_parameter, self.step_callback} & set(self.call_kwargs):
             raise ValueError(f"call_kwargs holds {name}, which a request decides or model/ itself: take it out")
-        for name in ("pipeline", *self.components, *(["lora"] if self.lora_repo_id else [])):
+        folders = [lora.folder for lora in self.loras]
+        if len(set(folders)) < len(folders):
+            raise ValueError("loras holds a name twice: each needs one of its own")
+        for lora in self.loras:
+            if not lora.fused and abs(lora.scale) > limits.lora_scale:
+                raise ValueError(
+                    f"the scale of {lora.name} is {lora.scale}, beyond limits.lora_scale: change one of them"
+                )
+        for name in ("pipeline", *self.components, *folders):
             if name not in self.weight_files:
                 raise ValueError(f"weight_files lacks {name}: list the files that are cached for it")
         return self
@@ -157,6 +193,7 @@ def _sentence(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         models = {"defaults": Defaults, "limits": Limits, "prompt_tokens": PromptTokens, "image_to_image": ImageToImage}
+        models["loras"] = Lora
         known = models.get(place[0], Component) if place else Settings
         message = f"there is no such key{did_you_mean(key, list(known.model_fields))}"
     return f"config.yaml, {'.'.join(map(str, (*place, key)))}: {message[0].lower()}{message[1:]}."

@@ -229,13 +229,17 @@ FORM = {
     "quality": 90,
     "seed": "",
 }
-PIPELINE = {"limits": {"prompt_characters": 20, "num_images": 4, "image_bytes": 10}}
+PIPELINE = {
+    "limits": {"prompt_characters": 20, "num_images": 4, "image_bytes": 10},
+    "loras": [{"name": "pixel-art", "scale": 1.0, "fused": False}, {"name": "warm", "scale": 1.0, "fused": True}],
+}
 
 
 def test_a_form_is_a_request(tmp_path: Path) -> None:
     request = form.request_of(PIPELINE, FORM)
     assert (request["prompt"], request["width"], request["height"]) == ("a boat", 512, 768)
-    assert not {"seed", "image", "strength", "negative_prompt"} & set(request)
+    assert not {"seed", "image", "strength", "negative_prompt", "loras"} & set(request)
+    assert form.request_of(PIPELINE, {**FORM, "loras": ["pixel-art"]})["loras"] == [{"name": "pixel-art"}]
     assert form.request_of(PIPELINE, {**FORM, "seed": " 7 "})["seed"] == 7
     assert "seed" not in form.request_of(PIPELINE, {**FORM, "seed": "7", "random_seed": True})
     picture = tmp_path / "x.png"
@@ -266,6 +270,9 @@ def test_a_form_is_a_request(tmp_path: Path) -> None:
         ({"guidance_scale": "7"}, "Guidance"),
         ({"quality": 0}, "Quality"),
         ({"output_format": "exe"}, "The format"),
+        ({"loras": ["warm"]}, "Styles: choose from pixel-art"),
+        ({"loras": "pixel-art"}, "Styles: choose from pixel-art"),
+        ({"loras": [["x"]]}, "Styles: choose from pixel-art"),
         ({"image": "/no/such/file"}, "The picture cannot be read"),
         ({"image": ["x"]}, "The picture cannot be read"),
     ],
@@ -273,6 +280,14 @@ def test_a_form_is_a_request(tmp_path: Path) -> None:
 def test_a_bad_form_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InvalidInput, match=sentence):
         form.request_of(PIPELINE, {**FORM, **changes})
+
+
+def test_a_lora_is_a_name_and_perhaps_a_scale() -> None:
+    assert generation.read_lora("pixel-art") == {"name": "pixel-art"}
+    assert generation.read_lora("pixel-art:-0.5") == {"name": "pixel-art", "scale": -0.5}
+    for text in ("pixel-art:", "pixel-art:much", "pixel-art:1:2", "pixel-art:nan", ":1"):
+        with pytest.raises(InvalidInput, match=r"--lora is .* use NAME or NAME:SCALE"):
+            generation.read_lora(text)
 
 
 def test_a_picture_that_is_too_large_is_a_sentence(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ opened = []
 is_pickle = lambda path: str(path).endswith((".bin", ".ckpt", ".pt"))
 sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" and is_pickle(args[0]) else None)
 from model.pipeline import image_to_image, read_pipeline
-from model.settings import read_settings
+from model.settings import Lora, read_settings
 from model.weights import WeightsError
 sys.path.append(sys.argv[2])
 from tiny_pipeline import make_lora
@@ -69,7 +69,7 @@ def weights_of(pipeline):
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     return {(p.data_ptr(), str(p.dtype)) for module in modules for p in module.parameters()}
 
-settings = read_settings().model_copy(update={"weights_dir": sys.argv[1], "lora_repo_id": ""})
+settings = read_settings().model_copy(update={"weights_dir": sys.argv[1], "loras": []})
 plain = read_pipeline(settings, "cpu")
 found = {}
 # Where each tensor is put, without a GPU: a device that holds no bytes takes its place.
@@ -80,9 +80,10 @@ if settings.image_to_image:
     before = weights_of(plain)
     found["shared"] = weights_of(image_to_image(plain, settings.image_to_image.class_name)) == before
     found["shared"] &= weights_of(plain) == before
-name, path, added = make_lora(Path(sys.argv[1]), plain)
+name, path, added = make_lora(Path(sys.argv[1]), plain, "style")
 try:
-    fused = read_pipeline(settings.model_copy(update={"lora_repo_id": "owner/style", "lora_scale": 0.5}), "cpu")
+    style = Lora(name="style", scale=0.5, fused=True)
+    fused = read_pipeline(settings.model_copy(update={"loras": [style]}), "cpu")
     before, after = (p.components[name].get_submodule(path).weight.float().cpu() for p in (plain, fused))
     found["fused"] = torch.allclose(after, before + 0.5 * added, rtol=1e-2, atol=1e-2)
     found["left"] = [n for n, _ in fused.components[name].named_parameters() if "lora" in n]
@@ -188,7 +189,7 @@ def test_load_takes_only_what_is_cached(loaded: dict[str, Any], pipeline: dict[s
 @pytest.fixture(scope="module")
 def parts(run_in_app: RunInApp, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("lora")
-    copy, mark = link_copy(weights, folder, without="lora"), folder / "mark"
+    copy, mark = link_copy(weights, folder, without="lora-*"), folder / "mark"
     set_traps(copy / "pipeline", mark)
     result = run_in_app(PARTS, str(copy), str(Path(__file__).parent))
     assert result.returncode == 0, result.stderr
@@ -227,8 +228,8 @@ def test_the_cache_fetches_every_file_of_the_pipeline_and_no_other(
     pipeline: dict[str, Any], weights: Path, request: pytest.FixtureRequest
 ) -> None:
     cached = {repo["folder"]: repo for repo in local_server.cached_repos()}
-    lora = {"lora"} if pipeline["lora_repo_id"] else set()
-    assert set(cached) == set(pipeline["weight_files"]) | lora == {"pipeline", *pipeline["components"]} | lora
+    loras = {f"lora-{lora['name']}" for lora in pipeline["loras"]}
+    assert set(cached) == set(pipeline["weight_files"]) == {"pipeline", *pipeline["components"], *loras}
     for folder, patterns in pipeline["weight_files"].items():
         assert patterns == cached[folder]["allow_patterns"]
         files = [file.relative_to(weights / folder) for file in (weights / folder).rglob("*") if file.is_file()]
@@ -239,12 +240,6 @@ def test_the_cache_fetches_every_file_of_the_pipeline_and_no_other(
         if request.config.getoption("--weights") == "tiny":
             assert fetched == set(visible)
         assert all(fnmatch.filter(visible, pattern) for pattern in patterns)
-
-
-def test_the_lora_that_is_named_is_the_one_that_is_cached(pipeline: dict[str, Any]) -> None:
-    cached = {repo["folder"]: (repo["repo_id"], repo["revision"]) for repo in local_server.cached_repos()}
-    named = (pipeline["lora_repo_id"], pipeline["lora_revision"])
-    assert cached.get("lora", ("", "")) == named
 
 
 @pytest.mark.parametrize(("folder", "name"), exact_files(local_server.read_config()["model_metadata"]["pipeline"]))

@@ -157,6 +157,21 @@ def test_an_image_is_a_start_or_is_refused(server: Server, small: dict[str, Any]
     assert generate(server, {**small, "seed": 5})["images"][0]["image"] == first
 
 
+def test_loras_are_chosen_by_name_or_refused(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
+    plain = generate(server, small)["images"]
+    names = [lora["name"] for lora in pipeline["loras"] if not lora["fused"]]
+    response = server.predict({**small, "loras": [{"name": "no-such-style"}]})
+    assert response.status_code == 400
+    assert "`loras`" in response.json()["error"]
+    assert all(name in response.json()["error"] for name in names)
+    for name in names:
+        chosen = generate(server, {**small, "loras": [{"name": name, "scale": 1.0}]})["images"]
+        assert chosen != plain
+        assert generate(server, {**small, "loras": [{"name": name, "scale": -1.0}]})["images"] != chosen
+    # One request's choice does not show in the next.
+    assert generate(server, small)["images"] == plain
+
+
 def test_the_server_speaks_no_word_of_a_deprecated_call(server: Server) -> None:
     log = server.log.read_text()
     assert "deprecated" not in log.lower()

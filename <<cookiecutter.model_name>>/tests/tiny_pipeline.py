@@ -70,8 +70,8 @@ def make(folder: Path, settings: dict[str, Any], preset: str = "") -> None:
         _move_component(folder, name, part, pipeline.components[name])
     for name in _left_out(settings):
         shutil.rmtree(target / name, ignore_errors=True)
-    if settings["lora_repo_id"]:
-        make_lora(folder, pipeline)
+    for lora in settings["loras"]:
+        make_lora(folder, pipeline, lora["name"])
 
 
 def published_settings(class_name: str, preset: str = "") -> Published:
@@ -81,16 +81,16 @@ def published_settings(class_name: str, preset: str = "") -> Published:
     return next(PUBLISHED[name] for name in names if name in PUBLISHED and PUBLISHED[name]["class_name"] == class_name)
 
 
-def make_lora(folder: Path, pipeline: Any) -> tuple[str, str, torch.Tensor]:
+def make_lora(folder: Path, pipeline: Any, lora: str) -> tuple[str, str, torch.Tensor]:
     """Write a LoRA of one layer. Returns its component, its layer, and what it adds to the weight at scale 1."""
     name = "unet" if "unet" in pipeline.components else "transformer"
     path, layer = next(
         (path, part) for path, part in pipeline.components[name].named_modules() if path.endswith("to_q")
     )
     down, up = torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2)
-    (folder / "lora").mkdir(exist_ok=True)
+    (folder / f"lora-{lora}").mkdir(exist_ok=True)
     keys = {f"{name}.{path}.lora_A.weight": down, f"{name}.{path}.lora_B.weight": up}
-    save_file(keys, folder / "lora" / "pytorch_lora_weights.safetensors")
+    save_file(keys, folder / f"lora-{lora}" / "pytorch_lora_weights.safetensors")
     return name, path, up @ down
 
 

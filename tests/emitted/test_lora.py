@@ -1,17 +1,26 @@
-"""A LoRA is fused at the strength that its file says, or one sentence says why not."""
+"""A LoRA has the effect that its file says, fused or chosen by a request, or one sentence says why not."""
 
+import base64
+import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
-from conftest import BLOCKS, FAMILIES, Make
+from conftest import BLOCKS, FAMILIES, Make, Served
 from model.pipeline import read_pipeline
+from model.request import GenerationRequest
+from model.settings import Settings
 from model.weights import WeightsError
+from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 RANK, ALPHA, SCALE = 4, 2.0, 0.5
+Tensors = dict[str, torch.Tensor]
 TAKE_LORA = [preset for preset in FAMILIES if BLOCKS[preset]["class_name"] != "PixArtSigmaPipeline"]
 
 
@@ -29,17 +38,36 @@ def plain(settings_of: Make) -> Callable[[str], Any]:
 
 
 @pytest.fixture
-def fuse(settings_of: Make, weights: Callable[[str], Path], tmp_path: Path) -> Callable[..., Any]:
+def loras_of(settings_of: Make, weights: Callable[[str], Path], tmp_path: Path) -> Callable[..., Settings]:
+    """Return the settings of a preset with LoRAs of these tensors, by name. scales: of those that are fused."""
+
+    def settings(preset: str, loras: dict[str, Tensors], scales: dict[str, float], dtype: str = "float32") -> Settings:
+        for folder in weights(preset).iterdir():
+            if not (tmp_path / folder.name).exists():
+                (tmp_path / folder.name).symlink_to(folder)
+        files, entries = dict(BLOCKS[preset]["weight_files"]), []
+        for name, tensors in loras.items():
+            (tmp_path / f"lora-{name}").mkdir(exist_ok=True)
+            save_file(tensors, tmp_path / f"lora-{name}" / "style.safetensors")
+            files[f"lora-{name}"] = ["style.safetensors"]
+            entries.append({"name": name, "scale": scales.get(name, 1.0), "fused": name in scales})
+        return settings_of(preset, tmp_path, loras=entries, weight_files=files, cpu_dtype=dtype)
+
+    return settings
+
+
+@pytest.fixture(params=["fused", "chosen"])
+def way(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def fuse(loras_of: Callable[..., Settings]) -> Callable[..., Any]:
     """Return the pipeline with a LoRA of these tensors."""
 
-    def fused(preset: str, tensors: dict[str, torch.Tensor]) -> Any:
-        for folder in weights(preset).iterdir():
-            (tmp_path / folder.name).symlink_to(folder)
-        (tmp_path / "lora").mkdir()
-        save_file(tensors, tmp_path / "lora" / "style.safetensors")
-        files = {**BLOCKS[preset]["weight_files"], "lora": ["style.safetensors"]}
-        more = {"lora_repo_id": "owner/style", "lora_scale": SCALE, "weight_files": files, "cpu_dtype": "float32"}
-        return read_pipeline(settings_of(preset, tmp_path, **more), "cpu")
+    def fused(preset: str, tensors: Tensors, way: str = "fused") -> Any:
+        scales = {"style": SCALE} if way == "fused" else {}
+        return read_pipeline(loras_of(preset, {"style": tensors}, scales), "cpu")
 
     return fused
 
@@ -53,9 +81,9 @@ def layers(component: Any, ending: str | tuple[str, ...]) -> dict[str, Any]:
     return {path: layer for path, layer in component.named_modules() if path.endswith(ending)}
 
 
-def pair(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def pair(layer: Any, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the two factors of what is added to the weight of the layer."""
-    generator = torch.Generator().manual_seed(layer.in_features + layer.out_features)
+    generator = torch.Generator().manual_seed(seed + layer.in_features + layer.out_features)
     down = torch.randn(RANK, layer.in_features, generator=generator)
     return down, torch.randn(layer.out_features, RANK, generator=generator)
 
@@ -138,30 +166,34 @@ def unet_tensors(pipeline: Any, kind: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["PEFT", "DoRA", "LoHa", "LoKr", "LoCon"])
 @pytest.mark.parametrize("preset", ["sd15", "sdxl"])
-def test_another_format_is_named(preset: str, kind: str, plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+def test_another_format_is_named(
+    preset: str, kind: str, plain: Callable[[str], Any], fuse: Callable[..., Any], way: str
+) -> None:
     with pytest.raises(WeightsError, match=f"is in the format {kind}"):
-        fuse(preset, unet_tensors(plain(preset), kind))
+        fuse(preset, unet_tensors(plain(preset), kind), way)
 
 
-def test_a_lora_of_another_family_is_refused(plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+def test_a_lora_of_another_family_is_refused(plain: Callable[[str], Any], fuse: Callable[..., Any], way: str) -> None:
     path, layer = next(iter(layers(plain("flux-schnell").transformer, "to_q").items()))
     down, up = pair(layer)
     stem = f"transformer.{path}"
     with pytest.raises(WeightsError, match=r"does not fit a StableDiffusionPipeline"):
-        fuse("sd15", {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up})
+        fuse("sd15", {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, way)
 
 
-def test_a_lora_of_another_size_is_refused(plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+def test_a_lora_of_another_size_is_refused(plain: Callable[[str], Any], fuse: Callable[..., Any], way: str) -> None:
     path, layer = next(iter(layers(plain("sd15").unet, "to_q").items()))
     tensors = {
         f"unet.{path}.lora_A.weight": torch.ones(RANK, layer.in_features + 8),
         f"unet.{path}.lora_B.weight": torch.ones(layer.out_features, RANK),
     }
     with pytest.raises(WeightsError, match=r"does not fit"):
-        fuse("sd15", tensors)
+        fuse("sd15", tensors, way)
 
 
-def test_a_lora_of_which_only_a_part_fits_is_refused(plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+def test_a_lora_of_which_only_a_part_fits_is_refused(
+    plain: Callable[[str], Any], fuse: Callable[..., Any], way: str
+) -> None:
     path, layer = next(iter(layers(plain("sd15").unet, "to_q").items()))
     down, up = pair(layer)
     tensors = {
@@ -170,15 +202,15 @@ def test_a_lora_of_which_only_a_part_fits_is_refused(plain: Callable[[str], Any]
         for letter, tensor in (("A", down), ("B", up))
     }
     with pytest.raises(WeightsError, match=r"does not fit"):
-        fuse("sd15", tensors)
+        fuse("sd15", tensors, way)
 
 
-def test_a_lora_of_zeros_is_refused(plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+def test_a_lora_of_zeros_is_refused(plain: Callable[[str], Any], fuse: Callable[..., Any], way: str) -> None:
     path, layer = next(iter(layers(plain("sd15").unet, "to_q").items()))
     down, up = pair(layer)
     tensors = {f"unet.{path}.lora_A.weight": down, f"unet.{path}.lora_B.weight": torch.zeros_like(up)}
     with pytest.raises(WeightsError, match=r"does not fit"):
-        fuse("sd15", tensors)
+        fuse("sd15", tensors, way)
 
 
 def test_a_lora_with_a_bias_that_the_layer_has_not_is_refused(
@@ -192,6 +224,256 @@ def test_a_lora_with_a_bias_that_the_layer_has_not_is_refused(
         fuse("sd15", tensors)
 
 
-def test_a_family_that_cannot_take_one_says_so(fuse: Callable[..., Any]) -> None:
+def test_a_family_that_cannot_take_one_says_so(fuse: Callable[..., Any], way: str) -> None:
     with pytest.raises(WeightsError, match="a PixArtSigmaPipeline cannot take a LoRA"):
-        fuse("pixart-sigma", {"unet.x.lora_A.weight": torch.ones(1, 1)})
+        fuse("pixart-sigma", {"unet.x.lora_A.weight": torch.ones(1, 1)}, way)
+
+
+def kohya_flux(pipeline: Any, stem: str, layer: str) -> tuple[Tensors, tuple[torch.Tensor, torch.Tensor]]:
+    """Return a LoRA of one layer of the original FLUX, which is three in diffusers, and its factors."""
+    down, _ = pair(pipeline.transformer.get_submodule(layer))
+    up = torch.randn(3 * down.shape[1], RANK, generator=torch.Generator().manual_seed(0))
+    stem = f"lora_unet_{stem}"
+    tensors = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(ALPHA)}
+    return tensors, (down, up)
+
+
+def test_kohya_s_names_for_flux(plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+    pipeline = plain("flux-schnell")
+    block = "transformer_blocks.0.attn"
+    tensors, (down, up) = kohya_flux(pipeline, "double_blocks_0_img_attn_qkv", f"{block}.to_q")
+    encoder, layer = next(iter(layers(pipeline.text_encoder, "self_attn.q_proj").items()))
+    text_down, text_up = pair(layer)
+    stem = f"lora_te1_{in_files(encoder)}".replace(".", "_")
+    tensors |= {f"{stem}.lora_down.weight": text_down, f"{stem}.lora_up.weight": text_up}
+    tensors[f"{stem}.alpha"] = torch.tensor(ALPHA)
+    added = {
+        ("transformer", f"{block}.to_{letter}"): part @ down * ALPHA / RANK
+        for letter, part in zip("qkv", up.chunk(3), strict=True)
+    }
+    added["text_encoder", encoder] = text_up @ text_down * ALPHA / RANK
+    check(pipeline, fuse("flux-schnell", tensors), added)
+
+
+# A block that this model has not, and a text encoder that diffusers leaves out of a LoRA without a word.
+@pytest.mark.parametrize("other", ["lora_unet_double_blocks_7_img_attn_qkv", "lora_te2_encoder_block_0_layer_0_q"])
+def test_a_part_of_kohya_s_names_for_flux_is_refused(
+    plain: Callable[[str], Any], fuse: Callable[..., Any], other: str, way: str
+) -> None:
+    layer = "transformer_blocks.0.attn.to_q"
+    tensors, (down, up) = kohya_flux(plain("flux-schnell"), "double_blocks_0_img_attn_qkv", layer)
+    # One that fits is three layers. So there are as many layers as the file has pairs, and more.
+    tensors |= {f"{other}.lora_down.weight": down.clone(), f"{other}.lora_up.weight": up.clone()}
+    with pytest.raises(WeightsError, match=r"does not fit a FluxPipeline"):
+        fuse("flux-schnell", tensors, way)
+
+
+@pytest.mark.parametrize("layer", ["x_embedder", "transformer_blocks.0.attn.to_q"])
+def test_a_lora_that_would_make_a_layer_larger_is_refused(
+    plain: Callable[[str], Any], fuse: Callable[..., Any], layer: str, way: str
+) -> None:
+    # As those for FLUX's control models are: diffusers makes the layer larger, and the pipeline fails.
+    found = plain("flux-schnell").transformer.get_submodule(layer)
+    stem = f"transformer.{layer}"
+    down, up = torch.ones(RANK, 2 * found.in_features), torch.ones(found.out_features, RANK)
+    with pytest.raises(WeightsError, match=r"does not fit a FluxPipeline"):
+        fuse("flux-schnell", {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, way)
+
+
+def test_a_file_that_is_not_whole_or_not_one_is_refused(
+    loras_of: Callable[..., Settings], plain: Callable[[str], Any], tmp_path: Path
+) -> None:
+    settings = loras_of("sd15", {"style": some_tensors(plain("sd15"))}, {})
+    file = tmp_path / "lora-style" / "style.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=r"The LoRA style \(style.safetensors\) does not fit"):
+        read_pipeline(settings, "cpu")
+    file.with_name("other.safetensors").touch()
+    with pytest.raises(WeightsError, match=r"The LoRA style is one file, and .* holds 2"):
+        read_pipeline(settings, "cpu")
+
+
+def some_tensors(pipeline: Any, seed: int = 0) -> Tensors:
+    """Return a LoRA of many layers: of the UNet or transformer, and of the text encoder where LoRAs can be for it."""
+    parts = [(denoiser(pipeline), denoiser(pipeline), ("to_q", "to_v"))]
+    if hasattr(pipeline, "text_encoder_name") and "CLIP" in type(pipeline.text_encoder).__name__:
+        parts.append(("text_encoder", "text_encoder", ("q_proj", "fc1")))
+    tensors = {}
+    for name, prefix, endings in parts:
+        for path, layer in layers(pipeline.components[name], endings).items():
+            down, up = pair(layer, seed)
+            stem = f"{prefix}.{in_files(path) if name == 'text_encoder' else path}"
+            # Not so large that pictures saturate.
+            tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up / 8}
+    return tensors
+
+
+def pixels(picture: str) -> numpy.ndarray:
+    return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
+
+
+def choose(**scales: float) -> list[dict[str, Any]]:
+    return [{"name": name, "scale": scale} for name, scale in scales.items()]
+
+
+@pytest.mark.parametrize("preset", TAKE_LORA)
+def test_what_a_request_chooses_is_as_if_it_were_fused(
+    preset: str, plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served]
+) -> None:
+    loras = {name: some_tensors(plain(preset), seed) for seed, name in enumerate(("ink", "oil"))}
+    choices = ({"ink": 0.5}, {"oil": 1.5}, {"ink": -0.5, "oil": 0.7})
+    base = serve(loras_of(preset, {}, {})).picture()
+    fused = [serve(loras_of(preset, {name: loras[name] for name in scales}, scales)).picture() for scales in choices]
+    served = serve(loras_of(preset, loras, {}))
+    assert served.picture() == base
+    for scales, expected in zip(choices, fused, strict=True):
+        chosen = served.picture(loras=choose(**scales))
+        assert abs(pixels(chosen) - pixels(expected)).max() <= 2, scales
+        assert abs(pixels(chosen) - pixels(base)).max() > 20, scales
+        # The order in which they are named is none of their effect, and the next picture is the base model's.
+        assert abs(pixels(served.picture(loras=choose(**scales)[::-1])) - pixels(expected)).max() <= 2, scales
+        assert served.picture() == base
+
+
+@pytest.mark.parametrize("preset", ["sdxl", "flux-schnell"])
+def test_one_that_is_fused_and_one_that_is_chosen(
+    preset: str, plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served]
+) -> None:
+    loras = {name: some_tensors(plain(preset), seed) for seed, name in enumerate(("ink", "oil"))}
+    warm = serve(loras_of(preset, {"oil": loras["oil"]}, {"oil": 0.5})).picture()
+    both = serve(loras_of(preset, loras, {"ink": 0.7, "oil": 0.5})).picture()
+    # The first in config.yaml is chosen: taking away what is left of the fused one must not take it away.
+    served = serve(loras_of(preset, loras, {"oil": 0.5}))
+    assert served.picture() == warm
+    assert abs(pixels(served.picture(loras=choose(ink=0.7))) - pixels(both)).max() <= 2
+    assert served.picture() == warm
+    with pytest.raises(ValidationError, match="there is no LoRA of that name: choose from ink"):
+        served.ask(loras=choose(oil=0.5))
+
+
+def test_left_out_the_scale_is_that_of_the_config(
+    plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served]
+) -> None:
+    settings = loras_of("sd15", {"ink": some_tensors(plain("sd15"))}, {})
+    entry = settings.loras[0].model_copy(update={"scale": -0.5})
+    served = serve(settings.model_copy(update={"loras": [entry]}))
+    assert served.picture(loras=[{"name": "ink"}]) == served.picture(loras=choose(ink=-0.5))
+    assert served.picture(loras=[{"name": "ink"}]) != served.picture(loras=choose(ink=0.5))
+
+
+def test_a_start_image_goes_with_them(
+    plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served]
+) -> None:
+    tensors = some_tensors(plain("sd15"))
+    start = serve(loras_of("sd15", {}, {})).picture()
+    body = {"image": start, "strength": 0.75}
+    fused = serve(loras_of("sd15", {"ink": tensors}, {"ink": 0.5})).picture(**body)
+    served = serve(loras_of("sd15", {"ink": tensors}, {}))
+    base = served.picture(**body)
+    assert abs(pixels(served.picture(**body, loras=choose(ink=0.5))) - pixels(fused)).max() <= 2
+    assert served.picture(**body) == base != served.picture(**body, loras=choose(ink=0.5))
+
+
+@pytest.mark.parametrize("preset", ["sd15", "flux-schnell"])
+def test_a_fault_leaves_the_base_model(
+    preset: str,
+    plain: Callable[[str], Any],
+    loras_of: Callable[..., Settings],
+    serve: Callable[..., Served],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served = serve(loras_of(preset, {"ink": some_tensors(plain(preset))}, {}))
+    base, chosen = served.picture(), served.picture(loras=choose(ink=0.5))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    for owner, name in (
+        (served.pipeline.components[denoiser(served.pipeline)], "forward"),
+        (served.pipeline.text_encoder, "forward"),
+        (served.pipeline, "enable_lora"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            assert served.ask(loras=choose(ink=0.5)).status_code == 503
+        assert served.picture() == base, name
+        assert served.picture(loras=choose(ink=0.5)) == chosen, name
+
+
+def test_requests_at_the_same_time_do_not_mix(
+    plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served]
+) -> None:
+    pipeline = plain("sd15")
+    loras = {name: some_tensors(pipeline, seed) for seed, name in enumerate(("ink", "oil"))}
+    served = serve(loras_of("sd15", loras, {}))
+    bodies = [{}, {"loras": choose(ink=0.5)}, {"loras": choose(oil=0.5)}, {"loras": choose(ink=1.0, oil=0.5)}]
+    alone = [served.picture(**body) for body in bodies]
+    assert len(set(alone)) == len(bodies)
+    # Two at once, as with predict_concurrency 2.
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda body: served.picture(**body), bodies * 4)) == alone * 4
+
+
+@pytest.mark.parametrize(
+    ("loras", "sentence"),
+    [
+        ([{"name": "chalk"}], "there is no LoRA of that name: choose from ink, oil"),
+        ([{"name": "ink"}, {"name": "ink", "scale": 0.5}], "name each LoRA once"),
+        ([{"name": "ink"}] * 5, "at most 4"),
+        (choose(ink=2.1), "less than or equal to 2"),
+        (choose(ink=-2.1), "greater than or equal to -2"),
+        (choose(ink=float("nan")), "finite number"),
+        ([{"name": "ink", "scale": "0.5"}], "valid number"),
+        ([{"name": "ink", "weight": 0.5}], "not permitted"),
+        ([{"scale": 0.5}], "Field required"),
+        (["ink"], "valid dictionary"),
+        ({"name": "ink"}, "valid list"),
+        (None, "valid list"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(
+    loras: Any,
+    sentence: str,
+    plain: Callable[[str], Any],
+    loras_of: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import model.request
+
+    settings = loras_of("sd15", {"ink": {"x": torch.ones(1)}, "oil": {"x": torch.ones(1)}}, {})
+    monkeypatch.setattr(model.request, "SETTINGS", settings)
+    with pytest.raises(ValidationError, match=sentence):
+        GenerationRequest.parse_obj({"prompt": "x", "loras": loras})
+    # A model that has none.
+    monkeypatch.setattr(model.request, "SETTINGS", settings.model_copy(update={"loras": []}))
+    assert GenerationRequest.parse_obj({"prompt": "x", "loras": []}).loras == []
+    with pytest.raises(ValidationError, match="loras cannot be used by this model"):
+        GenerationRequest.parse_obj({"prompt": "x", "loras": [{"name": "ink"}]})
+
+
+def test_millions_of_choices_are_refused_at_the_first() -> None:
+    body = b'{"prompt": "x", "loras": [' + b"1," * 1_000_000 + b"1]}"
+    with pytest.raises(ValidationError) as caught:
+        GenerationRequest.parse_raw(body)
+    assert caught.value.error_count() == 1
+
+
+@pytest.mark.parametrize("preset", TAKE_LORA)
+def test_what_is_laid_beside_the_weights_is_as_they_are(
+    preset: str, plain: Callable[[str], Any], loras_of: Callable[..., Settings]
+) -> None:
+    def wrapped(pipeline: Any) -> dict[str, Any]:
+        parts = {name: part for name, part in pipeline.components.items() if hasattr(part, "named_modules")}
+        found = {(name, path): layer for name, part in parts.items() for path, layer in part.named_modules()}
+        return {path: layer for path, layer in found.items() if hasattr(layer, "get_delta_weight")}
+
+    assert wrapped(plain(preset)) == {}
+    settings = loras_of(preset, {"ink": some_tensors(plain(preset))}, {}, BLOCKS[preset]["dtype"])
+    found = wrapped(read_pipeline(settings, "cpu"))
+    assert len(found) == len(settings.loras) * len(some_tensors(plain(preset))) / 2
+    for path, layer in found.items():
+        beside = {tensor.dtype for name, tensor in layer.named_parameters() if ".lora-ink." in name}
+        assert beside == {layer.get_base_layer().weight.dtype}, path
+    # Fused, nothing is left of them.
+    settings = loras_of(preset, {"ink": some_tensors(plain(preset))}, {"ink": 0.5}, BLOCKS[preset]["dtype"])
+    assert wrapped(read_pipeline(settings, "cpu")) == {}

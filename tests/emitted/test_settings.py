@@ -26,6 +26,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 BLOCK = "model_metadata/pipeline"
+STYLE = {"name": "style", "scale": 1.0, "fused": False}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,12 @@ BLOCK = "model_metadata/pipeline"
         (f"{BLOCK}/dtype", "fp16", "dtype: .*'float16', 'bfloat16' or 'float32'"),
         (f"{BLOCK}/dtype", None, "dtype: field required"),
         (f"{BLOCK}/warm_up", "no", "warm_up: .* valid boolean"),
-        (f"{BLOCK}/lora_scale", "high", "lora_scale: .* valid number"),
+        (f"{BLOCK}/loras", [{**STYLE, "scale": "high"}], "loras.0.scale: .* valid number"),
+        (f"{BLOCK}/loras", [{**STYLE, "sclae": 1.0}], "loras.0.sclae: .* did you mean scale"),
+        (f"{BLOCK}/loras", [{**STYLE, "name": "Pixel Art"}], "loras.0.name: string should match"),
+        (f"{BLOCK}/loras", [{**STYLE, "scale": 3.0}], "the scale of style is 3.0, beyond limits.lora_scale"),
+        (f"{BLOCK}/loras", [STYLE, {**STYLE, "fused": True}], "loras holds a name twice"),
+        (f"{BLOCK}/lora_repo_id", "", "lora_repo_id is gone, use loras: .*, and cache that LoRA in the folder lora-my"),
         (f"{BLOCK}/defaults/num_inference_steps", "thirty", "num_inference_steps: .* valid integer"),
         (f"{BLOCK}/defaults/guidance_scale", float("nan"), "guidance_scale: .* finite number"),
         (f"{BLOCK}/image_to_image", "StableDiffusionImg2ImgPipeline", "image_to_image: "),
@@ -45,7 +51,7 @@ BLOCK = "model_metadata/pipeline"
         (f"{BLOCK}/limits/max_steps", 20, "defaults.num_inference_steps is 30, and limits allow 1 to 20"),
         (f"{BLOCK}/limits/guidance_scale", 5.0, "defaults.guidance_scale is 7.5"),
         (f"{BLOCK}/defaults/width", 500, "defaults.width is 500: use a multiple"),
-        (f"{BLOCK}/lora_repo_id", "owner/style", "weight_files lacks lora"),
+        (f"{BLOCK}/loras", [STYLE], "weight_files lacks lora-style"),
         (f"{BLOCK}/weight_files", {}, "weight_files lacks pipeline"),
         (f"{BLOCK}/defaults/strength", 0.001, "defaults.strength is 0.001: too little"),
         (f"{BLOCK}/call_kwargs", {"num_inference_steps": 2}, "call_kwargs holds num_inference_steps"),

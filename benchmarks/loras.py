@@ -1,0 +1,130 @@
+"""Measure what LoRAs beside the weights add to load(), and what one costs each image that uses it.
+
+    PROJECT_PYTHON benchmarks/loras.py PROJECT WEIGHTS [--counts 0 1 10] [--rounds 3]
+
+PROJECT: an emitted project of the preset sdxl. WEIGHTS: a folder that holds its weights, as build/weights/sdxl does
+after `make bench`, or tiny ones. Each LoRA is of every attention and feed-forward layer of the UNet, of rank RANK, in
+half precision. Each load is a process of its own that has imported everything before; the files are in the page cache.
+Prints a table of medians.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RANK = 16
+LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+SWITCHES, IMAGES = 20, 3
+# One step of a small image: a CPU is slow.
+SMALL = {"prompt": "a boat", "num_inference_steps": 1, "width": 64, "height": 64, "guidance_scale": 1.0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("project", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--counts", type=int, nargs="+", default=[0, 1, 10])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--load", type=int, help="Load with so many LoRAs, and print one JSON object.")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(arguments.project.resolve()))
+    if arguments.load is not None:
+        return load(arguments.weights, arguments.load)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for part in arguments.weights.resolve().iterdir():
+            (folder / part.name).symlink_to(part)
+        size = write_loras(folder, max(arguments.counts))
+        print(f"{size / 1e6:.0f} MB each, rank {RANK}\n")
+        command = [sys.executable, __file__, str(arguments.project), str(folder), "--load"]
+        found: dict[int, list[dict[str, float]]] = {count: [] for count in arguments.counts}
+        for number in range(arguments.rounds + 1):
+            for count in arguments.counts:
+                said = json.loads(subprocess.run([*command, str(count)], check=True, capture_output=True).stdout)
+                if number:  # the first fills the page cache
+                    found[count].append(said)
+    names = list(found[arguments.counts[0]][0])
+    print(f"| LoRAs | {' | '.join(names)} |\n|{' --- |' * (len(names) + 1)}")
+    for count, runs in found.items():
+        print(f"| {count} | {' | '.join(f'{statistics.median(run[name] for run in runs):.3f}' for name in names)} |")
+
+
+def settings_of(weights: Path, count: int) -> object:
+    """Return the settings of config.yaml on these weights, with count LoRAs that a request can choose."""
+    from model.settings import Lora, read_settings
+
+    files = read_settings().weight_files
+    loras = [Lora(name=f"style-{number}", scale=1.0, fused=False) for number in range(count)]
+    # In half precision, as on a GPU.
+    changes = {"weights_dir": str(weights), "cpu_dtype": read_settings().dtype, "loras": loras, "weight_files": files}
+    return read_settings().model_copy(update=changes)
+
+
+def write_loras(folder: Path, count: int) -> int:
+    """Write one and link the others to it. Returns its bytes."""
+    import diffusers
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((folder / "pipeline" / "unet" / "config.json").read_text("utf-8"))
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel.from_config(config)
+    tensors = {}
+    for path, layer in unet.named_modules():
+        if path.endswith(LAYERS):
+            tensors[f"unet.{path}.lora_A.weight"] = torch.randn(RANK, layer.in_features).half() / 100
+            tensors[f"unet.{path}.lora_B.weight"] = torch.randn(layer.out_features, RANK).half() / 100
+    file = folder / "style.safetensors"
+    save_file(tensors, file)
+    for number in range(count):
+        (folder / f"lora-style-{number}").mkdir()
+        (folder / f"lora-style-{number}" / "style.safetensors").symlink_to(file)
+    return file.stat().st_size
+
+
+def load(weights: Path, count: int) -> None:
+    """Print the seconds of read_pipeline(), of choosing a LoRA and giving it back, and of an image with and without."""
+    import diffusers
+    import peft
+    import psutil
+    import torch
+    from model import lora
+    from model.pipeline import read_pipeline
+
+    settings = settings_of(weights, count)
+    assert getattr(diffusers, settings.class_name) and peft and torch
+    started = time.perf_counter()
+    pipeline = read_pipeline(settings, "cpu")
+    loaded = time.perf_counter() - started
+    chosen = {"lora-style-0": 0.8} if count else {}
+
+    def image(scales: dict[str, float]) -> float:
+        began = time.perf_counter()
+        with lora.chosen(pipeline, scales):
+            pipeline(**SMALL, output_type="np")
+        return time.perf_counter() - began
+
+    image({})
+    started = time.perf_counter()
+    for _ in range(SWITCHES):
+        with lora.chosen(pipeline, chosen):
+            pass
+    switched = (time.perf_counter() - started) / SWITCHES
+    found = {
+        "load s": loaded,
+        "choose s": switched,
+        "image without s": statistics.median(image({}) for _ in range(IMAGES)),
+        "image with s": statistics.median(image(chosen) for _ in range(IMAGES)),
+        "memory GB": psutil.Process(os.getpid()).memory_info().rss / 1e9,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
