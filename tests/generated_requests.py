@@ -19,7 +19,7 @@ JUNK = st.recursive(
 
 
 def good_value(name: str, field: dict[str, Any], pictures: list[str]) -> st.SearchStrategy:
-    """Return values that the schema of the field allows. pictures: files in base64 for the field image."""
+    """Return values that the schema of the field allows. pictures: files in base64 for the fields image and mask."""
     if "anyOf" in field:
         return st.one_of(*(good_value(name, choice, pictures) for choice in field["anyOf"]))
     if "enum" in field:
@@ -33,9 +33,12 @@ def good_value(name: str, field: dict[str, Any], pictures: list[str]) -> st.Sear
         return st.integers(field["minimum"], field["maximum"])
     if field["type"] == "number":
         return st.floats(field.get("minimum", field.get("exclusiveMinimum")), field["maximum"])
+    if field["type"] == "array":
+        each = good_value(name, field["items"], pictures)
+        return st.lists(each, min_size=field["minItems"], max_size=min(field["maxItems"], 2))
     if field["type"] == "string":
         text = st.text(min_size=field.get("minLength", 0), max_size=8)
-        return text | st.sampled_from(pictures) if name == "image" and pictures else text
+        return text | st.sampled_from(pictures) if name in ("image", "mask") and pictures else text
     return st.none()
 
 
@@ -48,5 +51,12 @@ def bodies(schema: dict[str, Any], pictures: list[str]) -> st.SearchStrategy:
     # From an image, with what may go with it.
     more = {name: values[name] for name in ("strength", "seed", "output_format")}
     from_image = st.fixed_dictionaries({**always, "image": values["image"]}, optional=more)
+    more = {**more, **{name: values[name] for name in ("mask_blur", "mask_padding")}}
+    masked = st.fixed_dictionaries({**always, "image": values["image"], "mask": values["mask"]}, optional=more)
+    spoiled_mask = st.dictionaries(st.sampled_from(["image", "mask", *more]), JUNK, min_size=1, max_size=2)
     spoiled = st.dictionaries(names | TEXT, JUNK, min_size=1, max_size=2)
-    return st.one_of(request, from_image, *[st.builds(lambda body, more: {**body, **more}, request, spoiled)] * 2, JUNK)
+    bad, bad_mask = (
+        st.builds(lambda body, more: {**body, **more}, good, more)
+        for good, more in ((request, spoiled), (masked, spoiled_mask))
+    )
+    return st.one_of(request, from_image, masked, bad, bad, bad_mask, JUNK)
