@@ -21,7 +21,7 @@ JUNK = st.recursive(
 def good_value(name: str, field: dict[str, Any], pictures: list[str], models: dict[str, Any]) -> st.SearchStrategy:
     """Return values that the schema of the field allows.
 
-    pictures: files in base64 for the field image. models: the objects that fields hold, by name.
+    pictures: files in base64 for the fields image and mask. models: the objects that fields hold, by name.
     """
     if "anyOf" in field:
         return st.one_of(*(good_value(name, choice, pictures, models) for choice in field["anyOf"]))
@@ -31,8 +31,10 @@ def good_value(name: str, field: dict[str, Any], pictures: list[str], models: di
         always = {key: values.pop(key) for key in model["required"]}
         return st.fixed_dictionaries(always, optional=values)
     if field.get("type") == "array":
-        # A few more than allowed are refused.
-        return st.lists(good_value(name, field["items"], pictures, models), max_size=field["maxItems"] + 1)
+        each = good_value(name, field["items"], pictures, models)
+        # One more than allowed is refused. Each picture takes time.
+        most = 2 if name == "image" else field["maxItems"] + 1
+        return st.lists(each, min_size=field.get("minItems", 0), max_size=most)
     if "enum" in field:
         return st.sampled_from(field["enum"])
     if name in COSTLY:
@@ -46,7 +48,7 @@ def good_value(name: str, field: dict[str, Any], pictures: list[str], models: di
         return st.floats(field.get("minimum", field.get("exclusiveMinimum")), field["maximum"])
     if field["type"] == "string":
         text = st.text(min_size=field.get("minLength", 0), max_size=8)
-        return text | st.sampled_from(pictures) if name == "image" and pictures else text
+        return text | st.sampled_from(pictures) if name in ("image", "mask") and pictures else text
     return st.none()
 
 
@@ -60,5 +62,12 @@ def bodies(schema: dict[str, Any], pictures: list[str]) -> st.SearchStrategy:
     # From an image, with what may go with it.
     more = {name: values[name] for name in ("strength", "seed", "output_format")}
     from_image = st.fixed_dictionaries({**always, "image": values["image"]}, optional=more)
+    more = {**more, **{name: values[name] for name in ("mask_blur", "mask_padding")}}
+    masked = st.fixed_dictionaries({**always, "image": values["image"], "mask": values["mask"]}, optional=more)
+    spoiled_mask = st.dictionaries(st.sampled_from(["image", "mask", *more]), JUNK, min_size=1, max_size=2)
     spoiled = st.dictionaries(names | TEXT, JUNK, min_size=1, max_size=2)
-    return st.one_of(request, from_image, *[st.builds(lambda body, more: {**body, **more}, request, spoiled)] * 2, JUNK)
+    bad, bad_mask = (
+        st.builds(lambda body, more: {**body, **more}, good, more)
+        for good, more in ((request, spoiled), (masked, spoiled_mask))
+    )
+    return st.one_of(request, from_image, masked, bad, bad, bad_mask, JUNK)

@@ -209,6 +209,7 @@ FORM = {
     "prompt": "a boat",
     "negative_prompt": "",
     "image": None,
+    "mask": None,
     "strength": 0.6,
     "width": 384,
     "height": 512,
@@ -221,8 +222,8 @@ FORM = {
     "quality": 80,
 }
 # As the page has them: see page.py.
-ORDER = ["prompt", "negative_prompt", "image", "strength", "width", "height", "seed", "random_seed", "num_images"]
-ORDER += ["steps", "guidance_scale", "output_format", "quality"]
+ORDER = ["prompt", "negative_prompt", "image", "mask", "strength", "width", "height", "seed", "random_seed"]
+ORDER += ["num_images", "steps", "guidance_scale", "output_format", "quality"]
 
 
 def test_whatever_is_sent_to_the_page_it_answers_in_a_sentence(awake: Platform, open_app: Open) -> None:

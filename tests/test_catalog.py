@@ -154,7 +154,7 @@ def same_weights(config: Any, facts: dict[str, Any], delivery: str) -> None:
     pipeline = config.model_metadata["pipeline"]
     assert pipeline["weight_files"] == {name: repo["allow_patterns"] for name, repo in facts["repos"].items()}
     copied = ("dtype", "variant", "load_kwargs", "call_kwargs", "scheduler", "negative_prompt", "image_to_image")
-    copied += ("step_callback", "prompt_tokens")
+    copied += ("step_callback", "prompt_tokens", "inpaint", "reference_images")
     assert {name: pipeline[name] for name in copied} == {name: facts[name] for name in copied}
     assert pipeline["defaults"]["guidance_scale"] == facts["guidance_scale"]
     assert pipeline["limits"]["guidance_scale"] == facts["max_guidance_scale"]

@@ -69,6 +69,7 @@ def test_a_family_in_half_precision(bake: Callable[..., BakedProject], tmp_path:
         first = family.text()
         family.loras(first)
         family.every_number_of_steps()
+        family.sizes()
         family.generated()
         # Nothing of that has changed the pipeline.
         assert family.text() == first
@@ -93,6 +94,8 @@ class Family:
         self.server = server
         self.preset = preset
         self.image_to_image = CATALOG[preset]["image_to_image"] is not None
+        self.inpaint = CATALOG[preset]["inpaint"] is not None
+        self.references = CATALOG[preset]["reference_images"]
         self.schema = server.http.get(f"{READY}/schema").json()["input_schema"]
         self.pictures: list[tuple[Any, str]] = []
         self.starts: list[str] = []
@@ -122,17 +125,33 @@ class Family:
         for count in (*range(steps["minimum"], 4), steps["maximum"]):
             self.picture(num_inference_steps=count)
         self.starts = [self.picture(num_inference_steps=2, output_format=name) for name in ("png", "jpeg", "webp")]
-        if not self.image_to_image:
-            assert self.ask({"prompt": "x", "image": self.starts[0]}).status_code == 400
-            return
-        whole, half = (self.picture(num_inference_steps=4, image=self.starts[0], strength=s) for s in (1.0, 0.5))
-        assert whole != half
-        small = {name: self.schema["properties"][name]["minimum"] for name in ("width", "height")}
-        counts = [(count, strength) for count in (1, 2, 3, 20) for strength in (0.1, 0.3, 0.6, 1.0)]
-        for count, strength in [*counts, (steps["maximum"], 0.1), (steps["maximum"], 1.0), (4, 5e-324)]:
-            # Whether they fit is the family's own matter. If they do not, ask() wants a sentence.
-            body = {"prompt": "a boat", "num_inference_steps": count, "image": self.starts[0], "strength": strength}
-            self.ask({**body, **small})
+        start, other = {"image": self.starts[0]}, {"image": self.starts[0], "strength": 0.5}
+        if self.references:
+            self.several()
+        elif not self.image_to_image:
+            assert self.ask({"prompt": "x", **start}).status_code == 400
+        masked = {**start, "mask": self.starts[1]}
+        if not self.inpaint:
+            assert self.ask({"prompt": "x", **masked}).status_code == 400
+        for more in [other] * self.image_to_image + [{**masked, "strength": 0.5}] * self.inpaint:
+            whole, half = (self.picture(num_inference_steps=4, **{**more, "strength": s}) for s in (1.0, 0.5))
+            assert whole != half
+            small = {name: self.schema["properties"][name]["minimum"] for name in ("width", "height")}
+            counts = [(count, strength) for count in (1, 2, 3, 20) for strength in (0.1, 0.3, 0.6, 1.0)]
+            for count, strength in [*counts, (steps["maximum"], 0.1), (steps["maximum"], 1.0), (4, 5e-324)]:
+                # Whether they fit is the family's own matter. If they do not, ask() wants a sentence.
+                self.ask({"prompt": "a boat", **small, **more, "num_inference_steps": count, "strength": strength})
+
+    def several(self) -> None:
+        """As many references as the family takes, each of which counts, and no more."""
+        count = self.references["count"]
+        assert self.schema["properties"]["image"]["anyOf"][1]["maxItems"] == count
+        other = self.picture(seed=7)
+        made = [self.picture(image=images) for images in (self.starts[0], [self.starts[0]], [self.starts[0], other])]
+        assert made[0] == made[1] != made[2]
+        self.picture(image=[other] * count, num_inference_steps=1)
+        assert f"a list of 1 to {count}" in self.ask({"prompt": "x", "image": [other] * (count + 1)}).text
+        assert "reference" in self.ask({"prompt": "x", "image": other, "strength": 0.5}).text
 
     def loras(self, plain: str) -> None:
         """Each that can be chosen changes the picture, alone and together, and that of no other request."""
@@ -152,8 +171,11 @@ class Family:
         for width, height in ((least + multiple, least), (least, least + 3 * multiple)):
             more = {"width": width, "height": height, "num_inference_steps": 2}
             assert size_of(self.picture(**more)) == (width, height)
-            if self.image_to_image:
+            if self.image_to_image or self.references:
                 assert size_of(self.picture(**more, image=self.starts[0])) == (width, height)
+            if self.inpaint:
+                masked = {"image": self.starts[0], "mask": self.starts[1], "mask_padding": 4}
+                assert size_of(self.picture(**more, **masked)) == (width, height)
 
     def generated(self) -> None:
         """CASES requests made from the schema."""

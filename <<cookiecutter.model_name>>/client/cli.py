@@ -98,8 +98,15 @@ def generate(
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     num_images: Annotated[int | None, typer.Option(help="How many: out-1.png, out-2.png and so on.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture to start from; several where the model takes references.")
+    ] = None,
     strength: Annotated[float | None, typer.Option(help="How much of it is painted over.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="A picture as large: only what is white is painted over.")] = None,
+    mask_blur: Annotated[int | None, typer.Option(help="Pixels, of the edges of the mask.")] = None,
+    mask_padding: Annotated[
+        int | None, typer.Option(help="Paint only the mask and so many pixels around it, at the whole size.")
+    ] = None,
     quality: Annotated[int | None, typer.Option(help="Of .jpg and .webp, 1 to 100.")] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="One of config.yaml, as NAME or NAME:SCALE; give it once for each.")
@@ -122,8 +129,11 @@ def generate(
         "width": width,
         "height": height,
         "num_images": num_images,
-        "image": generation.read_image(image) if image else None,
+        "image": generation.read_images(image or []),
         "strength": strength,
+        "mask": generation.read_image(mask, "--mask") if mask else None,
+        "mask_blur": mask_blur,
+        "mask_padding": mask_padding,
         "quality": quality,
         "loras": [generation.read_lora(each) for each in lora] if lora else None,
     }

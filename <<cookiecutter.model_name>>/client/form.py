@@ -37,10 +37,15 @@ def request_of(pipeline: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]
         request["loras"] = [{"name": name} for name in _loras(form["loras"], pipeline)]
     if form.get("image"):
         request["image"] = _picture(form["image"], limits)
-        request["strength"] = _number("Strength", form.get("strength"))
+        if form.get("mask"):
+            request["mask"] = _picture(form["mask"], limits)
+        elif pipeline.get("image_to_image"):
+            request["strength"] = _number("Strength", form.get("strength"))
         # The default may be too few for this strength: left out, the model follows it.
         if request["num_inference_steps"] == pipeline.get("defaults", {}).get("num_inference_steps"):
             del request["num_inference_steps"]
+    elif form.get("mask"):
+        raise InvalidInput("The mask belongs to a picture: choose that too.")
     seed = form.get("seed")
     if not form.get("random_seed") and str(seed or "").strip():
         request["seed"] = _seed(seed)

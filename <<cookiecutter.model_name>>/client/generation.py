@@ -36,14 +36,14 @@ def check_output(output: Path) -> str:
     return FORMATS[output.suffix.lower()]
 
 
-def read_image(file: Path) -> str:
-    """Return a picture to start from, as base64. Raises InvalidInput."""
+def read_image(file: Path, option: str = "--image") -> str:
+    """Return a picture as base64. option: that names it. Raises InvalidInput."""
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise InvalidInput(f"--image is {str(file)!r}: it cannot be read ({error.strerror}).") from None
+        raise InvalidInput(f"{option} is {str(file)!r}: it cannot be read ({error.strerror}).") from None
     if len(content) > IMAGE_BYTES:
-        raise InvalidInput(f"--image has {len(content) / 1e6:.0f} MB: use at most {IMAGE_BYTES / 1e6:.0f} MB.")
+        raise InvalidInput(f"{option} has {len(content) / 1e6:.0f} MB: use at most {IMAGE_BYTES / 1e6:.0f} MB.")
     return base64.b64encode(content).decode()
 
 
@@ -57,6 +57,12 @@ def read_lora(text: str) -> dict[str, Any]:
     if not name or not math.isfinite(number):
         raise InvalidInput(f"--lora is {text[:100]!r}: use NAME or NAME:SCALE, such as pixel-art:0.8.")
     return {"name": name, "scale": number} if colon else {"name": name}
+
+
+def read_images(files: list[Path]) -> str | list[str] | None:
+    """Return one picture as a text and several as a list, as the model takes them. Raises InvalidInput."""
+    pictures = [read_image(file) for file in files]
+    return pictures if len(pictures) > 1 else next(iter(pictures), None)
 
 
 def files_of(output: Path, count: int) -> list[Path]:

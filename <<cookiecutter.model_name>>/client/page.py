@@ -155,14 +155,17 @@ def _settings(pipeline: dict[str, Any]) -> dict[str, Any]:
     """Return the other fields."""
     defaults, limits = pipeline["defaults"], pipeline["limits"]
     fields: dict[str, Any] = {}
-    if pipeline.get("image_to_image"):
+    if pipeline.get("image_to_image") or pipeline.get("reference_images"):
         with gradio.Accordion("Start from a picture", open=False, elem_id="start"):
-            fields["image"] = gradio.Image(
-                label="Picture", type="filepath", sources=["upload", "clipboard"], height=220, elem_id="image"
-            )
-            fields["strength"] = gradio.Slider(
-                0.05, 1.0, defaults.get("strength") or 0.6, step=0.05, label="Strength: how much is painted over"
-            )
+            # The file as it is: the model knows what its clear parts are.
+            upload = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"], "height": 220}
+            fields["image"] = gradio.Image(label="Picture", elem_id="image", **upload)
+            if pipeline.get("inpaint"):
+                label = "Mask: white is painted over, the rest is kept"
+                fields["mask"] = gradio.Image(label=label, elem_id="mask", **upload)
+            if pipeline.get("image_to_image"):
+                label = "Strength: how much is painted over, without a mask"
+                fields["strength"] = gradio.Slider(0.05, 1.0, defaults.get("strength") or 0.6, step=0.05, label=label)
     loras = form.names_of_loras(pipeline)
     if loras:
         fields["loras"] = gradio.Dropdown(

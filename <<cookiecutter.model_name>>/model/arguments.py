@@ -1,13 +1,28 @@
 """Turns a request into the arguments of the pipeline."""
 
+import contextlib
+import dataclasses
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import HTTPException
 
-from model import picture
-from model.request import MAX_SEED, SETTINGS, GenerationRequest
+from model import mask, picture
+from model.request import MASK_BLUR, MAX_SEED, SETTINGS, GenerationRequest
+from model.settings import ImageToImage, Inpaint
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is the same for all images of a request: the arguments of the pipeline, and what is done with each image.
+
+    other: the pipeline that takes the first one's place.
+    """
+
+    arguments: dict[str, Any]
+    other: ImageToImage | Inpaint | None = None
+    finish: Callable[[Any], Any] = lambda made: made
 
 
 def seeds(request: GenerationRequest) -> list[int]:
@@ -16,8 +31,8 @@ def seeds(request: GenerationRequest) -> list[int]:
     return [(first + i) % (MAX_SEED + 1) for i in range(request.num_images)]
 
 
-def of_request(request: GenerationRequest) -> dict[str, Any]:
-    """Return what is the same for all images of the request. Raises HTTPException (400) for a damaged image."""
+def of_request(request: GenerationRequest) -> Asked:
+    """Return what is the same for all images of the request. Raises HTTPException (400) for a picture without use."""
     arguments = {
         "prompt": request.prompt,
         "num_inference_steps": request.num_inference_steps,
@@ -26,16 +41,35 @@ def of_request(request: GenerationRequest) -> dict[str, Any]:
     }
     if request.negative_prompt:
         arguments["negative_prompt"] = request.negative_prompt
-    if request.image is None or SETTINGS.image_to_image.takes_size:
-        arguments |= {"width": request.width, "height": request.height}
-    if request.image is not None:
-        try:
-            start = picture.decode(request.image, request.width, request.height)
-        except ValueError as error:
-            # As Truss says it of a field.
-            raise HTTPException(400, f"Input Parsing Error:\n  `image`: Value error, {error}.") from None
-        arguments |= {"image": start, "strength": request.strength}
-    return arguments
+    size, multiple = {"width": request.width, "height": request.height}, SETTINGS.limits.size_multiple
+    if request.image is None:
+        return Asked(arguments | size)
+    references = SETTINGS.reference_images
+    if references and request.mask is None:
+        texts = request.image if isinstance(request.image, list) else [request.image]
+        with _of_field("image"):
+            found = [picture.decode_reference(text, references, multiple) for text in texts]
+        return Asked(arguments | size | {"image": found})
+    with _of_field("image"):
+        start = picture.decode(request.image, **size)
+    arguments |= {"strength": request.strength}
+    if request.mask is None:
+        other = SETTINGS.image_to_image
+        return Asked(arguments | {"image": start} | (size if other.takes_size else {}), other)
+    with _of_field("mask"):
+        blur = MASK_BLUR if request.mask_blur is None else request.mask_blur
+        shape = mask.decode(request.mask, **size, blur=blur)
+    image, mask_image, finish = mask.cut_out(start, shape, request.mask_padding, multiple)
+    return Asked(arguments | size | {"image": image, "mask_image": mask_image}, SETTINGS.inpaint, finish)
+
+
+@contextlib.contextmanager
+def _of_field(name: str) -> Iterator[None]:
+    """Turn a ValueError into a 400, in the words that Truss has for a field."""
+    try:
+        yield
+    except ValueError as error:
+        raise HTTPException(400, f"Input Parsing Error:\n  `{name}`: Value error, {error}.") from None
 
 
 def of_image(seed: int, stop: Callable[[], bool]) -> dict[str, Any]:
@@ -60,7 +94,7 @@ def loras(request: GenerationRequest) -> dict[str, float]:
 
 
 def warnings(request: GenerationRequest, pipeline: Any) -> list[str]:
-    """Return a sentence for each text of which the model reads only a part, with the rest of it."""
+    """Return a sentence for each text of which the model reads only a part, with its rest, and for a large mask."""
     tokenizer, count = getattr(pipeline, SETTINGS.prompt_tokens.tokenizer), SETTINGS.prompt_tokens.count
     if tokenizer is None:
         # Left out by load_kwargs. What is left is CLIP's, which puts a token at each end of a text.
@@ -72,4 +106,7 @@ def warnings(request: GenerationRequest, pipeline: Any) -> list[str]:
         if len(places) > count:
             rest = text[places[count][0] :]
             found.append(f"{field}: the model reads {count} tokens of it, so this rest had no effect: {rest}")
+    most = SETTINGS.inpaint.max_pixels if SETTINGS.inpaint and request.mask else None
+    if most and request.width * request.height > most:
+        found.append(f"mask: the model paints {most} pixels at once, so what it painted was scaled up")
     return found

@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse
 
 from model import arguments, faststart, lora, picture
 from model.guard import Guard
-from model.pipeline import image_to_image, read_pipeline
+from model.pipeline import on_same_weights, read_pipeline
 from model.request import SETTINGS, GeneratedImage, GenerationRequest, GenerationResponse, Timings
+from model.settings import ImageToImage, Inpaint
 from model.weights import check_weights, wait_for_download
 
 logger = logging.getLogger("uvicorn")
@@ -25,7 +26,7 @@ class Model:
     def __init__(self, lazy_data_resolver: Any, **_: Any) -> None:
         self._lazy_data_resolver = lazy_data_resolver
         self._pipeline = None
-        self._image_to_image = None
+        self._others: dict[str, Any] = {}
         self._guard = Guard()
         self._cold_start: faststart.ColdStart | None = faststart.ColdStart()
         folder = Path(SETTINGS.weights_dir)
@@ -106,19 +107,20 @@ class Model:
             # Other requests may succeed, such as smaller ones.
             logger.exception("The warm-up failed, and the replica goes on.")
 
-    def _generate(self, asked: dict[str, Any], seed: int, left: threading.Event) -> Any:
+    def _generate(self, asked: arguments.Asked, seed: int, left: threading.Event) -> Any:
         """Return one picture. Raises NotANumberError."""
-        pipeline = self._pipeline_for(asked)
+        pipeline = self._pipeline_for(asked.other)
         # What a request that broke off left in it must not show in the next.
         pipeline.scheduler = copy.deepcopy(self._scheduler)
-        return pipeline(**asked, **arguments.of_image(seed, left.is_set)).images[0]
+        made = pipeline(**asked.arguments, **arguments.of_image(seed, left.is_set)).images[0]
+        return asked.finish(made)
 
-    def _pipeline_for(self, asked: dict[str, Any]) -> Any:
-        if "image" not in asked:
+    def _pipeline_for(self, other: ImageToImage | Inpaint | None) -> Any:
+        if other is None:
             return self._pipeline
-        if self._image_to_image is None:
-            self._image_to_image = image_to_image(self._pipeline, SETTINGS.image_to_image.class_name)
-        return self._image_to_image
+        if other.class_name not in self._others:
+            self._others[other.class_name] = on_same_weights(self._pipeline, other)
+        return self._others[other.class_name]
 
     def _first_answer(self, seconds: float) -> dict[str, float] | None:
         # Taken before it is looked at: with a higher predict_concurrency another answer may come first.

@@ -2,8 +2,12 @@
 
 import base64
 import io
+import math
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from model.settings import ReferenceImages
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 DATA_URL = re.compile(r"data:[^,]{,100};base64,", re.IGNORECASE)  # of any type: the file says what it is
@@ -16,27 +20,56 @@ JPEG_PIXELS = 4
 JPEG_SCANS, SCAN = 100, re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
 
 
-def check(text: str, max_bytes: int, max_pixels: int) -> None:
-    """Raise ValueError with a sentence if the picture cannot be used. Looks at its length and its header only.
+def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
+    """Raise ValueError with a sentence if the pictures cannot be used. Looks at their length and their headers only.
 
-    max_bytes: of the file. max_pixels: before a pixel is decoded, so a decompression bomb stays folded.
+    max_bytes: of all files. max_pixels: of all, before a pixel is decoded, so a decompression bomb stays folded.
     """
-    encoded = text[_start(text) :]
-    if len(encoded) > (max_bytes + 2) // 3 * 4:
-        raise ValueError(f"it is larger than {max_bytes} bytes: send a smaller file")
-    head = _bytes(encoded[:HEADER_CHARACTERS])
-    # Pillow opens a WebP only when it is whole, and a JPEG may have more metadata than that.
-    picture = _open(_bytes(encoded) if head.startswith((b"RIFF", b"\xff\xd8")) else head)
-    most = max_pixels * JPEG_PIXELS if picture.format == "JPEG" else max_pixels
-    if picture.width * picture.height > most:
-        raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {most}: send a smaller one")
+    if sum(len(text) - _start(text) for text in texts) > (max_bytes + 2) // 3 * 4:
+        they, smaller = ("all pictures are", "smaller files") if len(texts) > 1 else ("it is", "a smaller file")
+        raise ValueError(f"{they} larger than {max_bytes} bytes: send {smaller}")
+    pixels = 0.0
+    for text in texts:
+        encoded = text[_start(text) :]
+        head = _bytes(encoded[:HEADER_CHARACTERS])
+        # Pillow opens a WebP only when it is whole, and a JPEG may have more metadata than that.
+        picture = _open(_bytes(encoded) if head.startswith((b"RIFF", b"\xff\xd8")) else head)
+        counts = 1 / JPEG_PIXELS if picture.format == "JPEG" else 1
+        if picture.width * picture.height * counts > max_pixels:
+            most = int(max_pixels / counts)
+            raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {most}: send a smaller one")
+        pixels += picture.width * picture.height * counts
+    if pixels > max_pixels:
+        raise ValueError(f"all pictures have more than {max_pixels} pixels together: send smaller ones")
 
 
-def decode(text: str, width: int, height: int) -> Any:
-    """Return the RGB picture in text: upright, laid on white, scaled and cropped to width x height.
+def decode(text: str, width: int, height: int, background: str = "white") -> Any:
+    """Return the RGB picture in text: upright, laid on the background, scaled and cropped to width x height.
 
     Raises ValueError with a sentence if it is damaged. It decodes whatever it is given: call check() first.
     """
+    from PIL import ImageOps
+
+    return _decode(text, max(width, height), background, lambda picture: ImageOps.fit(picture, (width, height)))
+
+
+def decode_reference(text: str, bounds: ReferenceImages, multiple: int) -> Any:
+    """Return the RGB picture in text: upright, laid on white, whole, scaled to bounds and to sides that are multiples.
+
+    Raises ValueError with a sentence if it is damaged or too long. As decode() does, it needs check() first.
+    """
+    picture = _decode(text, math.isqrt(bounds.max_pixels), "white", lambda picture: picture)
+    if max(picture.size) > bounds.max_ratio * min(picture.size):
+        raise ValueError(f"it is more than {bounds.max_ratio} times as long as wide: crop it")
+    scale = min(1, math.sqrt(bounds.max_pixels / (picture.width * picture.height)))
+    scale = max(scale, bounds.min_side / min(picture.size))
+    # Down to multiples, or the pipeline would cut off the rest.
+    sides = [max(int(side * scale) // multiple * multiple, bounds.min_side) for side in picture.size]
+    return picture.resize(sides)
+
+
+def _decode(text: str, side: int, background: str, fit: Callable[[Any], Any]) -> Any:
+    """Return fit(picture). side: no smaller than that is a JPEG scaled down while it is decoded."""
     from PIL import Image, ImageOps
 
     file = _bytes(text[_start(text) :])
@@ -45,14 +78,14 @@ def decode(text: str, width: int, height: int) -> Any:
         raise ValueError(f"it has more than {JPEG_SCANS} scans: save it as an ordinary JPEG")
     try:
         # A JPEG then comes at the least of 1/8, 1/4, 1/2 and 1 that is no smaller than asked, however it is turned.
-        picture.draft("RGB", (max(width, height),) * 2)
+        picture.draft("RGB", (side, side))
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I"):
             picture = picture.convert("I").point(lambda grey: grey * (255 / 65535)).convert("L")
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return ImageOps.fit(picture.convert("RGB"), (width, height))
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
+        return fit(picture.convert("RGB"))
     # For a damaged file Pillow raises whatever its parsers run into, AttributeError and struct.error among them.
     except Exception as error:
         raise ValueError("it cannot be read: send a whole PNG, JPEG or WebP file") from error

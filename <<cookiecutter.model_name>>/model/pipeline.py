@@ -1,5 +1,6 @@
 """Puts the pipeline together out of the cached weights. Which parts it has is said in config.yaml."""
 
+import copy
 import inspect
 import json
 from collections.abc import Iterable
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model import lora, proof
-from model.settings import Settings, SettingsError, did_you_mean
+from model.settings import ImageToImage, Inpaint, Settings, SettingsError, did_you_mean
 from model.weights import WeightsError
 
 
@@ -30,8 +31,9 @@ def read_pipeline(settings: Settings, device: str) -> Any:
     _check(settings.prompt_tokens.tokenizer, parts, "prompt_tokens.tokenizer")
     for name in settings.load_kwargs:
         _check(name, parts, "load_kwargs")
-    if settings.image_to_image:
-        _check(settings.image_to_image.class_name, dir(diffusers), "image_to_image.class_name")
+    for key, other in (("image_to_image", settings.image_to_image), ("inpaint", settings.inpaint)):
+        if other:
+            _check(other.class_name, dir(diffusers), f"{key}.class_name")
     folder = Path(settings.weights_dir)
     dtype = getattr(torch, settings.cpu_dtype if device == "cpu" else settings.dtype)
     index = json.loads((folder / "pipeline" / "model_index.json").read_text("utf-8"))
@@ -54,15 +56,19 @@ def read_pipeline(settings: Settings, device: str) -> Any:
     return pipeline
 
 
-def image_to_image(pipeline: Any, class_name: str) -> Any:
-    """Return a pipeline of class_name on the very same weights: no second copy in memory."""
+def on_same_weights(pipeline: Any, other: ImageToImage | Inpaint) -> Any:
+    """Return the other pipeline on the very same weights: no second copy in memory."""
     import diffusers
 
-    other = named(diffusers, class_name, "image_to_image.class_name")
+    class_ = getattr(diffusers, other.class_name)
     # Not from_pipe: it casts all components to one dtype, also the layers that must stay float32.
-    known = inspect.signature(other.__init__).parameters
-    made = other(**{name: part for name, part in {**pipeline.config, **pipeline.components}.items() if name in known})
+    known = inspect.signature(class_.__init__).parameters
+    made = class_(**{name: part for name, part in {**pipeline.config, **pipeline.components}.items() if name in known})
     made.set_progress_bar_config(disable=True)
+    if isinstance(other, Inpaint) and not other.adds_shift:
+        # The first pipeline adds it by itself. A shallow copy: its tensors are those of the first.
+        vae, made.vae = pipeline.vae, copy.copy(pipeline.vae)
+        made.vae.decode = lambda latents, **more: vae.decode(latents + vae.config.shift_factor, **more)
     return made
 
 

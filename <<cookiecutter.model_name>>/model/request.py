@@ -5,7 +5,7 @@ from math import ceil
 from typing import Annotated, Any, Literal
 
 from fastapi import HTTPException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from model import picture
 from model.settings import read_settings
@@ -14,7 +14,7 @@ from model.settings import read_settings
 SETTINGS = read_settings()
 _DEFAULTS, _LIMITS = SETTINGS.defaults, SETTINGS.limits
 MAX_SEED = 2**32 - 1
-# Base64 of an image, two prompts of which each character is escaped as JSON may do, and the other fields.
+# Base64 of the images, two prompts of which each character is escaped as JSON may do, and the other fields.
 MAX_BODY = _LIMITS.image_bytes * 4 // 3 + 2 * 12 * _LIMITS.prompt_characters + 10_000
 # Two prompts of colons, and the fields: parsing a million fields takes seconds.
 MAX_COLONS = 2 * _LIMITS.prompt_characters + 100
@@ -25,7 +25,17 @@ Pixels = Annotated[int, Field(ge=_LIMITS.min_size, le=_LIMITS.max_size, multiple
 Steps = Annotated[int, Field(ge=_LIMITS.min_steps, le=_LIMITS.max_steps)]
 Guidance = Annotated[float, Field(ge=0, le=_LIMITS.guidance_scale)]
 _NAMES: Any = {"enum": SETTINGS.lora_names} if SETTINGS.lora_names else None
-IMAGE = "A PNG, JPEG or WebP file to start from, in base64 or as a data: URL; cropped to width x height, laid on white."
+MASK_BLUR, MAX_MASK_BLUR = 4, 64
+_REFERENCES = SETTINGS.reference_images.count if SETTINGS.reference_images else 0
+FILE = "A PNG, JPEG or WebP file, in base64 or as a data: URL"
+START = "to start from; cropped to width x height, laid on white."
+REFERENCE = f"that the prompt may speak of, or a list of up to {_REFERENCES}; with mask the one to paint on."
+
+
+def _image_type() -> Any:
+    """Return what /schema says of image: a list only where the family takes several."""
+    several = Annotated[list[str], Field(min_length=1, max_length=_REFERENCES)]
+    return str | several | None if _REFERENCES else str | None
 
 
 class LoraChoice(BaseModel):
@@ -56,9 +66,18 @@ class GenerationRequest(BaseModel):
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Of the first image; the next count up. None: random."
     )
-    image: str | None = Field(None, description=IMAGE)
+    image: str | list[str] | None = Field(None, description=f"{FILE}, {REFERENCE if _REFERENCES else START}")
     strength: float | None = Field(
-        None, gt=0, le=1, description=f"How much of image is painted over. {_DEFAULTS.strength} if left out."
+        None, gt=0, le=1, description=f"How much of image is painted over. Left out {_DEFAULTS.strength}, with mask 1."
+    )
+    mask: str | None = Field(
+        None, description=f"{FILE}: what is white is painted over, and the rest of image keeps its pixels."
+    )
+    mask_blur: int | None = Field(
+        None, ge=0, le=MAX_MASK_BLUR, description=f"Of the edges of mask, in pixels. {MASK_BLUR} if left out."
+    )
+    mask_padding: int | None = Field(
+        None, ge=0, le=_LIMITS.max_size, description="Paints only mask and so many pixels around it, at the whole size."
     )
     loras: list[LoraChoice] = Field(
         [], max_length=_LIMITS.loras, fail_fast=True, description="LoRAs of this image. None: the model as it is."
@@ -67,13 +86,20 @@ class GenerationRequest(BaseModel):
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the images.")
     quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
 
-    @field_validator("image")
+    # Before pydantic, which would name the field as image.str and image.list.
+    @field_validator("image", mode="before", json_schema_input_type=_image_type())
     @classmethod
-    def _image_can_be_used(cls, image: str | None) -> str | None:
-        if image is not None:
-            if not SETTINGS.image_to_image:
-                raise ValueError("image cannot be used by this model: leave it out")
-            picture.check(image, _LIMITS.image_bytes, _LIMITS.image_pixels)
+    def _image_can_be_used(cls, image: Any) -> Any:
+        if image is None:
+            return None
+        if not (SETTINGS.image_to_image or SETTINGS.reference_images):
+            raise ValueError("image cannot be used by this model: leave it out")
+        most = SETTINGS.reference_images.count if SETTINGS.reference_images else 1
+        several = image if isinstance(image, list) and most > 1 else [image]
+        if not 1 <= len(several) <= most or not all(isinstance(each, str) for each in several):
+            count = "one file" if most == 1 else f"one file, or a list of 1 to {most},"
+            raise ValueError(f"send {count} in base64 or as a data: URL")
+        picture.check(several, _LIMITS.image_bytes, _LIMITS.image_pixels)
         return image
 
     @field_validator("loras")
@@ -88,15 +114,36 @@ class GenerationRequest(BaseModel):
             raise ValueError("it holds a name twice: name each LoRA once")
         return loras
 
+    @field_validator("mask")
+    @classmethod
+    def _mask_can_be_used(cls, mask: str | None, info: ValidationInfo) -> str | None:
+        if mask is None or "image" not in info.data:  # which is refused itself
+            return mask
+        if not SETTINGS.inpaint:
+            raise ValueError("mask cannot be used by this model: leave it out")
+        image = info.data["image"]
+        if not isinstance(image, str):
+            raise ValueError("mask needs one image, the one to paint on: send it as image")
+        picture.check([image, mask], _LIMITS.image_bytes, _LIMITS.image_pixels)
+        return mask
+
+    @field_validator("mask_blur", "mask_padding")
+    @classmethod
+    def _mask_is_there(cls, pixels: int | None, info: ValidationInfo) -> int | None:
+        if pixels is not None and info.data.get("mask", "refused itself") is None:
+            raise ValueError(f"{info.field_name} has no effect without mask: leave it out")
+        return pixels
+
     @model_validator(mode="after")
     def _strength_has_an_effect(self) -> "GenerationRequest":
-        if self.image is None:
+        if self.image is None or (SETTINGS.reference_images and self.mask is None):
             if self.strength is not None:
-                raise ValueError("strength has no effect without image: leave it out")
+                needed = "image" if self.image is None else "mask: image is a reference for this model"
+                raise ValueError(f"strength has no effect without {needed}: leave it out")
             return self
-        self.strength = self.strength or _DEFAULTS.strength
+        self.strength = self.strength or (_DEFAULTS.strength if self.mask is None else 1.0)
         least, most, factor = _LIMITS.min_steps, _LIMITS.max_steps, _LIMITS.max_steps_per_strength
-        if factor:
+        if factor and self.mask is None:
             most = min(most, int(factor * self.strength))
         else:
             least = max(least, ceil(min(1 / self.strength, 2.0**31)))

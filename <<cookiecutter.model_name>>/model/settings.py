@@ -12,7 +12,7 @@ BLOCK = "model_metadata.pipeline"
 # Each request that runs holds a thread, and the server needs some for itself.
 MAX_CONCURRENCY = 8
 OURS = {"prompt", "image", "strength", "num_inference_steps", "width", "height", "generator", "output_type"}
-OURS |= {"return_dict", "num_images_per_prompt", "self"}
+OURS |= {"mask_image", "return_dict", "num_images_per_prompt", "self"}
 Name = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Dtype = Literal["float16", "bfloat16", "float32"]
@@ -54,6 +54,23 @@ class Lora(Strict):
         return f"lora-{self.name}"
 
 
+class Inpaint(Strict):
+    """How the family paints over what a mask says."""
+
+    class_name: Name = Field(description="The pipeline in diffusers. It shares the weights of the first.")
+    adds_shift: bool = Field(description="false: it decodes without the shift_factor of its VAE, so model/ adds it.")
+    max_pixels: Positive | None = Field(description="What it paints at once: more is scaled up from that. null: all.")
+
+
+class ReferenceImages(Strict):
+    """How the family takes pictures beside the prompt: whole, and without strength."""
+
+    count: Positive = Field(description="The most of one request.")
+    max_pixels: Positive = Field(description="Larger ones are scaled down to it.")
+    min_side: Positive = Field(description="Smaller ones are scaled up to it.")
+    max_ratio: Positive = Field(description="At most so many times as long as wide.")
+
+
 class PromptTokens(Strict):
     """How much of a prompt the model reads."""
 
@@ -89,8 +106,8 @@ class Limits(Strict):
     lora_scale: float = Field(
         gt=0, description="The most. Those that are sliders take it below 0 too, so from minus it."
     )
-    image_bytes: Positive = Field(description="Of the file that a request brings, before base64.")
-    image_pixels: Positive = Field(description="Of the decoded picture. A JPEG may have four times as many.")
+    image_bytes: Positive = Field(description="Of all files that a request brings, before base64.")
+    image_pixels: Positive = Field(description="Of all of them, decoded. A JPEG may have four times as many.")
 
 
 class Settings(Strict):
@@ -98,6 +115,8 @@ class Settings(Strict):
 
     class_name: Name = Field(description="The pipeline in diffusers.")
     image_to_image: ImageToImage | None = Field(description="null: the family cannot start from an image.")
+    inpaint: Inpaint | None = Field(description="null: the family cannot use a mask.")
+    reference_images: ReferenceImages | None = Field(description="null: image is what the picture starts from.")
     weights_dir: Name = Field(description="Holds one folder for each name in weight_files.")
     weight_files: dict[str, list[Name]] = Field(description="What must be there. `pipeline` is the pipeline.")
     components: dict[str, Component] = Field(description="Those that have a folder of their own in weights_dir.")
@@ -148,6 +167,8 @@ class Settings(Strict):
                 raise ValueError(f"defaults.{name} is {value}: use a multiple of limits.size_multiple")
         if self.image_to_image and int(limits.max_steps * self.defaults.strength) < 1:
             raise ValueError(f"defaults.strength is {self.defaults.strength}: too little for limits.max_steps")
+        if self.image_to_image and self.reference_images:
+            raise ValueError("image_to_image and reference_images exclude each other: set one of them to null")
         for name in {*OURS, self.guidance_parameter, self.step_callback} & set(self.call_kwargs):
             raise ValueError(f"call_kwargs holds {name}, which a request decides or model/ itself: take it out")
         folders = [lora.folder for lora in self.loras]
@@ -193,7 +214,7 @@ def _sentence(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         models = {"defaults": Defaults, "limits": Limits, "prompt_tokens": PromptTokens, "image_to_image": ImageToImage}
-        models["loras"] = Lora
+        models |= {"inpaint": Inpaint, "reference_images": ReferenceImages, "loras": Lora}
         known = models.get(place[0], Component) if place else Settings
         message = f"there is no such key{did_you_mean(key, list(known.model_fields))}"
     return f"config.yaml, {'.'.join(map(str, (*place, key)))}: {message[0].lower()}{message[1:]}."

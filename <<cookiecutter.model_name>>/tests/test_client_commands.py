@@ -205,6 +205,15 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> N
         generation.check_output(tmp_path / name)
 
 
+def test_one_picture_is_a_text_and_several_are_a_list(tmp_path: Path) -> None:
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file in files:
+        file.write_bytes(b"hi")
+    assert [generation.read_images(files[:count]) for count in range(3)] == [None, "aGk=", ["aGk=", "aGk="]]
+    with pytest.raises(InvalidInput, match="--mask is"):
+        generation.read_image(tmp_path / "none.png", "--mask")
+
+
 @pytest.mark.parametrize("url", ["", "ftp://x"])
 @pytest.mark.parametrize("command", ["doctor", "status"])
 def test_an_address_that_is_none_ends_the_command(command: str, url: str) -> None:
@@ -230,6 +239,7 @@ FORM = {
     "seed": "",
 }
 PIPELINE = {
+    "image_to_image": {"class_name": "x"},
     "limits": {"prompt_characters": 20, "num_images": 4, "image_bytes": 10},
     "loras": [{"name": "pixel-art", "scale": 1.0, "fused": False}, {"name": "warm", "scale": 1.0, "fused": True}],
 }
@@ -246,6 +256,11 @@ def test_a_form_is_a_request(tmp_path: Path) -> None:
     picture.write_bytes(b"hi")
     with_picture = form.request_of(PIPELINE, {**FORM, "image": str(picture), "strength": 0.5})
     assert (with_picture["image"], with_picture["strength"]) == ("aGk=", 0.5)
+    # With a mask or as a reference, strength is the model's own.
+    masked = form.request_of(PIPELINE, {**FORM, "image": str(picture), "mask": str(picture), "strength": 0.5})
+    assert (masked["image"], masked["mask"], "strength" in masked) == ("aGk=", "aGk=", False)
+    reference = form.request_of({**PIPELINE, "image_to_image": None}, {**FORM, "image": str(picture)})
+    assert (reference["image"], "strength" in reference) == ("aGk=", False)
     # The usual number of steps may be too few for the strength: then the model chooses.
     usual = {**PIPELINE, "defaults": {"num_inference_steps": FORM["steps"]}}
     assert "num_inference_steps" not in form.request_of(usual, {**FORM, "image": str(picture), "strength": 0.5})
@@ -275,6 +290,7 @@ def test_a_form_is_a_request(tmp_path: Path) -> None:
         ({"loras": [["x"]]}, "Styles: choose from pixel-art"),
         ({"image": "/no/such/file"}, "The picture cannot be read"),
         ({"image": ["x"]}, "The picture cannot be read"),
+        ({"mask": "x.png"}, "The mask belongs to a picture"),
     ],
 )
 def test_a_bad_form_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:

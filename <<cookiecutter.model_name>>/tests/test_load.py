@@ -59,7 +59,7 @@ import torch
 opened = []
 is_pickle = lambda path: str(path).endswith((".bin", ".ckpt", ".pt"))
 sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" and is_pickle(args[0]) else None)
-from model.pipeline import image_to_image, read_pipeline
+from model.pipeline import on_same_weights, read_pipeline
 from model.settings import Lora, read_settings
 from model.weights import WeightsError
 sys.path.append(sys.argv[2])
@@ -76,10 +76,10 @@ found = {}
 placed = read_pipeline(settings, "meta")
 tensors = [t for p in placed.components.values() if hasattr(p, "parameters") for t in (*p.parameters(), *p.buffers())]
 found["devices"] = sorted({tensor.device.type for tensor in tensors})
-if settings.image_to_image:
-    before = weights_of(plain)
-    found["shared"] = weights_of(image_to_image(plain, settings.image_to_image.class_name)) == before
-    found["shared"] &= weights_of(plain) == before
+before = weights_of(plain)
+others = [other for other in (settings.image_to_image, settings.inpaint) if other]
+found["shared"] = all(weights_of(on_same_weights(plain, other)) == before for other in others)
+found["shared"] &= weights_of(plain) == before
 name, path, added = make_lora(Path(sys.argv[1]), plain, "style")
 try:
     style = Lora(name="style", scale=0.5, fused=True)
@@ -202,8 +202,8 @@ def test_no_pickle_is_opened_and_no_code_of_the_weights_runs(parts: dict[str, An
     assert parts["ran"] is False
 
 
-def test_requests_with_an_image_share_the_weights(parts: dict[str, Any], pipeline: dict[str, Any]) -> None:
-    assert parts.get("shared") is (True if pipeline["image_to_image"] else None)
+def test_requests_with_an_image_share_the_weights(parts: dict[str, Any]) -> None:
+    assert parts["shared"] is True
 
 
 def test_a_lora_is_fused_or_refused(parts: dict[str, Any]) -> None:

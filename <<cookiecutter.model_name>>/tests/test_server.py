@@ -136,7 +136,8 @@ def test_an_image_is_a_start_or_is_refused(server: Server, small: dict[str, Any]
     if not pipeline["image_to_image"]:
         response = server.predict(body)
         assert response.status_code == 400
-        assert "image cannot be used" in response.json()["error"]
+        sentence = "strength has no effect" if pipeline["reference_images"] else "image cannot be used"
+        assert sentence in response.json()["error"]
         return
     answer = generate(server, body)
     assert images_of(answer)[0].size == (128, 64)
@@ -170,6 +171,47 @@ def test_loras_are_chosen_by_name_or_refused(server: Server, small: dict[str, An
         assert generate(server, {**small, "loras": [{"name": name, "scale": -1.0}]})["images"] != chosen
     # One request's choice does not show in the next.
     assert generate(server, small)["images"] == plain
+
+
+def test_references_have_an_effect(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
+    first, other = (generate(server, {**small, "seed": seed})["images"][0]["image"] for seed in (5, 6))
+    several = server.predict({**small, "image": [first, other]})
+    if not pipeline["reference_images"]:
+        assert several.status_code == 400
+        assert "`image`" in several.json()["error"]
+        return
+    answers = [generate(server, {**small, **more})["images"] for more in ({}, {"image": first}, {"image": other})]
+    answers.append(several.json()["images"])
+    assert all(images not in answers[:place] for place, images in enumerate(answers))
+
+
+def test_a_mask_keeps_the_rest_or_is_refused(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
+    start = Image.effect_noise((64, 64), 100).convert("RGB")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 64, 16))
+    body = {**small, "image": png_of(start), "mask": png_of(mask), "mask_blur": 0}
+    if not pipeline["inpaint"]:
+        assert server.predict(body).status_code == 400
+        return
+    answer = generate(server, body)
+    kept, painted = (0, 16, 64, 64), (0, 0, 64, 16)
+    (found,) = images_of(answer)
+    assert found.crop(kept).tobytes() == start.crop(kept).tobytes()
+    assert found.crop(painted).tobytes() != start.crop(painted).tobytes()
+    assert generate(server, {**body, "strength": 1.0})["images"] == answer["images"]
+    generate(server, {**body, "strength": 0.5, "mask_padding": 8, "num_inference_steps": 4})
+    black = server.predict({**body, "mask": png_of(Image.new("L", (8, 8)))})
+    assert black.status_code == 400
+    assert "nothing would be painted" in black.json()["error"]
+    alone = server.predict({**small, "mask": png_of(mask)})
+    assert alone.status_code == 400
+    assert "mask needs one image" in alone.json()["error"]
+
+
+def png_of(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def test_the_server_speaks_no_word_of_a_deprecated_call(server: Server) -> None:

@@ -14,6 +14,8 @@ FAULTS: dict[str, Any] = {
     "ordinary": ValueError("The test asked for it."),
     "not a number": None,
 }
+# A mask of one pixel, which is white.
+WHITE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg=="
 STAGES = ("text encoder", "step", "decode", "encode the start image")
 
 
@@ -36,17 +38,18 @@ def spoiled(value: Any) -> Any:
     return value
 
 
-def place(served: Served, stage: str) -> tuple[Any, str, int]:
-    """Return what is called at the stage: the owner, the name, and which call fails."""
-    parts = served.pipeline.components
+def place(served: Served, stage: str, masked: bool = False) -> tuple[Any, str, int]:
+    """Return what is called at the stage: the owner, the name, and which call fails. masked: with a mask."""
+    pipeline = served.model._pipeline_for(served.settings.inpaint) if masked else served.pipeline
+    parts = pipeline.components
     if stage == "text encoder":
         last = max(name for name, part in parts.items() if name.startswith("text_encoder") and part is not None)
         return parts[last], "forward", 1
     if stage == "step":
         return parts.get("unet") or parts["transformer"], "forward", 2
     if stage == "decode":
-        return served.pipeline.vae.decoder, "forward", 1
-    return served.pipeline.vae, "encode", 1
+        return pipeline.vae.decoder, "forward", 1
+    return pipeline.vae, "encode", 1
 
 
 def fail_once(owner: Any, name: str, number: int, fault: Exception | None, patch: pytest.MonkeyPatch) -> list[int]:
@@ -76,12 +79,15 @@ def test_after_a_fault_the_next_picture_is_the_same_or_the_model_is_not_healthy(
     if served.settings.image_to_image:
         start = {"image": text, "strength": 1.0}
         requests.append((start, served.picture(**start)))
+    if served.settings.inpaint:
+        masked = {"image": text, "mask": WHITE}
+        requests.append((masked, served.picture(**masked)))
     for body, usual in requests:
         for stage in STAGES[: None if body else 3]:
             for name, fault in FAULTS.items():
                 broken = f"{stage}, {name}"
                 with pytest.MonkeyPatch.context() as patch:
-                    calls = fail_once(*place(served, stage), fault, patch)
+                    calls = fail_once(*place(served, stage, "mask" in body), fault, patch)
                     try:
                         answer = served.ask(**body)
                     except (RuntimeError, ValueError) as error:
@@ -174,7 +180,7 @@ def test_a_device_that_fails_before_an_image_request_starts_is_not_healthy(
 
     served = serve(settings_of("sd15"))
     start = served.picture()
-    fail_once(model.model, "image_to_image", 1, FAULTS["device"], monkeypatch)
+    fail_once(model.model, "on_same_weights", 1, FAULTS["device"], monkeypatch)
     with pytest.raises(torch.AcceleratorError):
         served.ask(image=start, strength=1.0)
     assert not served.healthy()
@@ -212,6 +218,7 @@ def test_an_image_request_changes_nothing_for_the_next(
     before = dtypes(served)
     usual = served.picture()
     served.ask(image=usual, strength=0.5)
+    served.ask(image=usual, mask=WHITE, strength=0.5)
     assert served.picture() == usual
     assert dtypes(served) == before
 

@@ -20,7 +20,7 @@ def text_of(image: Image.Image, file_format: str = "PNG", **options: Any) -> str
 
 
 def taken(text: str, width: int = 64, height: int = 64) -> numpy.ndarray:
-    picture.check(text, BYTES, PIXELS)
+    picture.check([text], BYTES, PIXELS)
     found = picture.decode(text, width, height)
     assert (found.mode, found.size) == ("RGB", (width, height))
     return numpy.asarray(found)
@@ -155,7 +155,7 @@ def test_the_check_decodes_no_pixel_and_not_the_whole_file(monkeypatch: pytest.M
     assert len(noise) > 2 * picture.HEADER_CHARACTERS
     loaded = []
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: loaded.append(1))
-    picture.check(noise, BYTES * 2, PIXELS)
+    picture.check([noise], BYTES * 2, PIXELS)
     assert loaded == []
 
 
@@ -165,7 +165,19 @@ def test_the_check_decodes_no_pixel_and_not_the_whole_file(monkeypatch: pytest.M
 def test_too_many_pixels_are_refused_by_the_header(size: tuple[int, int], file_format: str) -> None:
     text = text_of(Image.new("L", size), file_format)
     with pytest.raises(ValueError, match="pixels, more than"):
-        picture.check(text, BYTES, PIXELS)
+        picture.check([text], BYTES, PIXELS)
+
+
+def test_pictures_are_bounded_together() -> None:
+    png, jpeg = text_of(Image.new("L", (100, 100))), text_of(Image.new("L", (200, 200)), "JPEG")
+    picture.check([png, jpeg], BYTES, 20_000)
+    with pytest.raises(ValueError, match="all pictures have more than 19999 pixels together"):
+        picture.check([png, jpeg], BYTES, 19_999)
+    size = max(len(png), len(jpeg)) * 3 // 4
+    picture.check([png], size, PIXELS)
+    picture.check([jpeg], size, PIXELS)
+    with pytest.raises(ValueError, match=f"all pictures are larger than {size} bytes: send smaller files"):
+        picture.check([png, jpeg], size, PIXELS)
 
 
 def test_base64_may_have_line_breaks() -> None:
@@ -177,4 +189,4 @@ def test_base64_may_have_line_breaks() -> None:
 def test_a_picture_of_billions_of_pixels_is_told_so() -> None:
     text = text_of(Image.new("1", (30_000, 30_000)))
     with pytest.raises(ValueError, match="far too many pixels"):
-        picture.check(text, BYTES, PIXELS)
+        picture.check([text], BYTES, PIXELS)

@@ -231,6 +231,10 @@ def test_a_tokenizer_of_one_file_is_read(settings_of: Make, copy_of: Callable[[s
             {"image_to_image": {"class_name": "StableDifusionImg2ImgPipeline", "takes_size": False}},
             "image_to_image.class_name: .* did you mean StableDiffusionImg2ImgPipeline",
         ),
+        (
+            {"inpaint": {"class_name": "StableDifusionInpaintPipeline", "adds_shift": True, "max_pixels": None}},
+            "inpaint.class_name: .* did you mean StableDiffusionInpaintPipeline",
+        ),
         ({"call_kwargs": {"clip_skip": 1}}, "clip_skip: this model cannot skip layers"),
         ({"scheduler": {"class_name": "EulerDiscretScheduler"}}, "did you mean EulerDiscreteScheduler"),
         ({"scheduler": {"beta_shedule": "linear"}}, "scheduler.beta_shedule: .* did you mean beta_schedule"),

@@ -50,6 +50,8 @@ def test_a_scheduler_that_is_chosen_works_at_every_number_of_steps(
         check(served, steps)
     # An image request in between changes nothing.
     check(served, max(least, 4), image=usual, strength=0.5)
+    for strength in (0.5, 1.0):
+        check(served, max(least, 4), image=usual, mask=usual, strength=strength)
     assert check(served, least) == usual
 
 

@@ -1,0 +1,148 @@
+"""Pictures that the prompt may speak of: whole, several, without strength."""
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import pytest
+from conftest import BLOCKS, FAMILIES, Make, Served
+from model import picture
+from model.settings import ReferenceImages
+from PIL import Image
+from pydantic import ValidationError
+
+PRESETS = [preset for preset in FAMILIES if BLOCKS[preset]["reference_images"]]
+BOUNDS = ReferenceImages(**BLOCKS["flux2-klein-4b"]["reference_images"])
+
+
+def text_of(image: Image.Image, file_format: str = "PNG") -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def noise(width: int, height: int, seed: int = 0) -> str:
+    return text_of(Image.fromarray(numpy.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype="uint8")))
+
+
+@pytest.fixture
+def served(settings_of: Make, serve: Callable[..., Served]) -> Served:
+    return serve(settings_of("flux2-klein-4b"))
+
+
+def test_the_families_that_take_references() -> None:
+    assert PRESETS == ["flux2-klein-4b"]
+    for block in BLOCKS.values():
+        assert not (block["image_to_image"] and block["reference_images"])
+
+
+def test_each_reference_counts(served: Served) -> None:
+    usual = served.picture()
+    one, other = noise(64, 64), noise(96, 64, 1)
+    made = [served.picture(image=image) for image in (one, [one], other, [one, other], [other, one])]
+    assert made[0] == made[1]
+    assert len({usual, *made}) == 5
+    size = Image.open(io.BytesIO(base64.b64decode(served.picture(image=other, width=128, height=64)))).size
+    assert size == (128, 64)
+    # Without them, the model is as it was.
+    assert served.picture() == usual
+
+
+def test_the_pipeline_cuts_nothing_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    true = served.pipeline.image_processor.preprocess
+
+    def preprocess(image: Any, height: int, width: int, **more: Any) -> Any:
+        sizes.append((image.size, (width, height)))
+        return true(image, height=height, width=width, **more)
+
+    monkeypatch.setattr(served.pipeline.image_processor, "preprocess", preprocess)
+    served.ask(image=[noise(100, 70), noise(20, 40), noise(300, 50)], num_inference_steps=1)
+    assert sizes == [((96, 64),) * 2, ((64, 128),) * 2, ((384, 64),) * 2]
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"),
+    [
+        ((64, 64), (64, 64)),
+        ((1024, 1024), (1024, 1024)),
+        ((4096, 4096), (1024, 1024)),
+        ((4000, 1000), (2048, 512)),
+        ((1, 6), (64, 384)),
+        ((79, 474), (64, 464)),
+    ],
+)
+def test_a_reference_keeps_its_shape(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+    found = picture.decode_reference(text_of(Image.linear_gradient("L").resize(size)), BOUNDS, 16)
+    assert (found.mode, found.size) == ("RGB", scaled)
+    grey = numpy.asarray(found)[..., 0].mean(axis=1)
+    assert grey[0] < 30
+    assert grey[-1] > 215
+
+
+@pytest.mark.parametrize("side", range(1, 400, 7))
+def test_whatever_is_let_through_the_pipeline_takes(side: int) -> None:
+    from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
+
+    for ratio in (1.0, 2.5, 5.99, 6.0):
+        found = picture.decode_reference(text_of(Image.new("L", (int(side * ratio), side))), BOUNDS, 16)
+        Flux2ImageProcessor.check_image_input(found)
+        assert found.width * found.height <= BOUNDS.max_pixels
+        assert all(each % 16 == 0 for each in found.size)
+
+
+def test_a_reference_is_laid_on_white_and_turned_upright() -> None:
+    clear = picture.decode_reference(text_of(Image.new("RGBA", (64, 64))), BOUNDS, 16)
+    assert clear.getextrema() == ((255, 255),) * 3
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    buffer = io.BytesIO()
+    Image.new("RGB", (128, 64)).save(buffer, "JPEG", exif=exif.tobytes())
+    turned = base64.b64encode(buffer.getvalue()).decode()
+    assert picture.decode_reference(turned, BOUNDS, 16).size == (64, 128)
+
+
+def test_a_reference_that_is_too_long_is_refused(served: Served) -> None:
+    answer = served.ask(image=[noise(64, 64), noise(700, 100)])
+    assert answer.status_code == 400
+    assert b"`image`: Value error, it is more than 6 times as long as wide: crop it" in answer.body
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"image": noise(64, 64), "strength": 0.5}, "strength has no effect without mask: image is a reference"),
+        ({"strength": 0.5}, "strength has no effect without image"),
+        ({"image": [noise(64, 64)] * 5}, "image\n.*one file, or a list of 1 to 4"),
+        ({"image": []}, "image\n.*one file, or a list of 1 to 4"),
+        ({"image": [noise(64, 64), 5]}, "image\n.*one file, or a list of 1 to 4"),
+        ({"image": [noise(64, 64), "AAAA"]}, "image\n.*it cannot be read"),
+        ({"image": [noise(64, 64)] * 2, "mask": noise(64, 64)}, "mask\n.*mask needs one image"),
+    ],
+)
+def test_what_cannot_be_a_reference_is_a_sentence(served: Served, body: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        served.ask(**body)
+
+
+def test_references_are_bounded_together(settings_of: Make, serve: Callable[..., Served]) -> None:
+    limits = BLOCKS["flux2-klein-4b"]["limits"]
+    served = serve(settings_of("flux2-klein-4b", limits={**limits, "image_pixels": 3 * 64 * 64}))
+    served.ask(image=[noise(64, 64)] * 3, num_inference_steps=1)
+    with pytest.raises(ValidationError, match="all pictures have more than 12288 pixels together"):
+        served.ask(image=[noise(64, 64)] * 4)
+
+
+def test_with_a_mask_image_is_what_is_painted_on(served: Served) -> None:
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 64, 16))
+    start = noise(64, 64)
+    body = {"image": start, "mask": text_of(mask), "mask_blur": 0}
+    found, before = (
+        numpy.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in (served.picture(**body), start)
+    )
+    assert (found[16:] == before[16:]).all()
+    assert (found[:16] != before[:16]).any(axis=2).mean() > 0.95
+    assert served.picture(**body, strength=0.5) != served.picture(**body)
