@@ -46,7 +46,7 @@ def _event(block: bytes) -> Iterator[Event]:
         return
     kind = fields.get(b"event", b"").decode("utf-8", "replace")
     try:
-        data = json.loads(fields[b"data"])
+        data = dict(json.loads(fields[b"data"]))
         status = int(data["status"]) if kind == "error" else 200
     except (ValueError, LookupError, TypeError):
         raise UnexpectedAnswer("The answer holds an event that is not whole: is this this project's model?") from None
