@@ -23,28 +23,28 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class Progress:
-    """One request's. seconds: of all its images together, by stage; left: set when its client is gone.
+    """One request's. seconds: of all its images together, by stage. left: set when its client is gone.
 
-    text lasts until the UNet or transformer is called for the first time: it reads the prompt, and the start image.
-    steps lasts until the last one is done, and decode until the picture is there. The device is waited for at each
-    border, once an image, and after every step that is told.
+    text lasts until the UNet or transformer is called for the first time: it reads the prompt and the start image.
+    steps lasts until the last one is done, and decode until the picture is there. Each border waits for the device:
+    twice for an image, and after every step that is told.
     """
 
     def __init__(self, left: threading.Event, tell: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.seconds = {"text": 0.0, "steps": 0.0, "decode": 0.0}
         self._left, self._tell = left, tell
         self._image = self._step = 0
-        self._began = self._border = time.perf_counter()
+        self.begin()
 
     def begin(self) -> None:
-        """Its turn has come. Raises HTTPException (499) if its client is gone."""
+        """Start the clock: its turn has come."""
         self._began = self._border = time.perf_counter()
-        self._stop_if_left()
 
     @contextlib.contextmanager
     def image(self, denoiser: Any) -> Iterator[None]:
-        """Make one image in this block. denoiser: the UNet or transformer."""
+        """Make one image in this block. denoiser: the UNet or transformer. Raises HTTPException (499): see step()."""
         self._image, self._step = self._image + 1, 0
+        self._end("text")
 
         def at_first_step(*_: Any) -> None:
             hook.remove()
@@ -58,8 +58,7 @@ class Progress:
         self._end("decode")
 
     def step(self, count: int) -> None:
-        """One more of count steps is done. Raises HTTPException (499) if its client is gone."""
-        self._stop_if_left()
+        """One more of count steps is done. Raises HTTPException (499), which ends the work, if its client is gone."""
         self._step += 1
         self._end("steps", wait=self._tell is not None or self._step == count)
         if self._tell:
@@ -69,15 +68,13 @@ class Progress:
     def _end(self, stage: str, wait: bool = False) -> None:
         import torch
 
+        if self._left.is_set():
+            raise HTTPException(499, "The client disconnected.")
         # What was asked of a GPU goes on behind Python's back.
         if wait and torch.cuda.is_initialized():
             torch.cuda.synchronize()
         before, self._border = self._border, time.perf_counter()
         self.seconds[stage] += self._border - before
-
-    def _stop_if_left(self) -> None:
-        if self._left.is_set():
-            raise HTTPException(499, "The client disconnected.")
 
 
 class Events(Response):
