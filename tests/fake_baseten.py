@@ -104,10 +104,15 @@ def answer(made: BaseModel, status: int = 200) -> JSONResponse:
 
 
 def fault(wanted: Any) -> Response:
-    """wanted: a status of the platform; ["model", status, reason]; 0: an answer that breaks off; -1: without end."""
+    """wanted: a status of the platform; ["model", status, reason]; 0: an answer that breaks off; -1: without end.
+
+    A text: what comes before an answer in events breaks off.
+    """
     if isinstance(wanted, list):
         headers = {"X-BASETEN-ERROR-SOURCE": "04", "X-BASETEN-ERROR-CODE": "600"}
         return JSONResponse({"error": wanted[2]}, wanted[1], headers=headers)
+    if isinstance(wanted, str):
+        return StreamingResponse(iter([wanted]), headers={"Content-Length": "1000"}, media_type="text/event-stream")
     if wanted > 0:
         return JSONResponse({"error": "a fault that the test asked for"}, wanted, headers={"Retry-After": "0"})
 
@@ -138,19 +143,34 @@ async def predict(request: Request) -> Response:
     if replica.faults:
         return fault(replica.faults.pop(0))
     replica.in_flight += 1
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(done, replica)
         replica.wake()
         try:
             await asyncio.wait_for(replica.ready.wait(), replica.park_seconds)
         except TimeoutError:
             raise HTTPException(500, "The request was parked for too long.") from None
-        async with httpx.AsyncClient(timeout=600) as http:
-            got = await http.post(replica.url + local_server.PREDICT, content=body)
+        http = await stack.enter_async_context(httpx.AsyncClient(timeout=600))
+        asked = http.build_request("POST", replica.url + local_server.PREDICT, content=body)
+        got = await http.send(asked, stream=True)
+        stack.push_async_callback(got.aclose)
         kept = {name: value for name, value in got.headers.items() if name.startswith("x-baseten")}
-        return Response(got.content, got.status_code, headers=kept, media_type="application/json")
-    finally:
-        replica.in_flight -= 1
-        replica.last_request = time.monotonic()
+        kept["content-type"] = got.headers["content-type"]
+        if not kept["content-type"].startswith("text/event-stream"):
+            return Response(await got.aread(), got.status_code, headers=kept)
+        return StreamingResponse(passed_on(got, stack.pop_all()), headers=kept)
+
+
+async def passed_on(got: httpx.Response, stack: contextlib.AsyncExitStack) -> AsyncIterator[bytes]:
+    """Pass on each part as it comes. It leaves the replica when the client leaves."""
+    async with stack:
+        async for part in got.aiter_bytes():
+            yield part
+
+
+def done(replica: Replica) -> None:
+    replica.in_flight -= 1
+    replica.last_request = time.monotonic()
 
 
 async def async_predict(request: Request) -> Response:

@@ -44,6 +44,8 @@ def good_value(name: str, field: dict[str, Any], pictures: list[str], models: di
         return st.integers(field["minimum"], min(field["minimum"] + 3, field["maximum"]))
     if field["type"] == "integer":
         return st.integers(field["minimum"], field["maximum"])
+    if field["type"] == "boolean":
+        return st.booleans()
     if field["type"] == "number":
         return st.floats(field.get("minimum", field.get("exclusiveMinimum")), field["maximum"])
     if field["type"] == "string":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -40,13 +41,17 @@ class Page:
         config = httpx.get(f"{url}/config", timeout=60).json()
         self.events = {dependency["targets"][0][1]: dependency for dependency in config["dependencies"]}
 
-    def call(self, event: str, data: list[Any], session: str, first: bool = False) -> list[Any]:
-        """Return the outputs of an event: the last ones, or the first ones that it gives."""
+    def call(
+        self, event: str, data: list[Any], session: str, first: bool = False, seen: list[str] | None = None
+    ) -> list[Any]:
+        """Return the outputs of an event: the last ones, or the first ones that it gives. seen: gets all lines."""
         body = {"data": data, "fn_index": self.events[event]["id"], "session_hash": session}
         httpx.post(f"{self.url}/gradio_api/queue/join", json=body, timeout=60).raise_for_status()
         data_url = f"{self.url}/gradio_api/queue/data?session_hash={session}"
         with httpx.stream("GET", data_url, timeout=300) as stream:
             for line in stream.iter_lines():
+                if seen is not None:
+                    seen.append(line)
                 message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
                 if message.get("msg") == ("process_generating" if first else "process_completed"):
                     assert message["success"], message
@@ -165,7 +170,8 @@ def test_opening_the_page_wakes_the_model_before_the_visitor_types(
     # Kept: without a new seed the same picture comes again.
     browser.find_element("css selector", "#random_seed input").click()
     browser.find_element("id", "generate").click()
-    wait_for(lambda: text_of(browser, "message").startswith("Generating"), "it did not start again")
+    started = ("Generating", "Step")
+    wait_for(lambda: text_of(browser, "message").startswith(started), "it did not start again")
     wait_for(lambda: text_of(browser, "message") == f"Done. Seed {seed}.", "another seed")
     assert "good-key" not in browser.page_source
     assert platform.tell()["starts"] == 1
@@ -248,6 +254,15 @@ def test_whatever_is_sent_to_the_page_it_answers_in_a_sentence(awake: Platform, 
         ]
     ):
         assert sentence in generate(f"bad-{number}", **changes)[1], changes
+
+
+def test_the_page_tells_the_steps(awake: Platform, open_app: Open) -> None:
+    page = open_app()
+    seen: list[str] = []
+    form = {**FORM, "steps": 100, "num_images": 4}
+    _, message, *_ = page.call("click", [form[name] for name in ORDER], "steps", seen=seen)
+    assert "Done. Seed 3, 4, 5, 6." in message
+    assert re.search(r"Picture \d of 4: Step \d+ of \d+ \(\d+ s\)", "".join(seen))
 
 
 def test_a_button_is_no_public_call_and_a_proxy_is_no_obstacle(open_app: Open) -> None:

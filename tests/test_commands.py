@@ -1,9 +1,11 @@
 """The commands that measure, change and check a deployment, against the platform of the tests."""
 
+import contextlib
 import functools
 import http.server
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from platforms import PROJECT_PYTHON, Platform
+from platforms import PROJECT_PYTHON, SMALL, Platform
 from test_wake import refused
 
 pytestmark = [
@@ -208,11 +210,58 @@ def test_generate_takes_what_people_expect(awake: Platform, tmp_path: Path) -> N
     assert (awake.project / "again.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_steps_come_as_they_are_made_and_who_leaves_ends_the_work(awake: Platform) -> None:
+    body = {**SMALL, "num_inference_steps": 100, "num_images": 4, "stream": True}
+    with awake.http.stream("POST", f"{awake.url}/model-model/production/predict", json=body) as response:
+        parts = response.iter_raw()
+        assert next(parts) == b"event: queued\ndata: {}\n\n"
+        # Parts of their own, however many are in one.
+        assert [b"event: step" in next(parts) for _ in range(10)] == [True] * 10
+    assert awake.post("predict", **SMALL).is_success
+
+
+def test_a_terminal_shows_the_steps(awake: Platform, tmp_path: Path) -> None:
+    leader, follower = os.openpty()
+    command = [PROJECT_PYTHON, "-m", "client", "generate", "a boat", *FAST, "-o", str(tmp_path / "out.png")]
+    environment = {**awake.environment(), "TERM": "xterm-256color", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        command, cwd=awake.project, env=environment, stdin=follower, stdout=subprocess.PIPE, stderr=follower
+    )
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # when the other end is closed
+        while part := os.read(leader, 65536):
+            shown += part
+    os.close(leader)
+    assert process.communicate()[0].startswith(str(tmp_path).encode()), shown
+    assert process.returncode == 0
+    assert re.search(rb"step \d+ of \d+", shown), shown
+
+
+def test_a_stream_that_breaks_off_is_one_sentence_and_not_asked_for_again(awake: Platform, tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+    awake.set(faults=["event: queued\ndata: {}\n\n"])
+    refused(awake.run("generate", "a boat", "--stream", "-o", str(output)), "broke in the middle of the answer")
+    assert not output.exists()
+
+
+def test_an_older_deployment_is_asked_without_a_stream(awake: Platform, tmp_path: Path) -> None:
+    sentence = "Input Parsing Error:\n  `stream`: Extra inputs are not permitted."
+    awake.set(faults=[503, ["model", 400, sentence]])
+    result = awake.run("generate", "a boat", *FAST, "--stream", "-o", str(tmp_path / "out.png"))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_model_s_own_error_is_said_once(awake: Platform, tmp_path: Path) -> None:
     awake.set(faults=[["model", 503, "The GPU has too little memory for this request."], 200])
     result = awake.run("generate", "a boat", "-o", str(tmp_path / "out.png"))
     refused(result, "The model failed (503: The GPU has too little memory for this request)")
     assert "Trying again" not in result.stderr
+    failed = 'event: error\ndata: {"error": "The GPU has too little memory for this request.", "status": 503}\n\n'
+    awake.set(faults=[failed, 200])
+    result = awake.run("generate", "a boat", "--stream", "-o", str(tmp_path / "out.png"))
+    refused(result, "The model failed (503: The GPU has too little memory for this request)")
 
 
 def test_a_bad_field_is_the_model_s_sentence(awake: Platform, tmp_path: Path) -> None:

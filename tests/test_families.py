@@ -103,7 +103,7 @@ class Family:
     def ask(self, body: Any) -> httpx.Response:
         response = self.server.http.post(PREDICT, content=json.dumps(body).encode())
         if response.status_code == 200:
-            self.pictures += [(body, entry["image"]) for entry in response.json()["images"]]
+            self.pictures += [(body, entry["image"]) for entry in answer_of(response)["images"]]
         else:
             said = f"{str(body)[:1000]}\n{response.text[:1000]}"
             assert response.status_code == 400, f"{said}\n{self.server.log.read_text()[-3000:]}"
@@ -194,6 +194,15 @@ class Family:
         check()
         assert answers.total() >= CASES
         assert min(answers[200], answers[400]) > CASES / 20, answers
+
+
+def answer_of(response: httpx.Response) -> dict[str, Any]:
+    """Return the answer, also of a stream: its last event."""
+    if response.headers["content-type"] == "application/json":
+        return response.json()
+    *_, last, end = response.text.split("\n\n")
+    assert (last.split("\n")[0], end) == ("event: result", ""), last[:1000]
+    return json.loads(last.split("\n", 1)[1].removeprefix("data: "))
 
 
 def size_of(png: str) -> tuple[int, int]:

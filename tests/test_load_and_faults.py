@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -91,6 +92,90 @@ def test_a_client_that_leaves_stops_the_work(faulty: Server) -> None:
     assert "Answered 499" in line
     assert "Traceback" not in log
     assert "slow step 90" not in log
+
+
+def events(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the events of an open answer, as they come."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    name = ""
+    for line in response.iter_lines():
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+def test_a_client_that_leaves_a_stream_stops_the_work(faulty: Server) -> None:
+    already = len(faulty.log.read_text())
+    body = {**SMALL, "prompt": "slow", "num_inference_steps": 100, "stream": True}
+    with faulty.http.stream("POST", PREDICT, json=body) as response:
+        found = events(response)
+        assert next(found) == ("queued", {})
+        name, data = next(found)
+        assert (name, data["step"], data["image"]) == ("step", 1, 1)
+        # The event loop is free meanwhile.
+        assert faulty.ready() == 200
+    assert faulty.predict().status_code == 200
+    log = faulty.log.read_text()[already:]
+    (line,) = [line for line in log.splitlines() if "The client disconnected." in line]
+    assert "Answered 499" in line
+    assert "Traceback" not in log
+    # Not a second later, as without a stream.
+    assert "slow step 20" not in log
+
+
+def test_a_stream_that_waits_is_told_so_and_left_in_peace(faulty: Server) -> None:
+    already = len(faulty.log.read_text())
+    slow = {**SMALL, "prompt": "slow", "num_inference_steps": 100, "stream": True}
+    with faulty.http.stream("POST", PREDICT, json=slow) as first:
+        in_first = events(first)
+        assert [next(in_first)[0] for _ in range(2)] == ["queued", "step"]
+        # Its predict_concurrency is 1.
+        with faulty.http.stream("POST", PREDICT, json={**slow, "prompt": "behind"}) as behind:
+            assert next(events(behind))[0] == "queued"
+        # That one left before its turn, and this one has its turn next.
+        with faulty.http.stream("POST", PREDICT, json={**SMALL, "stream": True}) as last:
+            in_last = events(last)
+            assert next(in_last)[0] == "queued"
+            first.close()
+            assert [name for name, _ in in_last][-1] == "result"
+    for _ in range(1200):
+        log = faulty.log.read_text()[already:]
+        if log.count("The client disconnected.") == 2:
+            break
+        time.sleep(0.05)
+    assert log.count("The client disconnected.") == 2
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(("prompt", "status"), [("memory", 503), ("device", 500)])
+def test_a_fault_in_a_stream_is_an_event_with_the_sentence_of_a_plain_answer(
+    faulty: Server, prompt: str, status: int
+) -> None:
+    plain = faulty.predict(prompt=prompt)
+    streamed = faulty.predict(prompt=prompt, stream=True)
+    assert (plain.status_code, streamed.status_code) == (status, 200)
+    (first, _), *steps, (last, data) = events(streamed)
+    assert (first, last) == ("queued", "error")
+    assert {name for name, _ in steps} <= {"step"}
+    assert data == {"error": plain.json()["error"], "status": status}
+    assert faulty.predict().status_code == 200
+    assert faulty.ready() == 200
+
+
+def test_who_reads_slowly_holds_nobody_up(faulty: Server) -> None:
+    # More than the buffers between the two can hold.
+    large = {**SMALL, "width": 768, "height": 768, "num_images": 4, "stream": True}
+    body = httpx.Request("POST", faulty.http.base_url, json=large)
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body.content)}\r\n\r\n"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", faulty.http.base_url.port))
+        client.sendall(head.encode() + body.content)
+        # It has begun, and no more is read.
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+        assert faulty.predict().status_code == 200
+        assert faulty.predict(stream=True).status_code == 200
 
 
 def test_out_of_memory_is_said_and_the_next_request_works(faulty: Server) -> None:

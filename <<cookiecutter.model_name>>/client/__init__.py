@@ -5,6 +5,8 @@
     client = Client(Target("MODEL_ID"))
     client.wake()                                  # returns at once
     answer = client.generate("a lighthouse")       # goes through a cold start
+    for event in client.events("a lighthouse"):    # the same, step by step; the last event holds the answer
+        print(event.kind, event.data.get("step"))
 
 Transport, paths and models are those of Baseten's SDK. This adds what it lacks: waiting until the model is ready,
 going through a cold start, and sentences for people. It is not pushed.
@@ -26,6 +28,7 @@ from client.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
+from client.events import Event
 from client.rules import Status
 from client.target import Target
 
@@ -35,6 +38,7 @@ __all__ = [
     "ClientError",
     "ConnectionLost",
     "DeploymentFailed",
+    "Event",
     "InvalidInput",
     "KeyRefused",
     "ModelFailed",

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from client import rules
 from client.errors import ClientError, UnexpectedAnswer
+from client.events import Event
 from client.policy import WAIT_SECONDS, Deadline
 from client.rules import Call, Status, Steps, Wait
 from client.target import Target
@@ -100,6 +101,14 @@ class Client(_Client):
         body = {"prompt": prompt, **request}
         return self._run(rules.generate(self.target, self.local, body, Deadline(timeout)))
 
+    def events(self, prompt: str, timeout: float = WAIT_SECONDS, **request: Any) -> Iterator[Event]:
+        """Yield each Event of a request: its steps, and at last the answer. Closed before, the work on it ends.
+
+        Goes through a cold start like generate(). What broke off after the first event is not asked for again.
+        """
+        body = {"prompt": prompt, **request}
+        yield from self._carry_out(rules.events(self.target, self.local, body, Deadline(timeout)))
+
     def submit(self, prompt: str, webhook: str, timeout: float = ASK_SECONDS, **request: Any) -> str:
         """Return the id of a request that waits in Baseten's queue. Its answer goes to webhook."""
         body = {"prompt": prompt, **request}
@@ -150,7 +159,8 @@ class Client(_Client):
 
     def _carry_out(self, steps: Steps) -> Steps:
         answer, failure = None, None
-        with contextlib.nullcontext(self._http) if self._http else self._made() as http:
+        with contextlib.ExitStack() as stack:
+            http = self._http or stack.enter_context(self._made())
             while True:
                 try:
                     step = steps.throw(failure) if failure else steps.send(answer)
@@ -163,6 +173,8 @@ class Client(_Client):
                 elif isinstance(step, Call):
                     try:
                         answer = step.ask(self._reach(http, step.seconds))
+                        if step.opens:
+                            stack.callback(answer.close)
                     except Exception as error:
                         failure = self._error(error)
                 else:
@@ -200,6 +212,14 @@ class AsyncClient(_Client):
     async def generate(self, prompt: str, timeout: float = WAIT_SECONDS, **request: Any) -> dict[str, Any]:
         body = {"prompt": prompt, **request}
         return await self._run(rules.generate(self.target, self.local, body, Deadline(timeout)))
+
+    async def events(self, prompt: str, timeout: float = WAIT_SECONDS, **request: Any) -> AsyncIterator[Event]:
+        body = {"prompt": prompt, **request}
+        steps = rules.events(self.target, self.local, body, Deadline(timeout))
+        # Closed with this, and not whenever it is collected.
+        async with contextlib.aclosing(self._carry_out(steps, [])) as found:
+            async for event in found:
+                yield event
 
     async def submit(self, prompt: str, webhook: str, timeout: float = ASK_SECONDS, **request: Any) -> str:
         body = {"prompt": prompt, **request}
@@ -241,7 +261,8 @@ class AsyncClient(_Client):
 
     async def _carry_out(self, steps: Steps, result: list[Any]) -> AsyncIterator[Any]:
         answer, failure = None, None
-        async with contextlib.nullcontext(self._http) if self._http else self._made() as http:
+        async with contextlib.AsyncExitStack() as stack:
+            http = self._http or await stack.enter_async_context(self._made())
             while True:
                 try:
                     step = steps.throw(failure) if failure else steps.send(answer)
@@ -256,6 +277,8 @@ class AsyncClient(_Client):
                     try:
                         async with asyncio.timeout(step.seconds):
                             answer = await step.ask(self._reach(http, step.seconds))
+                        if step.opens:
+                            stack.push_async_callback(answer.aclose)
                     except Exception as error:
                         failure = self._error(error)
                 else:

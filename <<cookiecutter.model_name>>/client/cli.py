@@ -114,11 +114,16 @@ def generate(
     webhook: Annotated[
         str | None, typer.Option(help="Queue the request, and send the answer to this address: for long queues.")
     ] = None,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="Show each step. Left out: on a terminal.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make images; goes through a cold start. What is left out is as config.yaml says."""
     from client import generation
 
+    if stream and webhook is not None:
+        raise InvalidInput("--stream and --webhook exclude each other: give one of them.")
     request: dict[str, Any] = {
         "prompt": prompt,
         "output_format": generation.check_output(output),
@@ -140,7 +145,7 @@ def generate(
     request = {name: value for name, value in request.items() if value is not None}
     with where.client() as client:
         if webhook is None:
-            return generation.generate(client, request, output, where.timeout, as_json)
+            return generation.generate(client, request, output, where.timeout, as_json, stream)
         request_id = client.submit(webhook=webhook, timeout=min(where.timeout, 60), **request)
     print(json.dumps({"request_id": request_id}) if as_json else f"{request_id} is queued. See `status --request`.")
 

@@ -2,10 +2,11 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from client.api import Client, is_ready
+from client.events import Event
 from client.rules import Status, Wait
 
 
@@ -33,6 +34,26 @@ def show_progress(
             console().print(f"{seconds:7.1f} s  {status.status}, {replicas(status.replicas)}")
             seen.append((seconds, status))
     return seen
+
+
+def show_steps(events: Iterator[Event], images: int) -> dict[str, Any]:
+    """Show a bar while images are made. Returns the answer."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    data: dict[str, Any] = {}
+    with Progress(*columns, console=console(), transient=True) as bar:
+        task = bar.add_task("generating: a cold start may come first", total=None)
+        for event in events:
+            data = event.data
+            if event.kind == "queued":
+                bar.update(task, description="queued")
+            elif event.kind == "step":
+                image, step, count = data["image"], data["step"], data["of"]
+                which = f"image {image} of {images}, " if images > 1 else ""
+                done = (image - 1) * count + step
+                bar.update(task, description=f"{which}step {step} of {count}", total=images * count, completed=done)
+    return data
 
 
 def replicas(count: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from client.api import Client, image_bytes
-from client.console import console, show_phases
+from client.console import console, show_phases, show_steps
 from client.errors import InvalidInput
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -72,11 +72,16 @@ def files_of(output: Path, count: int) -> list[Path]:
     return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, count + 1)]
 
 
-def generate(client: Client, request: dict[str, Any], output: Path, timeout: float, as_json: bool) -> None:
-    """Write the images, and show the cold start if there was one."""
+def generate(
+    client: Client, request: dict[str, Any], output: Path, timeout: float, as_json: bool, stream: bool | None = None
+) -> None:
+    """Write the images, and show the cold start if there was one. stream: show each step. None: on a terminal."""
     started = time.monotonic()
-    with console().status("generating: a cold start may come first"):
-        answer = client.generate(**request, timeout=timeout)
+    if console().is_terminal if stream is None else stream:
+        answer = show_steps(client.events(**request, timeout=timeout), request.get("num_images", 1))
+    else:
+        with console().status("generating: a cold start may come first"):
+            answer = client.generate(**request, timeout=timeout)
     seconds = time.monotonic() - started
     images = image_bytes(answer)
     files = files_of(output, len(images))

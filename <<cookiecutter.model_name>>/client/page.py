@@ -1,6 +1,7 @@
 """The page for visitors. Opening it wakes the model, before anybody has typed a word. The key stays on this side."""
 
 import asyncio
+import contextlib
 import html
 import os
 import tempfile
@@ -16,12 +17,15 @@ import gradio
 from client import form
 from client.api import AsyncClient, image_bytes
 from client.errors import ClientError
+from client.events import Event
 from client.settings import read_config, usual_sides
 from client.watcher import Watcher, generating_words
 
 # Pictures older than a day go; it looks once an hour.
 DELETE_CACHE = (3600, 86400)
 TICK_SECONDS = 1.0
+# A step may be shorter. The line need not show each.
+STEP_SECONDS = 0.2
 SUFFIX = {"image/jpeg": "jpg", "image/webp": "webp"}
 CSS = """
 .gradio-container { max-width: 1180px !important; width: 100% !important; margin: 0 auto !important; }
@@ -120,15 +124,33 @@ async def _progress(client: AsyncClient, watcher: Watcher, request: dict[str, An
     started = time.monotonic()
     # It wakes the model where it went back to sleep, and tells the phase.
     watcher.start()
-    task = asyncio.create_task(client.generate(**request))
+    seen: list[Event] = []
+
+    async def ask() -> None:
+        async with contextlib.aclosing(client.events(**request)) as events:
+            async for event in events:
+                seen.append(event)
+
+    task, said = asyncio.create_task(ask()), ""
     try:
         while not task.done():
-            waking = watcher.waiting and not watcher.ready
-            yield watcher.words() if waking else generating_words(time.monotonic() - started)
-            await asyncio.wait({task}, timeout=TICK_SECONDS)
-        yield task.result()
+            waking = not seen and watcher.waiting and not watcher.ready
+            words = watcher.words() if waking else _words(seen, request["num_images"], time.monotonic() - started)
+            if words != said:
+                yield words
+            said = words
+            await asyncio.wait({task}, timeout=STEP_SECONDS)
+        task.result()
+        yield seen[-1].data
     finally:
+        # The model then stops at the next step.
         task.cancel()
+
+
+def _words(seen: list[Event], images: int, seconds: float) -> str:
+    data = seen[-1].data if seen and seen[-1].kind == "step" else {}
+    words = generating_words(seconds, data.get("step"), data.get("of"))
+    return f"Picture {data['image']} of {images}: {words}" if data and images > 1 else words
 
 
 def _prompts(pipeline: dict[str, Any]) -> dict[str, Any]:

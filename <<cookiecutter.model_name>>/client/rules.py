@@ -10,6 +10,7 @@ from typing import Any
 
 from client.errors import (
     ClientError,
+    ConnectionLost,
     DeploymentFailed,
     InvalidInput,
     NotFound,
@@ -18,6 +19,7 @@ from client.errors import (
     TimedOut,
     UnexpectedAnswer,
 )
+from client.events import SILENT_SECONDS, Body, Event, Reader
 from client.policy import LEAST_PAUSE, OTHER_SECONDS, PREDICT_SECONDS, Deadline, Kind, next_pause, shown
 from client.target import Target
 
@@ -58,11 +60,12 @@ class Status:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """ask: makes the request on a transport.Reach. seconds: it may take."""
+    """ask: makes the request on a transport.Reach. seconds: it may take. opens: the answer is open, to be closed."""
 
     kind: Kind
     ask: Callable[[Any], Any]
     seconds: float = OTHER_SECONDS
+    opens: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Wait:
     reason: ClientError | None = None
 
 
-Steps = Generator[Call | Wait | Status, Any, Any]
+Steps = Generator[Call | Wait | Status | Event, Any, Any]
 
 
 def persist(call: Call, deadline: Deadline, answered: bool = False, told: tuple[type[ClientError], ...] = ()) -> Steps:
@@ -147,7 +150,7 @@ def watch(target: Target, local: bool, timeout: float, until: Callable[[Status],
 
 def generate(target: Target, local: bool, request: dict[str, Any], deadline: Deadline) -> Steps:
     """Return the model's answer, as JSON holds it."""
-    _check_json(request)
+    _check_plain(request)
 
     def ask(to: Any) -> Any:
         if local:
@@ -160,10 +163,35 @@ def generate(target: Target, local: bool, request: dict[str, Any], deadline: Dea
     return _json(answer) if local else answer.root
 
 
+def events(target: Target, local: bool, request: dict[str, Any], deadline: Deadline) -> Steps:
+    """Yield each Event, the last of which holds the model's answer. Tries again only while there is no answer yet."""
+    _check_plain(request)
+    body = {**request, "stream": True}
+    call = Call(Kind.PREDICT, lambda to: to.opened(target, local, PREDICT_PATH, body), PREDICT_SECONDS, opens=True)
+    try:
+        response = yield from persist(call, deadline)
+    except RequestRefused as error:
+        if "`stream`" not in str(error):
+            raise
+        response = None
+    if response is None:
+        # A deployment that is older than this client: it has made nothing yet.
+        yield Event("result", (yield from generate(target, local, request, deadline)))
+        return
+    parts, reader, whole = Body(response), Reader(), Deadline(min(PREDICT_SECONDS, deadline.left()))
+    # One request, and each time the next part of its answer.
+    while part := (yield Call(Kind.PREDICT, lambda _: parts.part(), max(min(SILENT_SECONDS, whole.left()), 0.01))):
+        for event in reader.feed(part):
+            yield event
+            if event.kind == "result":
+                return
+    raise ConnectionLost("The answer ended before the images were there: try again.")
+
+
 def submit(target: Target, local: bool, request: dict[str, Any], webhook: str, deadline: Deadline) -> Steps:
     """Return the id of an async request. Its answer goes to webhook, and is kept nowhere else."""
     _only_on_baseten(local, "An async request")
-    _check_json(request)
+    _check_plain(request)
     from baseten.client.inferenceapi import AsyncPredictRequest
     from pydantic import ValidationError
 
@@ -288,7 +316,9 @@ def ask_management(local: bool, method: str, deadline: Deadline, **arguments: st
     return (yield from persist(call, deadline))
 
 
-def _check_json(request: dict[str, Any]) -> None:
+def _check_plain(request: dict[str, Any]) -> None:
+    if "stream" in request:
+        raise InvalidInput("stream is no field to give: events() asks for it, and reads the answer.")
     try:
         json.dumps(request, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:

@@ -50,15 +50,15 @@ class Target:
         }.get(self.kind, ["--environment", self.name])
         return ["--model", self.model_id, *where]
 
-    def call(self, api: Any, action: str, **request: Any) -> Any:
-        """Call wake, predict or async_predict of an SDK's inference API."""
+    def call(self, api: Any, action: str, form: str = "", **request: Any) -> Any:
+        """Call wake, predict or async_predict of an SDK's inference API. form: `_raw` leaves the answer open."""
         if self.kind == "deployment":
-            return getattr(api, f"{action}_deployment")(deployment_id=self.name, **request)
+            return getattr(api, f"{action}_deployment{form}")(deployment_id=self.name, **request)
         if self.kind in ("development", "regional"):
-            return getattr(api, f"{action}_{self.kind}")(**request)
+            return getattr(api, f"{action}_{self.kind}{form}")(**request)
         if self.is_production:
-            return getattr(api, f"{action}_production")(**request)
-        return getattr(api, action)(env_name=self.name, **request)
+            return getattr(api, f"{action}_production{form}")(**request)
+        return getattr(api, f"{action}{form}")(env_name=self.name, **request)
 
     def describe(self, api: Any) -> Any:
         """Ask an SDK's management API for the environment, or for the one deployment."""

@@ -20,6 +20,7 @@ from client.errors import ClientError, ConnectionLost, InvalidInput, UnexpectedA
 from client.target import Target
 
 CONNECT_SECONDS = 10.0
+EVENTS = "text/event-stream"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +136,15 @@ class Reach:
     def local(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the httpx.Response of the local server."""
         return self._http.request(method, f"{self._route.local}{path}", json=body, timeout=self._timeout)
+
+    def opened(self, target: Target, local: bool, path: str, body: dict[str, Any]) -> Any:
+        """Return the httpx.Response of a predict, with its body still to come. path: of the local server."""
+        if not local:
+            request = inferenceapi.PredictInput(body)
+            return target.call(self.inference, "predict", "_raw", request=request, accept=EVENTS)
+        address, headers = f"{self._route.local}{path}", {"Accept": EVENTS}
+        request = self._http.build_request("POST", address, json=body, headers=headers, timeout=self._timeout)
+        return self._http.send(request, stream=True)
 
 
 def as_client_error(error: Exception, key: str) -> ClientError:

@@ -72,13 +72,14 @@ def _of_field(name: str) -> Iterator[None]:
         raise HTTPException(400, f"Input Parsing Error:\n  `{name}`: Value error, {error}.") from None
 
 
-def of_image(seed: int, stop: Callable[[], bool]) -> dict[str, Any]:
-    """Return what is one image's own. stop: asked after each step, True ends the work with HTTPException (499)."""
+def of_image(seed: int, steps: int, stepped: Callable[[int], None]) -> dict[str, Any]:
+    """Return what is one image's own. stepped: told after each step how many there are. steps: how many were asked."""
     import torch
 
     def after_step(*step: Any) -> Any:
-        if stop():
-            raise HTTPException(499, "The client disconnected.")
+        # The pipeline, which comes first, knows how many strength leaves or the scheduler adds. PixArt's callback gets
+        # none: it is called as often as was asked.
+        stepped(getattr(step[0], "num_timesteps", steps))
         return step[-1]
 
     # A generator on the CPU gives the same noise on every device.

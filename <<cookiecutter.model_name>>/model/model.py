@@ -1,11 +1,13 @@
 """The text-to-image model that Truss serves. What it loads is said in config.yaml."""
 
 import copy
+import functools
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
@@ -13,6 +15,7 @@ from fastapi.responses import JSONResponse
 from model import arguments, faststart, lora, picture
 from model.guard import Guard
 from model.pipeline import on_same_weights, read_pipeline
+from model.progress import Events, Progress
 from model.request import SETTINGS, GeneratedImage, GenerationRequest, GenerationResponse, Timings
 from model.settings import ImageToImage, Inpaint
 from model.weights import check_weights, wait_for_download
@@ -58,10 +61,16 @@ class Model:
                 with phase("warm_up"):
                     self._warm_up()
 
-    def predict(self, inputs: GenerationRequest, request: Request) -> GenerationResponse:
+    # Union: of this notation alone Truss reads that there may be a stream.
+    def predict(self, inputs: GenerationRequest, request: Request) -> Union[GenerationResponse, Iterator[str]]:  # noqa: UP007
         """Make the images one after the other, each from its own seed, so that each can be made again."""
+        began = time.perf_counter()
         try:
-            return self._answer(inputs, request)
+            work = functools.partial(self._answer, inputs, arguments.of_request(inputs), began)
+            if inputs.stream:
+                return Events(work)
+            with request.state.watch_disconnect() as left:
+                return work(Progress(left))
         except HTTPException as refusal:
             # Raised, it would stand in the log as a traceback of this code.
             logger.warning("Answered %s: %s", refusal.status_code, refusal.detail)
@@ -72,47 +81,50 @@ class Model:
         """Return False before load() is done and after a fault that stays: the platform then replaces the replica."""
         return self._guard.is_healthy()
 
-    def _answer(self, inputs: GenerationRequest, request: Request) -> GenerationResponse:
-        began = time.perf_counter()
-        seeds, asked = arguments.seeds(inputs), arguments.of_request(inputs)
+    def _answer(
+        self, inputs: GenerationRequest, asked: arguments.Asked, began: float, progress: Progress
+    ) -> GenerationResponse:
+        seeds = arguments.seeds(inputs)
 
         def work() -> tuple[list[Any], list[str]]:
+            progress.begin()
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
             with lora.chosen(self._pipeline, arguments.loras(inputs)):
                 warnings = arguments.warnings(inputs, self._pipeline)
-                return [self._generate(asked, seed, left) for seed in seeds], warnings
+                return [self._generate(asked, seed, progress) for seed in seeds], warnings
 
-        with request.state.watch_disconnect() as left:
-            (pictures, warnings), wait, generate = self._guard.run(work)
+        (pictures, warnings), wait, generate = self._guard.run(work)
         started = time.perf_counter()
         images = [
             GeneratedImage(image=picture.encode(made, inputs.output_format, inputs.quality), seed=seed)
             for made, seed in zip(pictures, seeds, strict=True)
         ]
         ended = time.perf_counter()
-        cold_start = self._first_answer(ended - began)
+        seconds = {"wait": wait, "generate": generate, **progress.seconds, "encode": ended - started}
         return GenerationResponse(
             images=images,
             content_type=f"image/{inputs.output_format}",
             warnings=warnings,
-            timings=Timings(wait=wait, generate=generate, encode=ended - started, cold_start=cold_start),
+            timings=Timings(**seconds, cold_start=self._first_answer(ended - began)),
         )
 
     def _warm_up(self) -> None:
         """Make one image of the default size, so that kernels are loaded before the first request."""
         inputs = GenerationRequest(prompt="warm up", num_inference_steps=SETTINGS.limits.min_steps)
         try:
-            self._guard.run(lambda: self._generate(arguments.of_request(inputs), 0, threading.Event()))
+            self._guard.run(lambda: self._generate(arguments.of_request(inputs), 0, Progress(threading.Event())))
         except Exception:
             # Other requests may succeed, such as smaller ones.
             logger.exception("The warm-up failed, and the replica goes on.")
 
-    def _generate(self, asked: arguments.Asked, seed: int, left: threading.Event) -> Any:
+    def _generate(self, asked: arguments.Asked, seed: int, progress: Progress) -> Any:
         """Return one picture. Raises NotANumberError."""
         pipeline = self._pipeline_for(asked.other)
         # What a request that broke off left in it must not show in the next.
         pipeline.scheduler = copy.deepcopy(self._scheduler)
-        made = pipeline(**asked.arguments, **arguments.of_image(seed, left.is_set)).images[0]
+        own = arguments.of_image(seed, asked.arguments["num_inference_steps"], progress.step)
+        with progress.image(pipeline.components.get("unet") or pipeline.transformer):
+            made = pipeline(**asked.arguments, **own).images[0]
         return asked.finish(made)
 
     def _pipeline_for(self, other: ImageToImage | Inpaint | None) -> Any:

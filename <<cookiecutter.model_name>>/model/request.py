@@ -85,6 +85,7 @@ class GenerationRequest(BaseModel):
     num_images: int = Field(1, ge=1, le=_LIMITS.num_images, description="How many images.")
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the images.")
     quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
+    stream: bool = Field(False, description="Answer in server-sent events: queued, each step, and the result.")
 
     # Before pydantic, which would name the field as image.str and image.list.
     @field_validator("image", mode="before", json_schema_input_type=_image_type())
@@ -199,10 +200,17 @@ class GeneratedImage(BaseModel):
 
 
 class Timings(BaseModel):
-    """Seconds of wall time. wait: for requests before it. cold_start is there in the first answer only: its phases."""
+    """Seconds of wall time. wait: for requests before it. generate: text, steps and decode, of all images together.
+
+    text: until the first step, so with the start image. decode: from the last step to the picture. encode: to the file
+    in base64. cold_start is there in the first answer only: its phases.
+    """
 
     wait: float
     generate: float
+    text: float
+    steps: float
+    decode: float
     encode: float
     cold_start: dict[str, float] | None = None
 

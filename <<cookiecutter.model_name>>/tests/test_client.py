@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -390,6 +390,198 @@ def test_what_json_cannot_hold_is_refused_before_it_is_sent(call: Callable[..., 
     for method, more in (("generate", []), ("submit", ["https://example.com/"])):
         with pytest.raises(client.InvalidInput, match="what JSON cannot"):
             call(answer, method, "a boat", *more, **request_)
+    assert seen == []
+
+
+def told(*kinds: str) -> bytes:
+    """The first events of a request of two steps, as they are sent."""
+    data = {
+        "queued": {},
+        "step": {"image": 1, "step": 1, "of": 2, "seconds": 0.5},
+        "result": {**IMAGE, "warnings": ["the rest:\x85\u2028"]},
+        "error": {"error": "The GPU has too little memory.", "status": 503},
+    }
+    blocks = [": still there" if kind == "" else f"event: {kind}\ndata: {json.dumps(data[kind])}" for kind in kinds]
+    return "".join(f"{block}\n\n" for block in blocks).encode()
+
+
+class Parts(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that comes in parts. An exception among them is raised."""
+
+    def __init__(self, *parts: bytes | Exception) -> None:
+        self.parts = list(parts)
+        self.closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self.parts:
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self:
+            yield part
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def streamed(*parts: bytes | Exception) -> httpx.Response:
+    return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=Parts(*parts))
+
+
+@pytest.fixture(params=[Client, AsyncClient])
+def follow(request: pytest.FixtureRequest) -> Callable[..., list[client.Event]]:
+    """Return the events of a request of either client, until one is of the kind `last`."""
+
+    def _follow(
+        answer: Answer, seen: list[client.Event] | None = None, last: str = "", **options: Any
+    ) -> list[client.Event]:
+        made = request.param(options.pop("target", MODEL), transport=httpx.MockTransport(answer))
+        seen = [] if seen is None else seen
+
+        def follow_all() -> None:
+            with contextlib.closing(made.events("a boat", **options)) as events:
+                for event in events:
+                    seen.append(event)
+                    if event.kind == last:
+                        return
+
+        async def follow_all_async() -> None:
+            async with contextlib.aclosing(made.events("a boat", **options)) as events:
+                async for event in events:
+                    seen.append(event)
+                    if event.kind == last:
+                        return
+
+        if request.param is Client:
+            follow_all()
+        else:
+            asyncio.run(follow_all_async())
+        return seen
+
+    return _follow
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_events_are_whole_however_they_come(follow: Callable[..., Any], size: int) -> None:
+    whole = told("queued", "", "step", "result")
+    answer, seen = answers(streamed(*[whole[start : start + size] for start in range(0, len(whole), size)]))
+    found = follow(answer, seed=3)
+    assert [event.kind for event in found] == ["queued", "step", "result"]
+    assert found[1].data == {"image": 1, "step": 1, "of": 2, "seconds": 0.5}
+    assert client.image_bytes(found[2].data) == [b"hi"]
+    assert found[2].data["warnings"] == ["the rest:\x85\u2028"]
+    assert json.loads(seen[0].content) == {"prompt": "a boat", "seed": 3, "stream": True}
+    assert seen[0].headers["Accept"] == "text/event-stream"
+
+
+@pytest.mark.parametrize(("target", "address", "_"), TARGETS, ids=[target.kind for target, *_ in TARGETS])
+def test_every_target_has_events(follow: Callable[..., Any], target: Target, address: str, _: str) -> None:
+    answer, seen = answers(streamed(told("queued", "result")))
+    assert [event.kind for event in follow(answer, target=target)] == ["queued", "result"]
+    assert str(seen[0].url) == f"{address}predict"
+    assert seen[0].headers["Authorization"] == f"Api-Key {KEY}"
+
+
+def test_events_go_through_a_cold_start_and_a_broken_stream_is_not_asked_for_again(
+    follow: Callable[..., Any], slept: list[float]
+) -> None:
+    answer, seen = answers(httpx.Response(500), httpx.Response(429), streamed(told("queued", "result")))
+    assert [event.kind for event in follow(answer)] == ["queued", "result"]
+    assert (len(seen), slept) == (3, [30.0, 5.0])
+    for broken in (httpx.ReadError("x"), httpx.ReadTimeout("x"), httpx.RemoteProtocolError("x")):
+        answer, seen = answers(streamed(told("queued", "step"), broken))
+        found: list[client.Event] = []
+        with pytest.raises(client.ConnectionLost):
+            follow(answer, found)
+        assert [event.kind for event in found] == ["queued", "step"]
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "sentence"),
+    [
+        (told("queued", "step", "error"), client.ModelFailed, r"failed \(503: The GPU has too little memory\)"),
+        (told("queued"), client.ConnectionLost, "ended before the images were there"),
+        (b"", client.ConnectionLost, "ended before the images were there"),
+        (b"event: step\ndata: {\n\n", client.UnexpectedAnswer, "is not whole"),
+        (b"event: step\ndata: 5\n\n", client.UnexpectedAnswer, "is not whole"),
+        (b"event: error\ndata: []\n\n", client.UnexpectedAnswer, "is not whole"),
+        (b'event: error\ndata: {"status": "x"}\n\n', client.UnexpectedAnswer, "is not whole"),
+        (b"<html>", client.ConnectionLost, "ended before the images were there"),
+    ],
+)
+def test_what_goes_wrong_in_a_stream_is_a_sentence(
+    follow: Callable[..., Any], body: bytes, kind: type, sentence: str
+) -> None:
+    answer, seen = answers(streamed(body))
+    with pytest.raises(kind, match=sentence):
+        follow(answer)
+    assert len(seen) == 1
+
+
+def test_who_closes_the_events_closes_the_connection(follow: Callable[..., Any]) -> None:
+    response = streamed(told("queued", "step"), told("step", "result"))
+    parts = response.stream
+    answer, _ = answers(response)
+    assert [event.kind for event in follow(answer, last="step")] == ["queued", "step"]
+    assert parts.closed
+
+
+def test_a_deployment_that_is_older_is_asked_without_a_stream(follow: Callable[..., Any]) -> None:
+    old = httpx.Response(
+        400, headers=OWN, json={"error": "Input Parsing Error:\n  `stream`: Extra inputs are not permitted."}
+    )
+    answer, seen = answers(old, httpx.Response(200, json=IMAGE))
+    assert follow(answer) == [client.Event("result", IMAGE)]
+    assert [json.loads(request.content) for request in seen] == [
+        {"prompt": "a boat", "stream": True},
+        {"prompt": "a boat"},
+    ]
+    answer, seen = answers(httpx.Response(400, headers=OWN, json={"error": "`width` is bad"}))
+    with pytest.raises(client.RequestRefused, match="`width` is bad"):
+        follow(answer)
+    assert len(seen) == 1
+
+
+def test_a_stream_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.events, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(client.rules, "SILENT_SECONDS", 0.2)
+
+    def say(server: socket.socket) -> None:
+        for _ in range(2):
+            with server.accept()[0] as connection:
+                connection.recv(65536)
+                head = b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\n\r\n"
+                connection.sendall(head + told("queued"))
+                # Until the client leaves.
+                while connection.recv(65536):
+                    pass
+
+    async def follow_async(url: str) -> None:
+        async for event in AsyncClient(MODEL, url=url).events("a boat"):
+            assert event.kind == "queued"
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=say, args=[server])
+        thread.start()
+        url = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(client.ConnectionLost, match="in time"):
+            list(Client(MODEL, url=url).events("a boat"))
+        with pytest.raises(client.ConnectionLost, match="in time"):
+            asyncio.run(follow_async(url))
+        thread.join()
+
+
+def test_stream_is_no_field_of_a_plain_request(call: Callable[..., Any]) -> None:
+    answer, seen = answers()
+    for method, more in (("generate", []), ("submit", ["https://example.com/done"])):
+        with pytest.raises(client.InvalidInput, match="events"):
+            call(answer, method, "a boat", *more, stream=True)
     assert seen == []
 
 

@@ -3,15 +3,33 @@
 import asyncio
 import datetime
 import inspect
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from baseten.client import managementapi as sdk
+from rich.console import Console
 from test_client import environment
+from typer.testing import CliRunner
 
 import local_server
-from client import InvalidInput, Target, Unreachable, cli, doctor, form, generation, load, schedule, settings, waterfall
+from client import (
+    Event,
+    InvalidInput,
+    Target,
+    Unreachable,
+    cli,
+    console,
+    doctor,
+    form,
+    generation,
+    load,
+    schedule,
+    settings,
+    waterfall,
+)
 from client.rules import Status
 from client.settings import usual_sides
 from client.watcher import Watcher, generating_words
@@ -389,6 +407,50 @@ def test_what_stops_a_watch_is_said_and_the_next_visitor_tries_again() -> None:
 def test_progress_has_a_place_for_steps() -> None:
     assert generating_words(3.2) == "Generating (3 s)"
     assert generating_words(3.2, 4, 30) == "Step 4 of 30 (3 s)"
+
+
+class Made:
+    """A client whose model makes two images at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answer = {"images": [{"image": "aGk=", "seed": seed} for seed in (1, 2)], "warnings": []}
+
+    def generate(self, **request: Any) -> dict[str, Any]:
+        self.asked.append("generate")
+        return self.answer
+
+    def events(self, **request: Any) -> Iterator[Event]:
+        self.asked.append("events")
+        yield Event("queued", {})
+        for image, step in ((1, 1), (1, 2), (2, 1), (2, 2)):
+            yield Event("step", {"image": image, "step": step, "of": 2, "seconds": 0.1})
+        yield Event("result", self.answer)
+
+
+@pytest.mark.parametrize(
+    ("stream", "terminal", "asked"),
+    [(None, False, "generate"), (None, True, "events"), (True, False, "events"), (False, True, "generate")],
+)
+def test_each_step_is_shown_on_a_terminal_or_as_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stream: bool | None, terminal: bool, asked: str
+) -> None:
+    screen = io.StringIO()
+    made, shown = Made(), Console(file=screen, force_terminal=terminal, width=120)
+    for module in (console, generation):
+        monkeypatch.setattr(module, "console", lambda: shown)
+    generation.generate(made, {"prompt": "a boat", "num_images": 2}, tmp_path / "out.png", 60, False, stream)
+    assert made.asked == [asked]
+    assert [(tmp_path / f"out-{number}.png").read_bytes() for number in (1, 2)] == [b"hi"] * 2
+    assert ("image 2 of 2, step 2 of 2" in screen.getvalue()) is (terminal and asked == "events")
+
+
+def test_a_stream_and_a_webhook_exclude_each_other() -> None:
+    result = CliRunner().invoke(
+        cli.app, ["generate", "x", "--stream", "--webhook", "https://example.com/", "--model", "m"]
+    )
+    assert isinstance(result.exception, InvalidInput)
+    assert "exclude each other" in str(result.exception)
 
 
 def test_both_clients_can_do_the_same() -> None:

@@ -1,0 +1,133 @@
+"""How far a request is: the seconds of each stage, and for a client that asks for it each step, as an event."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from fastapi import HTTPException
+from fastapi.responses import Response, StreamingResponse
+
+logger = logging.getLogger("uvicorn")
+
+# Truss's own words, in which it answers without a stream.
+FAILED = "Internal Server Error (in model/chainlet)."
+# Whoever stands between may cut a connection that says nothing for a minute.
+SILENT_SECONDS = 15
+# nginx and others like it would keep the events until they are many.
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Progress:
+    """One request's. seconds: of all its images together, by stage. left: set when its client is gone.
+
+    text lasts until the UNet or transformer is called for the first time: it reads the prompt and the start image.
+    steps lasts until the last one is done, and decode until the picture is there. Each border waits for the device:
+    twice for an image, and after every step that is told.
+    """
+
+    def __init__(self, left: threading.Event, tell: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.seconds = {"text": 0.0, "steps": 0.0, "decode": 0.0}
+        self._left, self._tell = left, tell
+        self._image = self._step = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the clock: its turn has come."""
+        self._began = self._border = time.perf_counter()
+
+    @contextlib.contextmanager
+    def image(self, denoiser: Any) -> Iterator[None]:
+        """Make one image in this block. denoiser: the UNet or transformer. Raises HTTPException (499): see step()."""
+        self._image, self._step = self._image + 1, 0
+        self._end("text")
+
+        def at_first_step(*_: Any) -> None:
+            hook.remove()
+            self._end("text", wait=True)
+
+        hook = denoiser.register_forward_pre_hook(at_first_step)
+        try:
+            yield
+        finally:
+            hook.remove()
+        self._end("decode")
+
+    def step(self, count: int) -> None:
+        """One more of count steps is done. Raises HTTPException (499), which ends the work, if its client is gone."""
+        self._step += 1
+        self._end("steps", wait=self._tell is not None or self._step == count)
+        if self._tell:
+            seconds = round(self._border - self._began, 3)
+            self._tell({"image": self._image, "step": self._step, "of": count, "seconds": seconds})
+
+    def _end(self, stage: str, wait: bool = False) -> None:
+        import torch
+
+        if self._left.is_set():
+            raise HTTPException(499, "The client disconnected.")
+        # What was asked of a GPU goes on behind Python's back.
+        if wait and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        before, self._border = self._border, time.perf_counter()
+        self.seconds[stage] += self._border - before
+
+
+class Events(Response):
+    """The answer as server-sent events: queued, each step, and at the end the result or an error.
+
+    It is no StreamingResponse, though it sends as one: as long as one is sent, Truss lets the next request wait. Who
+    reads slowly would hold up all, and who waits would not be told. One piece of work at a time is guard.py's matter.
+    """
+
+    def __init__(self, work: Callable[[Progress], Any]) -> None:
+        """work: returns the result, a pydantic model. It runs in a thread."""
+        super().__init__()
+        self._work = work
+        self._left = threading.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            sent = StreamingResponse(self._events(), headers=HEADERS, media_type="text/event-stream")
+            await sent(scope, receive, send)
+        finally:  # all is sent, or the client is gone
+            self._left.set()
+
+    async def _events(self) -> AsyncIterator[str]:
+        yield _event("queued", "{}")
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[str]()
+        work = asyncio.create_task(
+            asyncio.to_thread(self._run, lambda text: loop.call_soon_threadsafe(events.put_nowait, text))
+        )
+        while True:
+            try:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    text = await events.get()
+            except TimeoutError:
+                text = ": still there\n\n"
+            if not text:
+                break
+            yield text
+        await work
+
+    def _run(self, send: Callable[[str], Any]) -> None:
+        """Send all but the first event, and at the end "": whatever happens, the stream must not stay open."""
+        try:
+            progress = Progress(self._left, lambda step: send(_event("step", json.dumps(step))))
+            send(_event("result", self._work(progress).model_dump_json()))
+        except HTTPException as refusal:
+            logger.warning("Answered %s: %s", refusal.status_code, refusal.detail)
+            send(_event("error", json.dumps({"error": refusal.detail, "status": refusal.status_code})))
+        except Exception:
+            logger.exception(FAILED)
+            send(_event("error", json.dumps({"error": FAILED, "status": 500})))
+        finally:
+            send("")
+
+
+def _event(name: str, data: str) -> str:
+    return f"event: {name}\ndata: {data}\n\n"
