@@ -53,8 +53,8 @@ def of_image(seed: int, stop: Callable[[], bool]) -> dict[str, Any]:
     return {"generator": torch.Generator("cpu").manual_seed(seed), SETTINGS.step_callback: after_step}
 
 
-def warnings(request: GenerationRequest, pipeline: Any) -> list[str]:
-    """Return a sentence for each text of which the model reads only a part, with the rest of it."""
+def warnings(request: GenerationRequest, pipeline: Any, asked: dict[str, Any]) -> list[str]:
+    """Return a sentence for each part of the request that had no effect. asked: what of_request() made of it."""
     tokenizer, count = getattr(pipeline, SETTINGS.prompt_tokens.tokenizer), SETTINGS.prompt_tokens.count
     if tokenizer is None:
         # Left out by load_kwargs. What is left is CLIP's, which puts a token at each end of a text.
@@ -66,4 +66,11 @@ def warnings(request: GenerationRequest, pipeline: Any) -> list[str]:
         if len(places) > count:
             rest = text[places[count][0] :]
             found.append(f"{field}: the model reads {count} tokens of it, so this rest had no effect: {rest}")
+    lost = asked["image"].info["cropped"] if "image" in asked else 0
+    if lost > 0.01:  # as width and height are multiples
+        found.append(f"image: {lost:.0%} of it had no effect, as it was cropped to the shape of width x height.")
+    if request.output_format == "png" and request.quality != GenerationRequest.model_fields["quality"].default:
+        found.append("quality: a png has none, so it had no effect.")
+    if SETTINGS.limits.guidance_scale <= 1 and request.guidance_scale != SETTINGS.defaults.guidance_scale:
+        found.append("guidance_scale: this model has no guidance, so it had no effect.")
     return found

@@ -1,5 +1,6 @@
 """The text-to-image model that Truss serves. What it loads is said in config.yaml."""
 
+import contextlib
 import copy
 import logging
 import threading
@@ -11,6 +12,7 @@ from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 
 from model import arguments, faststart, picture
+from model.compilation import compiled_blocks
 from model.guard import Guard, NotANumberError
 from model.pipeline import image_to_image, read_pipeline
 from model.request import SETTINGS, GeneratedImage, GenerationRequest, GenerationResponse, Timings
@@ -77,14 +79,16 @@ class Model:
 
         def work() -> tuple[list[Any], list[str]]:
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
-            warnings = arguments.warnings(inputs, self._pipeline)
+            warnings = arguments.warnings(inputs, self._pipeline, asked)
             return [self._generate(asked, seed, left) for seed in seeds], warnings
 
         with request.state.watch_disconnect() as left:
             (pictures, warnings), wait, generate = self._guard.run(work)
         started = time.perf_counter()
         images = [
-            GeneratedImage(image=picture.encode(made, inputs.output_format, inputs.quality), seed=seed)
+            GeneratedImage(
+                image=picture.encode(made, inputs.output_format, inputs.quality, SETTINGS.png_compress_level), seed=seed
+            )
             for made, seed in zip(pictures, seeds, strict=True)
         ]
         ended = time.perf_counter()
@@ -97,13 +101,20 @@ class Model:
         )
 
     def _warm_up(self) -> None:
-        """Make one image of the default size, so that kernels are loaded before the first request."""
-        inputs = GenerationRequest(prompt="warm up", num_inference_steps=SETTINGS.limits.min_steps)
-        try:
-            self._guard.run(lambda: self._generate(arguments.of_request(inputs), 0, threading.Event()))
-        except Exception:
-            # Other requests may succeed, such as smaller ones.
-            logger.exception("The warm-up failed, and the replica goes on.")
+        """Make one image of each size, so that kernels are loaded, or compiled, before the first request."""
+        with compiled_blocks(self._pipeline) if SETTINGS.compile else contextlib.nullcontext():
+            for width, height in SETTINGS.warm_up_sizes or [(SETTINGS.defaults.width, SETTINGS.defaults.height)]:
+                inputs = GenerationRequest(
+                    prompt="warm up", num_inference_steps=SETTINGS.limits.min_steps, width=width, height=height
+                )
+                asked = arguments.of_request(inputs)
+                try:
+                    self._guard.run(lambda asked=asked: self._generate(asked, 0, threading.Event()))
+                except Exception:
+                    if SETTINGS.compile:
+                        raise
+                    # Other requests may succeed, such as smaller ones.
+                    logger.exception("The warm-up failed, and the replica goes on.")
 
     def _generate(self, asked: dict[str, Any], seed: int, left: threading.Event) -> Any:
         """Return one picture. Raises NotANumberError."""

@@ -35,12 +35,14 @@ def check(text: str, max_bytes: int, max_pixels: int) -> None:
 def decode(text: str, width: int, height: int) -> Any:
     """Return the RGB picture in text: upright, laid on white, scaled and cropped to width x height.
 
-    Raises ValueError with a sentence if it is damaged. It decodes whatever it is given: call check() first.
+    Its info["cropped"] is the share that was cut off. Raises ValueError with a sentence if it is damaged. It decodes
+    whatever it is given: call check() first.
     """
     from PIL import Image, ImageOps
 
     file = _bytes(text[_start(text) :])
     picture = _open(file)
+    size = picture.size
     if picture.format == "JPEG" and len(SCAN.findall(file)) > JPEG_SCANS:
         raise ValueError(f"it has more than {JPEG_SCANS} scans: save it as an ordinary JPEG")
     try:
@@ -52,16 +54,20 @@ def decode(text: str, width: int, height: int) -> Any:
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return ImageOps.fit(picture.convert("RGB"), (width, height))
+        wide, high = sorted(size, reverse=picture.width > picture.height)
+        shape = (wide * height) / (high * width)
+        made = ImageOps.fit(picture.convert("RGB"), (width, height))
+        made.info["cropped"] = 1 - min(shape, 1 / shape)
+        return made
     # For a damaged file Pillow raises whatever its parsers run into, AttributeError and struct.error among them.
     except Exception as error:
         raise ValueError("it cannot be read: send a whole PNG, JPEG or WebP file") from error
 
 
-def encode(picture: Any, output_format: str, quality: int) -> str:
-    """Return the file as base64. quality: 1 to 100, of jpeg and webp only."""
+def encode(picture: Any, output_format: str, quality: int, compress_level: int) -> str:
+    """Return the file as base64. quality: 1 to 100, of jpeg and webp only. compress_level: 0 to 9, of png only."""
     buffer = io.BytesIO()
-    picture.save(buffer, format=output_format, quality=quality)
+    picture.save(buffer, format=output_format, quality=quality, compress_level=compress_level)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
