@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 DEMO = build/my-stable-diffusion
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test test-bake test-image bench bench-levers bench-wake bench-under-load bench-gpu
+.PHONY: help demo test test-bake test-image bench bench-levers bench-wake bench-under-load bench-compile bench-gpu
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-levers   what each lever gives, one left out at a time: about 40 minutes"
 	@echo "make bench-gpu   ways to bring the weights onto a GPU, where there is one"
 	@echo "make bench-under-load   how soon health answers while requests run and hostile ones are refused: 5 minutes"
+	@echo "make bench-compile   what compile: regional adds to a cold start: 15 minutes"
 	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 40 minutes"
 
 demo: $(DEMO)/config.yaml
@@ -57,6 +58,10 @@ bench-wake: .venv-bench/.ready $(DEMO)/config.yaml
 bench-under-load: .venv-bench/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	.venv-bench/bin/python benchmarks/under_load.py $(PROJECT_VENV)/bin/python
+
+bench-compile: .venv-bench/.ready $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	.venv-bench/bin/python benchmarks/compile_cost.py $(PROJECT_VENV)/bin/python
 
 bench-gpu: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)

@@ -36,10 +36,15 @@ if "COVERAGE_FILE" in os.environ:
     }
 
 
-def render_config(**answers: str) -> TrussConfig:
-    """Return config.yaml as Truss reads it: a bake writes the same text, and takes longer."""
+def render(file: str, **answers: str) -> str:
+    """Return the text of a file of the emitted project: a bake writes the same, and takes longer."""
     first = {name: value[0] if isinstance(value, list) else value for name, value in CONTEXT.items()}
-    text = JINJA.from_string((PROJECT / "config.yaml").read_text("utf-8")).render(cookiecutter={**first, **answers})
+    return JINJA.from_string((PROJECT / file).read_text("utf-8")).render(cookiecutter={**first, **answers})
+
+
+def render_config(**answers: str) -> TrussConfig:
+    """Return config.yaml as Truss reads it."""
+    text = render("config.yaml", **answers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return TrussConfig.model_validate(yaml.safe_load(text))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import MEASURED, PRESETS, BakedProject, render_config
+from conftest import MEASURED, PRESETS, BakedProject, render, render_config
 from platforms import PROJECT_PYTHON
 
 FOLDER = Path(__file__).parent / "emitted"
@@ -21,12 +21,15 @@ def test_emitted_model(module: str, bake: Callable[..., BakedProject], tmp_path:
     blocks = tmp_path / "blocks.json"
     pipelines = {preset: render_config(preset=preset).model_metadata["pipeline"] for preset in PRESETS}
     blocks.write_text(json.dumps(pipelines), "utf-8")
+    readmes = tmp_path / "readmes.json"
+    readmes.write_text(json.dumps({preset: render("README.md", preset=preset) for preset in PRESETS}), "utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment = {
         **kept,
         **MEASURED,
         "EMITTED_PROJECT": str(bake(preset="sd15").path),
         "PIPELINE_BLOCKS": str(blocks),
+        "READMES": str(readmes),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     # Neither this repository's settings nor its conftest.py are those of that environment.

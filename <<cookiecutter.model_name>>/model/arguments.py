@@ -94,8 +94,8 @@ def loras(request: GenerationRequest) -> dict[str, float]:
     }
 
 
-def warnings(request: GenerationRequest, pipeline: Any) -> list[str]:
-    """Return a sentence for each text of which the model reads only a part, with its rest, and for a large mask."""
+def warnings(request: GenerationRequest, pipeline: Any, asked: Asked) -> list[str]:
+    """Return a sentence for each part of the request that had no effect. asked: what of_request() made of it."""
     tokenizer, count = getattr(pipeline, SETTINGS.prompt_tokens.tokenizer), SETTINGS.prompt_tokens.count
     if tokenizer is None:
         # Left out by load_kwargs. What is left is CLIP's, which puts a token at each end of a text.
@@ -107,7 +107,15 @@ def warnings(request: GenerationRequest, pipeline: Any) -> list[str]:
         if len(places) > count:
             rest = text[places[count][0] :]
             found.append(f"{field}: the model reads {count} tokens of it, so this rest had no effect: {rest}")
+    image = asked.arguments.get("image")
+    lost = 0 if image is None or isinstance(image, list) else image.info["cropped"]
+    if lost > 0.01:  # as width and height are multiples
+        found.append(f"image: {lost:.0%} of it had no effect, as it was cropped to the shape of width x height.")
     most = SETTINGS.inpaint.max_pixels if SETTINGS.inpaint and request.mask else None
     if most and request.width * request.height > most:
         found.append(f"mask: the model paints {most} pixels at once, so what it painted was scaled up")
+    if request.output_format == "png" and request.quality != GenerationRequest.model_fields["quality"].default:
+        found.append("quality: a png has none, so it had no effect.")
+    if SETTINGS.limits.guidance_scale <= 1 and request.guidance_scale != SETTINGS.defaults.guidance_scale:
+        found.append("guidance_scale: this model has no guidance, so it had no effect.")
     return found

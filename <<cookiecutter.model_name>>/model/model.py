@@ -1,5 +1,6 @@
 """The text-to-image model that Truss serves. What it loads is said in config.yaml."""
 
+import contextlib
 import copy
 import functools
 import logging
@@ -13,6 +14,7 @@ from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 
 from model import arguments, faststart, lora, picture
+from model.compilation import compiled_blocks
 from model.guard import Guard
 from model.pipeline import on_same_weights, read_pipeline
 from model.progress import Events, Progress
@@ -90,13 +92,15 @@ class Model:
             progress.begin()
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
             with lora.chosen(self._pipeline, arguments.loras(inputs)):
-                warnings = arguments.warnings(inputs, self._pipeline)
+                warnings = arguments.warnings(inputs, self._pipeline, asked)
                 return [self._generate(asked, seed, progress) for seed in seeds], warnings
 
         (pictures, warnings), wait, generate = self._guard.run(work)
         started = time.perf_counter()
         images = [
-            GeneratedImage(image=picture.encode(made, inputs.output_format, inputs.quality), seed=seed)
+            GeneratedImage(
+                image=picture.encode(made, inputs.output_format, inputs.quality, SETTINGS.png_compress_level), seed=seed
+            )
             for made, seed in zip(pictures, seeds, strict=True)
         ]
         ended = time.perf_counter()
@@ -109,13 +113,20 @@ class Model:
         )
 
     def _warm_up(self) -> None:
-        """Make one image of the default size, so that kernels are loaded before the first request."""
-        inputs = GenerationRequest(prompt="warm up", num_inference_steps=SETTINGS.limits.min_steps)
-        try:
-            self._guard.run(lambda: self._generate(arguments.of_request(inputs), 0, Progress(threading.Event())))
-        except Exception:
-            # Other requests may succeed, such as smaller ones.
-            logger.exception("The warm-up failed, and the replica goes on.")
+        """Make one image of each size, so that kernels are loaded, or compiled, before the first request."""
+        with compiled_blocks(self._pipeline) if SETTINGS.compile else contextlib.nullcontext():
+            for width, height in SETTINGS.warm_up_sizes or [(SETTINGS.defaults.width, SETTINGS.defaults.height)]:
+                inputs = GenerationRequest(
+                    prompt="warm up", num_inference_steps=SETTINGS.limits.min_steps, width=width, height=height
+                )
+                asked = arguments.of_request(inputs)
+                try:
+                    self._guard.run(lambda asked=asked: self._generate(asked, 0, Progress(threading.Event())))
+                except Exception:
+                    if SETTINGS.compile:
+                        raise
+                    # Other requests may succeed, such as smaller ones.
+                    logger.exception("The warm-up failed, and the replica goes on.")
 
     def _generate(self, asked: arguments.Asked, seed: int, progress: Progress) -> Any:
         """Return one picture. Raises NotANumberError."""

@@ -46,7 +46,8 @@ def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
 def decode(text: str, width: int, height: int, background: str = "white") -> Any:
     """Return the RGB picture in text: upright, laid on the background, scaled and cropped to width x height.
 
-    Raises ValueError with a sentence if it is damaged. It decodes whatever it is given: call check() first.
+    Its info["cropped"] is the share that was cut off. Raises ValueError with a sentence if it is damaged. It decodes
+    whatever it is given: call check() first.
     """
     from PIL import ImageOps
 
@@ -74,6 +75,7 @@ def _decode(text: str, side: int, background: str, fit: Callable[[Any], Any]) ->
 
     file = _bytes(text[_start(text) :])
     picture = _open(file)
+    size = picture.size
     if picture.format == "JPEG" and len(SCAN.findall(file)) > JPEG_SCANS:
         raise ValueError(f"it has more than {JPEG_SCANS} scans: save it as an ordinary JPEG")
     try:
@@ -85,16 +87,20 @@ def _decode(text: str, side: int, background: str, fit: Callable[[Any], Any]) ->
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
-        return fit(picture.convert("RGB"))
+        made = fit(picture.convert("RGB"))
+        wide, high = sorted(size, reverse=picture.width > picture.height)
+        shape = (wide * made.height) / (high * made.width)
+        made.info["cropped"] = 1 - min(shape, 1 / shape)
+        return made
     # For a damaged file Pillow raises whatever its parsers run into, AttributeError and struct.error among them.
     except Exception as error:
         raise ValueError("it cannot be read: send a whole PNG, JPEG or WebP file") from error
 
 
-def encode(picture: Any, output_format: str, quality: int) -> str:
-    """Return the file as base64. quality: 1 to 100, of jpeg and webp only."""
+def encode(picture: Any, output_format: str, quality: int, compress_level: int) -> str:
+    """Return the file as base64. quality: 1 to 100, of jpeg and webp only. compress_level: 0 to 9, of png only."""
     buffer = io.BytesIO()
-    picture.save(buffer, format=output_format, quality=quality)
+    picture.save(buffer, format=output_format, quality=quality, compress_level=compress_level)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

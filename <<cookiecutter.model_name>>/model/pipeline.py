@@ -11,6 +11,8 @@ from model import lora, proof
 from model.settings import ImageToImage, Inpaint, Settings, SettingsError, did_you_mean
 from model.weights import WeightsError
 
+NEEDED = {"vae", "scheduler", "unet", "transformer", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"}
+
 
 def read_pipeline(settings: Settings, device: str) -> Any:
     """Return the pipeline on device. Raises SettingsError or WeightsError unless a fitting file holds each tensor."""
@@ -21,7 +23,7 @@ def read_pipeline(settings: Settings, device: str) -> Any:
     # Their warnings repeat what they cut off a prompt, and that belongs in no log.
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
-    pipeline_class = named(diffusers, settings.class_name, "class_name")
+    pipeline_class = _named(diffusers, settings.class_name, "class_name")
     known = inspect.signature(pipeline_class.__call__).parameters
     _check(settings.guidance_parameter, known, "guidance_parameter")
     _check(settings.step_callback, known, "step_callback")
@@ -31,9 +33,10 @@ def read_pipeline(settings: Settings, device: str) -> Any:
     _check(settings.prompt_tokens.tokenizer, parts, "prompt_tokens.tokenizer")
     for name in settings.load_kwargs:
         _check(name, parts, "load_kwargs")
+    _check_left_out(settings.load_kwargs)
     for key, other in (("image_to_image", settings.image_to_image), ("inpaint", settings.inpaint)):
         if other:
-            _check(other.class_name, dir(diffusers), f"{key}.class_name")
+            _check_other(key, other)
     folder = Path(settings.weights_dir)
     dtype = getattr(torch, settings.cpu_dtype if device == "cpu" else settings.dtype)
     index = json.loads((folder / "pipeline" / "model_index.json").read_text("utf-8"))
@@ -72,7 +75,7 @@ def on_same_weights(pipeline: Any, other: ImageToImage | Inpaint) -> Any:
     return made
 
 
-def named(library: Any, name: str, key: str) -> Any:
+def _named(library: Any, name: str, key: str) -> Any:
     """Return the class of the library that config.yaml names under key. Raises SettingsError."""
     _check(name, dir(library), key)
     return getattr(library, name)
@@ -81,6 +84,23 @@ def named(library: Any, name: str, key: str) -> Any:
 def _check(name: str, known: Iterable[str], key: str) -> None:
     if name not in known:
         raise SettingsError(f"config.yaml, {key}: there is no {name}{did_you_mean(name, list(known))}.")
+
+
+def _check_left_out(load_kwargs: dict[str, Any]) -> None:
+    left_out = {name for name, value in load_kwargs.items() if value is None}
+    # Stable Diffusion 3 can do without its third text encoder, and then without its tokenizer.
+    for name in left_out & (NEEDED if "text_encoder_3" in left_out else NEEDED | {"tokenizer_3"}):
+        raise SettingsError(f"config.yaml, load_kwargs: no picture can be made without {name}, so do not leave it out.")
+
+
+def _check_other(key: str, other: ImageToImage | Inpaint) -> None:
+    import diffusers
+
+    known = inspect.signature(_named(diffusers, other.class_name, f"{key}.class_name").__call__).parameters
+    _check("strength" if key == "image_to_image" else "mask_image", known, f"{key}.class_name, {other.class_name}")
+    if isinstance(other, ImageToImage) and other.takes_size != ("width" in known):
+        right = str("width" in known).lower()
+        raise SettingsError(f"config.yaml, image_to_image.takes_size: use {right} for {other.class_name}.")
 
 
 def _models(index: dict[str, Any], settings: Settings) -> list[str]:
@@ -105,7 +125,7 @@ def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, dev
     if not part and entry[0] not in ("diffusers", "transformers"):
         raise SettingsError(f"config.yaml, load_kwargs: {name} cannot be served, so leave it out with {name}: null.")
     options = {"dtype": dtype, "local_files_only": True}
-    class_ = named(library, part.class_name if part else entry[1], f"components.{name}")
+    class_ = _named(library, part.class_name if part else entry[1], f"components.{name}")
     try:
         if part and part.file:
             # device, as it takes no notice of device_map.
@@ -141,7 +161,7 @@ def _scheduler(wanted: dict[str, Any], scheduler: Any) -> Any:
     import diffusers
     import torch
 
-    class_ = named(diffusers, wanted.get("class_name", type(scheduler).__name__), "scheduler.class_name")
+    class_ = _named(diffusers, wanted.get("class_name", type(scheduler).__name__), "scheduler.class_name")
     changes = {name: value for name, value in wanted.items() if name != "class_name"}
     for name in changes:
         _check(name, inspect.signature(class_.__init__).parameters, f"scheduler.{name}")

@@ -16,6 +16,7 @@ OURS |= {"mask_image", "return_dict", "num_images_per_prompt", "self"}
 Name = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Dtype = Literal["float16", "bfloat16", "float32"]
+Size = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 
 
 class SettingsError(ValueError):
@@ -91,7 +92,7 @@ class Defaults(Strict):
 class Limits(Strict):
     """What a request may ask. All else is answered with 400, or with 413 where it is too large to be read."""
 
-    prompt_characters: Positive
+    prompt_characters: Positive = Field(description="Of each text. What of them is not read, `warnings` tell.")
     min_steps: Positive = Field(description="The fewest that the scheduler can do.")
     max_steps: Positive
     max_steps_per_strength: Positive | None = Field(
@@ -123,6 +124,9 @@ class Settings(Strict):
     dtype: Dtype = Field(description="On a GPU.")
     cpu_dtype: Dtype = Field(description="Where there is no GPU: half precision takes minutes a step there.")
     warm_up: bool = Field(description="true: load() ends with one image, so that no request waits for kernels.")
+    warm_up_sizes: list[Size] = Field(description="[width, height] of each such image. []: one of the default size.")
+    compile: Literal["regional"] | None = Field(description="torch.compile of what repeats: the README tells its cost.")
+    png_compress_level: int = Field(ge=0, le=9, description="1 is quickest, 9 smallest, 0 does not compress.")
     check_hashes: bool = Field(description="true: load() reads each byte of model_cache, a second for 1.8 GB.")
     variant: Name | None = Field(description="fp16 where the files are named *.fp16.safetensors; null: plain names.")
     load_kwargs: dict[str, Any] = Field(description="More for from_pretrained(). null leaves a component out.")
@@ -182,6 +186,16 @@ class Settings(Strict):
         for name in ("pipeline", *self.components, *folders):
             if name not in self.weight_files:
                 raise ValueError(f"weight_files lacks {name}: list the files that are cached for it")
+        return self
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> "Settings":
+        low, high, multiple = self.limits.min_size, self.limits.max_size, self.limits.size_multiple
+        for size in self.warm_up_sizes:
+            if not all(low <= pixels <= high and pixels % multiple == 0 for pixels in size):
+                raise ValueError(f"warm_up_sizes holds {size}: use {low} to {high}, and multiples of {multiple}")
+        if (self.compile or self.warm_up_sizes) and not self.warm_up:
+            raise ValueError("compile and warm_up_sizes have no use without warm_up: set it to true")
         return self
 
 

@@ -44,6 +44,7 @@ print(json.dumps({
     "waited": Downloaded.calls,
     "healthy": asyncio.run(model.is_healthy()),
     "phases": list(model._cold_start.phases),
+    "compiler": "torch._inductor.compile_fx" in sys.modules,
     "components": sorted(name for name, part in parts.items() if part is not None),
     "devices": sorted({str(p.device.type) for m in modules for p in m.parameters()}),
     "dtypes": sorted({str(p.dtype) for m in modules for p in m.parameters()}),
@@ -179,6 +180,10 @@ def test_load_waits_for_the_download_and_touches_no_network(loaded: dict[str, An
 
 def test_warming_up_is_the_last_phase_of_load(loaded: dict[str, Any]) -> None:
     assert loaded["phases"][-2:] == ["read_weights", "warm_up"]
+
+
+def test_no_compiler_is_imported_unless_config_yaml_asks(loaded: dict[str, Any], pipeline: dict[str, Any]) -> None:
+    assert loaded["compiler"] is (pipeline["compile"] is not None)
 
 
 def test_load_takes_only_what_is_cached(loaded: dict[str, Any], pipeline: dict[str, Any]) -> None:

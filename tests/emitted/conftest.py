@@ -19,6 +19,7 @@ import pytest
 PROJECT = Path(os.environ["EMITTED_PROJECT"])
 # The block model_metadata.pipeline of each preset.
 BLOCKS = json.loads(Path(os.environ["PIPELINE_BLOCKS"]).read_text("utf-8"))
+READMES = json.loads(Path(os.environ["READMES"]).read_text("utf-8"))
 FAMILIES = list({block["class_name"]: preset for preset, block in reversed(BLOCKS.items())}.values())
 sys.path.insert(0, str(PROJECT))
 

@@ -84,6 +84,36 @@ def test_a_turned_jpeg_is_upright_and_no_smaller_than_asked() -> None:
 
 
 @pytest.mark.parametrize(
+    ("width", "height", "turned", "cropped"),
+    [
+        (640, 640, 1, 0),
+        (1280, 640, 1, 0.5),
+        (640, 1280, 1, 0.5),
+        (1280, 640, 6, 0.5),
+        (640, 480, 6, 0.25),
+    ],
+)
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_the_share_that_is_cropped_is_told(
+    width: int, height: int, turned: int, cropped: float, file_format: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    text = text_of(Image.new("RGB", (width, height)), file_format, exif=exif.tobytes())
+    assert picture.decode(text, 64, 64).info["cropped"] == pytest.approx(cropped, abs=0.001)
+    # In its own shape nothing is.
+    size = (height, width) if turned == 6 else (width, height)
+    assert picture.decode(text, *size).info["cropped"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_png_is_compressed_as_config_yaml_says() -> None:
+    made = Image.linear_gradient("L").convert("RGB")
+    files = [picture.encode(made, "png", 90, level) for level in (0, 1, 9)]
+    assert len(files[0]) > len(files[1]) > len(files[2])
+    assert {taken(file, 256, 256).tobytes() for file in files} == {made.tobytes()}
+
+
+@pytest.mark.parametrize(
     "prefix",
     [
         "",

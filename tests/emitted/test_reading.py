@@ -226,6 +226,14 @@ def test_a_tokenizer_of_one_file_is_read(settings_of: Make, copy_of: Callable[[s
         ({"step_callback": "callback"}, "step_callback: there is no callback"),
         ({"call_kwargs": {"clip_skp": 1}}, "call_kwargs: .* did you mean clip_skip"),
         ({"load_kwargs": {"saftey_checker": None}}, "load_kwargs: .* did you mean safety_checker"),
+        ({"load_kwargs": {"vae": None}}, "load_kwargs: no picture can be made without vae"),
+        ({"load_kwargs": {"tokenizer": None}}, "load_kwargs: no picture can be made without tokenizer"),
+        ({"load_kwargs": {"unet": None}}, "load_kwargs: no picture can be made without unet"),
+        ({"load_kwargs": {"scheduler": None}}, "load_kwargs: no picture can be made without scheduler"),
+        (
+            {"image_to_image": {"class_name": "StableDiffusionPipeline", "takes_size": False}},
+            "image_to_image.class_name, StableDiffusionPipeline: there is no strength",
+        ),
         ({"prompt_tokens": {"tokenizer": "tokeniser", "count": 75}}, "prompt_tokens.tokenizer: .* mean tokenizer"),
         (
             {"image_to_image": {"class_name": "StableDifusionImg2ImgPipeline", "takes_size": False}},
@@ -255,6 +263,29 @@ def test_a_tokenizer_of_one_file_is_read(settings_of: Make, copy_of: Callable[[s
 def test_what_config_yaml_cannot_have_is_a_sentence(changes: dict[str, Any], sentence: str, settings_of: Make) -> None:
     with pytest.raises(SettingsError, match=sentence):
         read_pipeline(settings_of("sd15", **changes), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        ("sdxl", "tokenizer_2"),
+        ("sdxl", "text_encoder_2"),
+        ("flux-schnell", "transformer"),
+        ("sd3-medium", "tokenizer_3"),
+    ],
+)
+def test_what_the_family_needs_cannot_be_left_out(preset: str, name: str, settings_of: Make) -> None:
+    with pytest.raises(SettingsError, match=f"load_kwargs: no picture can be made without {name},"):
+        read_pipeline(settings_of(preset, load_kwargs={name: None}), "cpu")
+
+
+@pytest.mark.parametrize("preset", [preset for preset in FAMILIES if BLOCKS[preset]["image_to_image"]])
+def test_a_pipeline_for_images_that_takes_the_size_otherwise_is_refused(preset: str, settings_of: Make) -> None:
+    block = BLOCKS[preset]["image_to_image"]
+    right = str(block["takes_size"]).lower()
+    flipped = {**block, "takes_size": not block["takes_size"]}
+    with pytest.raises(SettingsError, match=f"takes_size: use {right} for {block['class_name']}"):
+        read_pipeline(settings_of(preset, image_to_image=flipped), "cpu")
 
 
 @pytest.mark.parametrize("preset", ["sd15", "sd21", "lcm-dreamshaper", "sdxl", "sd3-medium"])

@@ -2,11 +2,17 @@
 
 import base64
 import io
+import re
+import textwrap
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
-from conftest import BLOCKS, Make, Served
+import yaml
+from conftest import BLOCKS, READMES, Make, Served
+from model.pipeline import read_pipeline
 from PIL import Image
 
 SCHEDULERS = [
@@ -24,6 +30,12 @@ SCHEDULERS = [
     {"class_name": "PNDMScheduler", "skip_prk_steps": False},
     {"class_name": "TCDScheduler"},
     {"class_name": "UniPCMultistepScheduler"},
+]
+# What each README says to change, block by block.
+RECIPES = [
+    (preset, yaml.safe_load(textwrap.dedent(block)))
+    for preset, readme in READMES.items()
+    for block in re.findall(r"```yaml\n(.*?)```", readme.split("`scheduler` in")[1].split("| file |")[0], re.DOTALL)
 ]
 BOUNDS = {"LCMScheduler": (1, 50), "TCDScheduler": (1, 50)}
 
@@ -72,3 +84,41 @@ def test_the_scheduler_of_each_preset_works_at_its_bounds(
         least = limits.min_steps if factor else max(limits.min_steps, round(1 / strength + 0.49))
         check(served, least, image=usual, strength=strength)
         check(served, most, image=usual, strength=strength)
+
+
+def test_the_readmes_have_recipes() -> None:
+    assert {preset for preset, _ in RECIPES} == set(BLOCKS)
+    chosen = [recipe["scheduler"].get("class_name") for preset, recipe in RECIPES if preset in ("sd15", "sdxl")]
+    assert chosen == 2 * ["DPMSolverMultistepScheduler", "LCMScheduler", "DDIMScheduler", "EulerDiscreteScheduler"]
+
+
+@pytest.mark.parametrize(("preset", "recipe"), RECIPES, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_the_readme_says_to_change_works(
+    preset: str,
+    recipe: dict[str, Any],
+    tiny: Any,
+    weights: Callable[[str], Path],
+    settings_of: Make,
+    serve: Callable[..., Served],
+    tmp_path: Path,
+) -> None:
+    changes = changed(BLOCKS[preset], recipe)
+    for folder in weights(preset).iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
+    for lora in changes["loras"]:
+        tiny.make_lora(tmp_path, read_pipeline(settings_of(preset), "cpu"), lora["name"])
+        changes["weight_files"] = {**changes["weight_files"], f"lora-{lora['name']}": ["*.safetensors"]}
+    served = serve(settings_of(preset, tmp_path, **{name: changes[name] for name in ("weight_files", *recipe)}))
+    for name, value in recipe["scheduler"].items():
+        config = served.pipeline.scheduler.config
+        assert (type(served.pipeline.scheduler).__name__ if name == "class_name" else config[name]) == value
+    defaults = served.settings.defaults
+    check(served, defaults.num_inference_steps, guidance_scale=defaults.guidance_scale)
+
+
+def changed(block: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the block with what the recipe names in place of what stands there."""
+    assert recipe.keys() <= block.keys()
+    return block | {
+        name: changed(block[name], value) if name in ("defaults", "limits") else value for name, value in recipe.items()
+    }

@@ -1,0 +1,158 @@
+"""compile: regional makes the same pictures, and no request waits for a compiler."""
+
+import base64
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from conftest import BLOCKS, FAMILIES, Make, Served
+from model.compilation import compiled_blocks
+from model.pipeline import read_pipeline
+from model.settings import SettingsError
+from PIL import Image
+
+COMPILER = os.environ.get("CXX", "g++")
+needs_a_compiler = pytest.mark.skipif(
+    shutil.which(COMPILER) is None, reason=f"torch compiles for a CPU with {COMPILER}, which is missing"
+)
+REGIONAL = {"compile": "regional", "warm_up": True, "warm_up_sizes": [[64, 64]], "cpu_dtype": "float32"}
+# The transformers of these two name no blocks in diffusers 0.42.1.
+WITHOUT_BLOCKS = {"StableDiffusion3Pipeline", "PixArtSigmaPipeline"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("inductor")
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_new_process(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    yield
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+def pixels(picture: str) -> numpy.ndarray:
+    return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
+
+
+def asked(served: Served, **body: Any) -> tuple[numpy.ndarray, int]:
+    """Return the pixels, and how often compiled code ran."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        picture = served.picture(**body)
+    return pixels(picture), sum(event.name.startswith("Torch-Compiled Region") for event in profile.events())
+
+
+def blocks(served: Served) -> int:
+    model = served.pipeline.components.get("unet") or served.pipeline.transformer
+    return sum(type(part).__name__.endswith("TransformerBlock") for part in model.modules())
+
+
+def close(first: numpy.ndarray, second: numpy.ndarray) -> bool:
+    return first.shape == second.shape and abs(first - second).max() <= 2
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("preset", ["sd15", "flux-schnell"])
+def test_the_picture_is_the_same_in_every_size_and_thread(
+    preset: str, cache: Path, settings_of: Make, serve: Callable[..., Served]
+) -> None:
+    sizes = [{"width": width, "height": height} for width, height in ((64, 64), (128, 64), (96, 160))]
+    plain = serve(settings_of(preset, cpu_dtype="float32"))
+    usual = [asked(plain, **size) for size in sizes]
+    assert {runs for _, runs in usual} == {0}
+    served = serve(settings_of(preset, **REGIONAL))
+    files = set(cache.rglob("*"))
+    with ThreadPoolExecutor(1) as other:
+        for size, (expected, _) in zip(sizes, usual, strict=True):
+            # load() runs in another thread than requests.
+            found, runs = other.submit(asked, served, **size).result()
+            assert close(found, expected)
+            # 4 steps, each of them through every block.
+            assert runs >= 4 * blocks(served) > 0
+    assert set(cache.rglob("*")) == files
+
+
+@needs_a_compiler
+def test_what_the_warm_up_did_not_meet_is_not_compiled(
+    cache: Path, settings_of: Make, serve: Callable[..., Served]
+) -> None:
+    usual = pixels(serve(settings_of("sd15", cpu_dtype="float32")).picture(guidance_scale=1.0))
+    served = serve(settings_of("sd15", **REGIONAL))
+    files = set(cache.rglob("*"))
+    # Without guidance one text goes through the UNet, and not two.
+    found, runs = asked(served, guidance_scale=1.0)
+    assert close(found, usual)
+    assert runs == 0
+    assert set(cache.rglob("*")) == files
+    # What it met still is.
+    assert asked(served)[1] > 0
+
+
+@needs_a_compiler
+def test_a_fused_lora_is_compiled_with_the_weights(
+    tiny: Any, weights: Callable[[str], Path], settings_of: Make, serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    for folder in weights("sd15").iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
+    tiny.make_lora(tmp_path, read_pipeline(settings_of("sd15"), "cpu"), "style")
+    files = {**BLOCKS["sd15"]["weight_files"], "lora-style": ["*.safetensors"]}
+    lora = {"loras": [{"name": "style", "scale": 1.0, "fused": True}], "weight_files": files}
+    without = pixels(serve(settings_of("sd15", cpu_dtype="float32")).picture())
+    usual = pixels(serve(settings_of("sd15", tmp_path, **lora, cpu_dtype="float32")).picture())
+    found, runs = asked(serve(settings_of("sd15", tmp_path, **lora, **REGIONAL)))
+    assert close(found, usual)
+    assert runs > 0
+    assert not close(without, usual)
+
+
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_a_model_that_names_no_blocks_is_refused(preset: str, settings_of: Make) -> None:
+    pipeline = read_pipeline(settings_of(preset), "cpu")
+    if BLOCKS[preset]["class_name"] in WITHOUT_BLOCKS:
+        with pytest.raises(SettingsError, match=r"compile: a \w+ names no blocks that repeat, so use null"):
+            compiled_blocks(pipeline).__enter__()
+        return
+    # What is not used is not compiled.
+    with compiled_blocks(pipeline):
+        pass
+
+
+def test_a_warm_up_that_cannot_be_compiled_ends_in_a_sentence(
+    settings_of: Make, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import model.model
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC.")
+
+    monkeypatch.setattr(model.model.Model, "_generate", fail)
+    with pytest.raises(SettingsError, match=r"so use null\. Failed to find C compiler\. Please specify via CC\.$"):
+        serve(settings_of("sd15", **REGIONAL))
+
+
+def test_each_size_that_config_yaml_names_is_warmed_up(
+    settings_of: Make, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import model.model
+
+    sizes: list[tuple[int, int]] = []
+    monkeypatch.setattr(model.model.Model, "_generate", lambda _, asked, *rest: sizes.append(size_of(asked)))
+    serve(settings_of("sd15"))
+    assert sizes == []
+    serve(settings_of("sd15", warm_up=True))
+    assert sizes == [(512, 512)]
+    serve(settings_of("sd15", warm_up=True, warm_up_sizes=[[512, 768], [64, 64]]))
+    assert sizes[1:] == [(512, 768), (64, 64)]
+
+
+def size_of(asked: dict[str, Any]) -> tuple[int, int]:
+    return asked["width"], asked["height"]

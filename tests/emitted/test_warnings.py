@@ -1,0 +1,67 @@
+"""What of a request had no effect is told, and nothing else."""
+
+import base64
+import io
+from collections.abc import Callable
+
+import pytest
+from conftest import BLOCKS, FAMILIES, Make, Served
+from PIL import Image
+
+TEXTS = [(preset, "prompt") for preset in FAMILIES]
+TEXTS += [(preset, "negative_prompt") for preset in FAMILIES if BLOCKS[preset]["negative_prompt"]]
+OTHER = str.maketrans("boat", "xyzw")
+
+
+@pytest.mark.parametrize(("preset", "field"), TEXTS)
+def test_the_words_that_the_text_encoder_does_not_read_are_told(
+    preset: str, field: str, settings_of: Make, serve: Callable[..., Served]
+) -> None:
+    served = serve(settings_of(preset, cpu_dtype="float32"))
+    guidance = {"guidance_scale": 5.0} if BLOCKS[preset]["negative_prompt"] else {}
+    words = "boat " * (BLOCKS[preset]["limits"]["prompt_characters"] // 5)
+    answer = served.ask(**guidance, **{field: words})
+    (warning,) = answer.warnings
+    assert warning.startswith(f"{field}: the model reads {BLOCKS[preset]['prompt_tokens']['count']} tokens")
+    rest = warning.split("had no effect: ", 1)[1]
+    read = words.removesuffix(rest)
+    assert rest
+    assert read + rest == words
+    # Other letters in the same places change nothing there, and something before.
+    assert served.ask(**guidance, **{field: read + rest.translate(OTHER)}).images == answer.images
+    assert served.ask(**guidance, **{field: read.translate(OTHER) + rest}).images != answer.images
+    # All of what is left is read.
+    assert served.ask(**guidance, **{field: read}).warnings == []
+
+
+def test_each_of_two_texts_is_told(settings_of: Make, serve: Callable[..., Served]) -> None:
+    served = serve(settings_of("sd15"))
+    found = served.ask(prompt="x" * 100, negative_prompt="y" * 100, guidance_scale=5.0).warnings
+    assert [warning.split(": ")[0] for warning in found] == ["prompt", "negative_prompt"]
+    assert [warning[-25:] for warning in found] == ["x" * 25, "y" * 25]
+
+
+@pytest.mark.parametrize("preset", [preset for preset in FAMILIES if BLOCKS[preset]["image_to_image"]])
+def test_what_is_cropped_of_an_image_is_told(preset: str, settings_of: Make, serve: Callable[..., Served]) -> None:
+    served = serve(settings_of(preset))
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((128, 64)).save(buffer, "PNG")
+    image = base64.b64encode(buffer.getvalue()).decode()
+    warnings = served.ask(image=image, strength=1.0).warnings
+    assert warnings == ["image: 50% of it had no effect, as it was cropped to the shape of width x height."]
+    assert served.ask(image=image, strength=1.0, width=128).warnings == []
+
+
+def test_a_quality_of_png_is_told(settings_of: Make, serve: Callable[..., Served]) -> None:
+    served = serve(settings_of("sd15"))
+    assert served.ask(quality=80).warnings == ["quality: a png has none, so it had no effect."]
+    assert served.ask(quality=80, output_format="webp").warnings == []
+
+
+def test_guidance_of_a_model_without_is_told(settings_of: Make, serve: Callable[..., Served]) -> None:
+    served = serve(settings_of("flux2-klein-4b"))
+    usual = served.ask()
+    assert usual.warnings == []
+    other = served.ask(guidance_scale=0.5)
+    assert other.warnings == ["guidance_scale: this model has no guidance, so it had no effect."]
+    assert other.images == usual.images
