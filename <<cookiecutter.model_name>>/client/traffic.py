@@ -131,8 +131,10 @@ def read_pattern(text: str, seed: int) -> Traffic:
     # A Monday, in a zone without changes of the clock: a pattern has none.
     origin = datetime.datetime(2027, 1, 4, tzinfo=datetime.UTC)
     whole = max(parts, key=lambda part: part[1] * (part[0].end - part[0].start) * len(part[0].days))[0]
-    hours = whole if whole.end - whole.start < DAY else None
-    return Traffic(arrivals, PATTERN_DAYS * DAY, origin, datetime.UTC, f"four weeks of {text!r}", hours)
+    is_always = whole.end - whole.start == DAY and len(whole.days) == 7
+    return Traffic(
+        arrivals, PATTERN_DAYS * DAY, origin, datetime.UTC, f"four weeks of {text!r}", None if is_always else whole
+    )
 
 
 def read_requests(file: Path, zone: zoneinfo.ZoneInfo) -> Traffic:
@@ -204,9 +206,9 @@ def spread(found: Any, chance: random.Random) -> list[float]:
     if not places:
         raise ClientError(f"Baseten's metrics do not tell {METRIC} here: give --requests or --pattern.")
     is_rate = found.metric_descriptors[places[0]].unit_hint == "PER_SECOND"
-    ends = [each.start_epoch_millis for each in found.metric_values[1:]] + [found.end_epoch_millis]
+    ends = [*(each.start_epoch_millis for each in found.metric_values[1:]), found.end_epoch_millis]
     arrivals = []
-    for each, end in zip(found.metric_values, ends, strict=True):
+    for each, end in zip(found.metric_values, ends, strict=False):  # without values there is still an end
         seconds = (end - each.start_epoch_millis) / 1000
         counted = sum(value or 0.0 for value in each.values[places[0]]) * (seconds if is_rate else 1.0)
         # A half is one in every second step, and not none ever.
