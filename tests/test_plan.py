@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import importlib.util
+import itertools
 import json
 import math
 import random
@@ -170,7 +171,7 @@ def test_it_is_as_another_simulation_has_it(simulation: ModuleType, **drawn: Any
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 200), delay=st.sampled_from([10, 60, 600]))
 def test_what_must_be_so_whatever_comes(simulation: ModuleType, seed: int, count: int, delay: int) -> None:
     chance = random.Random(seed)
-    arrivals = sorted(chance.uniform(0, 20_000) for _ in range(count))
+    arrivals = sorted(chance.uniform(0, 18_000) for _ in range(count))  # all are served by the end
     machine = simulation.Machine(40.0, 5.0)
 
     def outcome(least: int, most: int, **more: Any) -> Any:
@@ -184,9 +185,9 @@ def test_what_must_be_so_whatever_comes(simulation: ModuleType, seed: int, count
     assert all(more <= less + 1e-6 for more, less in zip(one.delays, zero.delays, strict=True))
     # Nobody is lost, nobody overtakes, and no replica makes two images at once.
     begun = [at + delay for at, delay in zip(arrivals, zero.delays, strict=True)]
-    assert all(after - before >= 5.0 - 1e-6 for before, after in zip(begun, begun[1:], strict=False))
-    # All images are paid for, and nothing but the time from first to last.
-    assert count * 5.0 - 5.0 <= zero.billed <= one.billed + 60.0 * zero.cold_starts
+    assert all(after - before >= 5.0 - 1e-6 for before, after in itertools.pairwise(begun))
+    # All images are paid for, and never more than a replica that is always there, but for the rest of a minute.
+    assert count * 5.0 <= zero.billed <= one.billed + 60.0 * zero.cold_starts
     # To wake at the moment of the request is to ask.
     assert outcome(0, 1, wakes=True).delays == pytest.approx(zero.delays, abs=1e-6)
 
@@ -194,7 +195,7 @@ def test_what_must_be_so_whatever_comes(simulation: ModuleType, seed: int, count
 def send_in_bursts(platform: Platform, cold_start: float, pause: float) -> tuple[list[float], list[float]]:
     """Send requests while a replica starts and after it, and again when it is gone. Returns when, and their seconds."""
     offsets = [cold_start * number / WHILE_COLD for number in range(WHILE_COLD)]
-    offsets += [cold_start + 0.3 + 0.1 * number for number in range(WARM)]
+    offsets += [cold_start + 0.3 + 0.15 * number for number in range(WARM)]
     due = [burst * (offsets[-1] + pause) + offset for burst in range(BURSTS) for offset in offsets]
     started = time.monotonic()
 

@@ -1,11 +1,12 @@
-"""A backend for an app of your own: it wakes the model when the page is opened, and tells a visitor's fault from its own.
+"""A backend for your app: it wakes the model when the page is opened, and tells a visitor's fault from its own.
 
     python -m uvicorn --app-dir examples backend:app --port 8080    # in the folder of the project
 
-BASETEN_API_KEY and BASETEN_MODEL_ID name the deployment; MODEL_URL=http://127.0.0.1:8000 asks the server of `make serve`
-instead. It needs requirements-client.txt, fastapi and uvicorn. The environment of `make test` (.venv) and that of `make
-app` (.venv-app) have all of it; elsewhere: pip install -r requirements-client.txt fastapi uvicorn. It is not pushed.
-Before you serve it to the world, add a limit for each visitor: every image is paid for.
+BASETEN_API_KEY and BASETEN_MODEL_ID name the deployment. MODEL_URL=http://127.0.0.1:8000 asks the server of
+`make serve` instead. It needs requirements-client.txt, fastapi and uvicorn: the environment of `make test` (.venv) has
+them, because Truss's server runs on them, and that of `make app` (.venv-app), because gradio does; elsewhere
+`pip install -r requirements-client.txt fastapi uvicorn`. It is not pushed. Before you show it to the world, limit what
+each visitor may ask: every image is paid for.
 """
 
 import asyncio

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from baseten.client import managementapi as sdk
+from test_client_commands import settings_of
 from typer.testing import CliRunner
 
 from client import ClientError, InvalidInput, cli, plan, simulation, traffic
 from client.rules import checked_autoscaling
 from client.simulation import Machine, Outcome, Settings, simulate
-from test_client_commands import settings_of
 
 MACHINE = Machine(cold_start=30.0, image=4.0)
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
