@@ -136,9 +136,10 @@ def choices_for(
             settings = dataclasses.replace(base, wakes=wakes)
             by_app = ", woken by the app" if wakes else ""
             choices.append(Choice(f"to zero after {delay} s{more}{by_app}", settings))
-            if window:
-                on = dataclasses.replace(settings, windows=windows)
-                choices.append(Choice(f"on {window}{more}, else to zero after {delay} s{by_app}", on, window))
+            for count in sorted({1, most} if window and not wakes else {1} if window else set()):
+                on = dataclasses.replace(settings, windows=windows, window_replicas=count)
+                words = f"{_replicas(count)} {window}{more}, else to zero after {delay} s{by_app}"
+                choices.append(Choice(words, on, window))
     return choices
 
 

@@ -260,7 +260,7 @@ class _Run:
         if self.most > 1:
             window = self.settings.autoscaling_window
             self.next_decision = (now // window + 1) * window
-            self.area_before = self.area(self.next_decision - window) if self.next_decision - window <= now else 0.0
+            self.area_before = self.area(self.next_decision - window)
 
     def area(self, now: float) -> float:
         """Return the seconds that all requests together were in flight until now. The calls are in order of now."""

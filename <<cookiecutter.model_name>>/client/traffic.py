@@ -224,10 +224,10 @@ def busy_hours(traffic: Traffic) -> Hours | None:
     """
     counts = [[0] * 24 for _ in DAYS]
     base = traffic.origin.timestamp()
-    hour, found = None, datetime.datetime.min
+    quarter, found = -1, datetime.datetime.min
     for arrival in traffic.arrivals:
-        if int((base + arrival) // 900) != hour:  # no zone is off by less than a quarter of an hour
-            hour = int((base + arrival) // 900)
+        if int((base + arrival) // 900) != quarter:  # no zone is off by less than a quarter of an hour
+            quarter = int((base + arrival) // 900)
             found = datetime.datetime.fromtimestamp(base + arrival, traffic.zone)
         counts[found.weekday()][found.hour] += 1
     days = [day for day in range(7) if sum(counts[day]) >= len(traffic.arrivals) / 14]
