@@ -138,7 +138,7 @@ class Client(_Client):
         """Return the SDK's StartupSummary. None: there is no record."""
         return self._run(rules.startups_summary(self.target, self.local, window, Deadline(timeout)))
 
-    def ask_management(self, method: str, timeout: float = ASK_SECONDS, **arguments: str) -> Any:
+    def ask_management(self, method: str, timeout: float = ASK_SECONDS, **arguments: Any) -> Any:
         """Return what a reading method of the SDK's management API says, such as get_secrets."""
         return self._run(rules.ask_management(self.local, method, Deadline(timeout), **arguments))
 
@@ -243,7 +243,7 @@ class AsyncClient(_Client):
     async def startups_summary(self, timeout: float = ASK_SECONDS, **window: int) -> Any:
         return await self._run(rules.startups_summary(self.target, self.local, window, Deadline(timeout)))
 
-    async def ask_management(self, method: str, timeout: float = ASK_SECONDS, **arguments: str) -> Any:
+    async def ask_management(self, method: str, timeout: float = ASK_SECONDS, **arguments: Any) -> Any:
         return await self._run(rules.ask_management(self.local, method, Deadline(timeout), **arguments))
 
     def _made(self) -> Any:

@@ -309,7 +309,7 @@ def startups_summary(target: Target, local: bool, window: dict[str, int], deadli
         return None
 
 
-def ask_management(local: bool, method: str, deadline: Deadline, **arguments: str) -> Steps:
+def ask_management(local: bool, method: str, deadline: Deadline, **arguments: Any) -> Steps:
     """Return what a method of the SDK's management API says that changes nothing."""
     _only_on_baseten(local, "The account")
     call = Call(Kind.READ, lambda to: getattr(to.management, method)(**arguments))

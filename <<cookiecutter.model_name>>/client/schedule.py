@@ -71,7 +71,7 @@ def settings_of(wanted: Wanted, environment: Any, now: datetime.datetime) -> Any
     timezone = wanted.timezone or known
     if timezone is None:
         raise InvalidInput("--timezone is missing: use a name such as Europe/Berlin or America/New_York.")
-    zone = _zone(timezone)
+    zone = zone_of(timezone)
     if known and known != timezone:
         raise InvalidInput(
             f"--timezone is {timezone!r}, and the schedules that are there use {known}: an environment has one for all."
@@ -184,7 +184,8 @@ def _day(name: str, text: str) -> int:
     raise InvalidInput(f"--weekdays is {text!r}: use days such as mon-fri or mon,wed,sat.")
 
 
-def _zone(name: str) -> zoneinfo.ZoneInfo:
+def zone_of(name: str) -> zoneinfo.ZoneInfo:
+    """Return the time zone of an IANA name. Raises InvalidInput."""
     # "localtime" and the like are files, too, but no names of IANA.
     if name in zoneinfo.available_timezones():
         return zoneinfo.ZoneInfo(name)
