@@ -217,7 +217,6 @@ LEVERS: dict[str, Callable[[Container], None]] = {
     "ranges: libraries as a whole": change_record(whole),
     "parts alone: the kernel reads ahead of them": replace("model/faststart.py", "os.POSIX_FADV_RANDOM", "0"),
     "libraries: small files alone": change_record(small),
-    "the order of need": change_record(lambda phases: [[part for phase in phases for part in phase]]),
     "no garbage collection during the imports": replace("model/faststart.py", "    gc.disable()", "    pass"),
     "sendfile to `/dev/null`: read into a buffer": replace(
         "model/faststart.py",
@@ -429,7 +428,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=lambda text: Path(text).absolute(), metavar="CACHE", help="Keeps the weights.")
-    parser.add_argument("--models", nargs="+", choices=("sdxl", "sd15"), default=("sdxl", "sd15"))
+    parser.add_argument("--models", nargs="+", choices=("sdxl", "sd15"), default=("sdxl",), help="Default: sdxl.")
     parser.add_argument("--states", nargs="+", choices=STATES, default=STATES)
     parser.add_argument("--runs", type=int, default=5, help="Of each, in alternation. Default: 5.")
     parser.add_argument(

@@ -126,10 +126,9 @@ def load_order(folder: Path, components: Collection[str], others: Iterable[str])
 
 
 def read_all() -> None:
-    """Read what the imports read, phase by phase, and then the files that standard input names. Keep none of it."""
+    """Read what the imports read, in their order, and then the files that standard input names. Keep none of it."""
     with contextlib.suppress(OSError, ValueError):
-        for phase in json.loads(RECORD.read_text("utf-8"))["phases"]:
-            _read_together(phase)
+        _read_together([part for phase in json.loads(RECORD.read_text("utf-8"))["phases"] for part in phase])
     _read_weights(json.loads(sys.stdin.read() or "{}"))
 
 
