@@ -28,7 +28,8 @@ FAMILIES = (
     "lcm-dreamshaper",
     "pixart-sigma",
     "z-image-turbo",
-    "qwen-image",
+    "qwen-image-2512",
+    "ernie-image-turbo",
     "flux2-klein-4b",
 )
 CASES = 2000 // len(FAMILIES) + 1
