@@ -234,6 +234,10 @@ def test_a_component_of_the_preset_is_the_fine_tunes_own_or_takes_none(preset: s
     )
     assert bool(problems) == (not all(replaceable))
     if problems:
+        # It names one that can.
+        other = re.search(r"use (\S+) for that", problems[0])[1]
+        assert CATALOG[other]["pipeline"] == facts["pipeline"]
+        assert not hook("pre_gen_project").own_components(CATALOG[other])
         return
     config = render_config(preset=preset, hf_repo_id="owner/m", hf_revision="a" * 40)
     patterns = config.model_cache.root[0].allow_patterns

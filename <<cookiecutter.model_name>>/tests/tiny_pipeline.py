@@ -199,13 +199,13 @@ def in_layout(layout: Layout, tensors: dict[str, torch.Tensor]) -> dict[str, tor
 
 
 def _save_gguf(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write the tensors in 8 bits (Q8_0). What is no matrix of whole blocks stays float32, as in real files."""
+    """Write the matrices of linear layers in 8 bits (Q8_0), if their rows are whole blocks. The rest stays float32."""
     # Only in the requirements of projects that have such a file.
     import gguf
 
     writer = gguf.GGUFWriter(path, "tiny")
     for name, tensor in tensors.items():
-        packed = tensor.ndim == 2 and tensor.shape[1] % 32 == 0
+        packed = name.endswith("weight") and tensor.ndim == 2 and tensor.shape[1] % 32 == 0
         kind = gguf.GGMLQuantizationType.Q8_0 if packed else gguf.GGMLQuantizationType.F32
         writer.add_tensor(name, gguf.quantize(tensor.float().numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()

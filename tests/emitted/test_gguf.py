@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import BLOCKS, Make, Served
+from diffusers.models import model_loading_utils
 from model.pipeline import read_pipeline
 from model.settings import SettingsError
 from model.weights import WeightsError
@@ -60,8 +61,8 @@ def test_the_picture_is_that_of_the_numbers_which_the_file_holds(
     usual = served.picture()
     assert served.picture() == usual
     transformer = served.pipeline.transformer
-    # The same layers, once unpacked: diffusers dequantizes them all.
-    transformer.hf_quantizer._dequantize(transformer)
+    # The same layers, unpacked once and for all.
+    transformer.dequantize()
     assert not any(hasattr(parameter, "quant_type") for parameter in transformer.parameters())
     assert served.picture() == usual
     assert served.healthy()
@@ -131,7 +132,7 @@ def test_a_lora_is_refused(preset: str, settings_of: Make) -> None:
 
 
 def test_a_missing_package_is_named(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffusers.models.model_loading_utils, "is_gguf_available", lambda: False)
+    monkeypatch.setattr(model_loading_utils, "is_gguf_available", lambda: False)
     with pytest.raises(SettingsError, match=r"requirements: .*gguf"):
         read_pipeline(settings_of(PACKED[0]), "cpu")
 
