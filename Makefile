@@ -5,6 +5,8 @@ PROJECT_VENV ?= $(CURDIR)/.venv-project
 APP_VENV ?= $(CURDIR)/.venv-app
 BIN = $(VENV)/bin
 DEMO = build/my-stable-diffusion
+# Only some presets require it, and the tests run all of them in one environment.
+GGUF = $$(sed -n 's/^  - \(gguf==.*\)/\1/p' *cookiecutter.model_name*/config.yaml)
 export PYTHONDONTWRITEBYTECODE = 1
 
 .PHONY: help demo test test-bake test-image bench bench-levers bench-wake bench-under-load bench-compile bench-gpu
@@ -33,7 +35,7 @@ test: export COVERAGE_FILE = $(CURDIR)/build/.coverage
 test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(MAKE) -C $(DEMO) $(APP_VENV)/.ready APP_VENV=$(APP_VENV) PYTHON=$(PYTHON)
-	$(PROJECT_VENV)/bin/pip install --quiet "$$(grep ^coverage requirements.txt)"
+	$(PROJECT_VENV)/bin/pip install --quiet "$$(grep ^coverage requirements.txt)" $(GGUF)
 	$(BIN)/coverage erase
 	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python APP_PYTHON=$(APP_VENV)/bin/python $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 	$(BIN)/coverage combine --quiet

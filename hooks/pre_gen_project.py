@@ -77,11 +77,16 @@ def fine_tune_problems(answers: dict[str, Any]) -> list[str]:
     if not repo_is_good:
         found.append(f"hf_repo_id is {shown(repo_id)}: use owner/name, as on Hugging Face, or leave it empty.")
     # A component that the fine-tune cannot bring itself.
-    kept = [name for name, repo in preset["repos"].items() if "component" in repo and "fine_tune_patterns" not in repo]
+    kept = own_components(preset)
     if kept and repo_id:
+        other = next(
+            name
+            for name, each in answers["_presets"].items()
+            if each["pipeline"] == preset["pipeline"] and not own_components(each)
+        )
         found.append(
             f"hf_repo_id is {shown(repo_id)}: {answers['preset']} brings its own {' and '.join(kept)}, "
-            "so it cannot serve a fine-tune, use sdxl for that."
+            f"so it cannot serve a fine-tune, use {other} for that."
         )
     if not COMMIT.fullmatch(revision) and (revision or repo_id):
         shown_id = repo_id if repo_id and repo_is_good else "owner/name"
@@ -97,6 +102,11 @@ def fine_tune_problems(answers: dict[str, Any]) -> list[str]:
     elif variant != "preset" and not preset["variant"]:
         found.append(f"_hf_variant is {shown(variant)}: {shown(answers['preset'])} has no variants, leave it out.")
     return found
+
+
+def own_components(preset: dict[str, Any]) -> list[str]:
+    """Return the components of the preset that a fine-tune cannot bring in their place."""
+    return [name for name, repo in preset["repos"].items() if "component" in repo and "fine_tune_patterns" not in repo]
 
 
 def remove_nested_folders(name: str, output: str | None) -> None:

@@ -59,7 +59,8 @@ def good_answers(draw: st.DrawFn) -> dict[str, str]:
         "_hf_variant": draw(st.sampled_from(variants)),
     }
     repo_id = draw(REPO_ID.filter(lambda text: ".." not in text))
-    fine_tune = answers["hf_revision"] and "unet" not in facts["repos"] and draw(st.booleans())
+    takes_one = all("fine_tune_patterns" in repo for repo in facts["repos"].values() if "component" in repo)
+    fine_tune = answers["hf_revision"] and takes_one and draw(st.booleans())
     return {**answers, "hf_repo_id": repo_id if fine_tune else ""}
 
 
@@ -70,8 +71,8 @@ def expected_config(answers: dict[str, str]) -> dict[str, Any]:
     repo_id, revision = repos["pipeline"]
     repos["pipeline"] = (answers["hf_repo_id"] or repo_id, answers["hf_revision"] or revision)
     if answers["hf_repo_id"]:
-        # It brings all of its parts itself.
-        repos = {"pipeline": repos["pipeline"]}
+        # It brings all of its components itself.
+        repos = {name: repo for name, repo in repos.items() if "component" not in facts["repos"][name]}
     variant = answers["_hf_variant"]
     return {
         "model_name": answers["model_name"],

@@ -29,7 +29,8 @@ FAMILIES = (
     "lcm-dreamshaper",
     "pixart-sigma",
     "z-image-turbo",
-    "qwen-image",
+    "qwen-image-2512",
+    "ernie-image-turbo",
     "flux2-klein-4b",
 )
 WITHOUT_LORA = ("PixArtSigmaPipeline",)

@@ -22,6 +22,8 @@ def test_the_hub_has_the_commit_the_files_and_the_sizes(preset: str, name: str) 
         info = HfApi().model_info(repo["repo_id"], revision=repo["revision"], files_metadata=True)
     except httpx2.TransportError:
         pytest.fail(refresh_catalog.OFFLINE)
+    # What could not be confirmed when the pin was made: if the test fails, look there first.
+    print(f"Unverified: {repo.get('unverified', 'nothing')}")
     assert info.sha == repo["revision"]
     assert bool(info.gated) == (CATALOG[preset]["gated"] and name == "pipeline")
     files = {file.rfilename: file.size for file in info.siblings}

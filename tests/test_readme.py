@@ -5,26 +5,34 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from conftest import CONTEXT, PRESETS, PROJECT, TEMPLATE, BakedProject
+from test_catalog import REPO_FILES, fetched_bytes
 
 SERVER_GB = 2  # of main memory, beside the weights: an estimate
+RATES = (1, 5)  # GB/s
 MARKDOWN = [TEMPLATE / "README.md", TEMPLATE / "CONTRIBUTING.md", *sorted((TEMPLATE / "benchmarks").glob("*.md"))]
 
 
 def preset_rows() -> str:
     rows = []
     for name, facts in CONTEXT["_presets"].items():
-        memory = math.ceil(facts["download_gb"] + SERVER_GB)
+        # diffusers holds a GGUF file in memory while it loads it, beside the page cache.
+        held = [REPO_FILES[repo["repo_id"]][repo["file"]] for repo in facts["repos"].values() if is_gguf(repo)]
+        memory = math.ceil(facts["download_gb"] + sum(held) / 1e9 + SERVER_GB)
         too_small = memory > CONTEXT["_instance_memory_gb"].get(facts["accelerator"], math.inf)
+        total, unknown = fetched_bytes(name)
+        size = facts["download_gb"] if unknown else total / 1e9
         cells = [
             f"`{name}`",
             facts["repos"]["pipeline"]["repo_id"],
             f"{facts['size']} px",
             str(facts["num_inference_steps"]),
-            str(facts["download_gb"]),
+            f"{'~' if unknown else ''}{size:.2f}",
+            *(f"{size / rate:.1f} s" for rate in RATES),
             facts["accelerator"],
             f"{memory}{' *' if too_small else ''}",
             facts["license"],
@@ -34,13 +42,28 @@ def preset_rows() -> str:
     return "".join(rows)
 
 
+def is_gguf(repo: dict[str, Any]) -> bool:
+    return repo.get("file", "").endswith(".gguf")
+
+
+def unverified() -> str:
+    repos = [(name, repo) for name, facts in CONTEXT["_presets"].items() for repo in facts["repos"].values()]
+    return "".join(f"* `{n}`: {repo['unverified']} ({repo['repo_id']}).\n" for n, repo in repos if "unverified" in repo)
+
+
 def test_the_table_of_presets_is_that_of_the_catalog() -> None:
     readme = (TEMPLATE / "README.md").read_text("utf-8")
-    header = (
-        "| preset | weights | size | steps | download GB | GPU | memory GB | licence | gated |\n|" + " --- |" * 9 + "\n"
-    )
+    columns = ["preset", "weights", "size", "steps", "download GB", *(f"at {rate} GB/s" for rate in RATES)]
+    columns += ["GPU", "memory GB", "licence", "gated"]
+    header = f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
+    assert header in readme, f"Put this into README.md:\n{header}"
     table = readme.split(header)[1].split("\n\n")[0] + "\n"
     assert table == preset_rows(), f"Put this into README.md:\n{preset_rows()}"
+
+
+def test_what_could_not_be_confirmed_is_said() -> None:
+    readme = (TEMPLATE / "README.md").read_text("utf-8")
+    assert f"\n\n{unverified()}\n" in readme, f"Put this into README.md:\n{unverified()}"
 
 
 def test_every_answer_is_documented() -> None:

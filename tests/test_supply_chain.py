@@ -10,6 +10,8 @@ import pytest
 from conftest import PROJECT, BakedProject
 from platforms import PROJECT_PYTHON
 
+# It requires all that any preset does.
+LARGEST = "flux2-klein-4b-8bit"
 needs_project_python = pytest.mark.skipif(
     PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
 )
@@ -21,7 +23,7 @@ print(json.dumps({name: importlib.metadata.version(name) for name in sys.argv[1:
 
 @pytest.fixture(scope="module")
 def pins(bake: Callable[..., BakedProject]) -> dict[str, str]:
-    return dict(pin.split("==") for pin in bake().config["requirements"])
+    return dict(pin.split("==") for pin in bake(preset=LARGEST).config["requirements"])
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def resolved(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPat
     """Return what pip would install into the image, together with what Truss's server asks for."""
     folder = tmp_path_factory.mktemp("resolve")
     context, report = folder / "context", folder / "report.json"
-    subprocess.run([PROJECT_PYTHON, "local_server.py", "--context", context], cwd=bake().path, check=True)
+    subprocess.run([PROJECT_PYTHON, "local_server.py", "--context", context], cwd=bake(preset=LARGEST).path, check=True)
     requirements = context / "requirements.txt"
     # Truss's own list names a package index. It is taken out, so that the user's holds: see the emitted Makefile.
     lines = [line for line in requirements.read_text("utf-8").splitlines() if not line.startswith("-i ")]

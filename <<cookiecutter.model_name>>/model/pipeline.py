@@ -37,6 +37,9 @@ def read_pipeline(settings: Settings, device: str) -> Any:
     for key, other in (("image_to_image", settings.image_to_image), ("inpaint", settings.inpaint)):
         if other:
             _check_other(key, other)
+    packed = [part.file for part in settings.components.values() if part.file and part.file.endswith(".gguf")]
+    if settings.loras and packed:
+        raise SettingsError(f"config.yaml, loras: {packed[0]} cannot take a LoRA, so use [].")
     folder = Path(settings.weights_dir)
     dtype = getattr(torch, settings.cpu_dtype if device == "cpu" else settings.dtype)
     index = json.loads((folder / "pipeline" / "model_index.json").read_text("utf-8"))
@@ -121,13 +124,20 @@ def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, dev
 
     part, pipeline = settings.components.get(name), Path(settings.weights_dir) / "pipeline"
     folder = pipeline.parent / name if part else pipeline / name
-    library = transformers if entry[0] == "transformers" and not part else diffusers
+    library = transformers if entry[0] == "transformers" else diffusers
     if not part and entry[0] not in ("diffusers", "transformers"):
         raise SettingsError(f"config.yaml, load_kwargs: {name} cannot be served, so leave it out with {name}: null.")
     options = {"dtype": dtype, "local_files_only": True}
     class_ = _named(library, part.class_name if part else entry[1], f"components.{name}")
+    if part and part.file and not hasattr(class_, "from_single_file"):
+        raise SettingsError(
+            f"config.yaml, components.{name}: a {class_.__name__} is read from a folder: use file: null."
+        )
     try:
         if part and part.file:
+            if part.file.endswith(".gguf"):
+                # Its tensors stay as they are, and each layer unpacks its own for each step.
+                options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
             # device, as it takes no notice of device_map.
             return class_.from_single_file(
                 str(folder / part.file), config=str(pipeline), subfolder=name, device=device, **options
@@ -136,9 +146,11 @@ def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, dev
         model, report = class_.from_pretrained(
             folder, use_safetensors=True, device_map=device, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except ImportError as error:
+        raise SettingsError(f"config.yaml, requirements: {_one_line(error)}.") from error
+    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         # A tensor that no file holds: torch cannot move it, and from_single_file cannot find it.
-        missing = isinstance(error, NotImplementedError | KeyError)
+        missing = isinstance(error, NotImplementedError | LookupError)
         raise _unfit(name, folder, "no file holds a tensor of it" if missing else _one_line(error)) from error
     if report["missing_keys"]:
         # transformers fills it with random numbers, other ones on each replica.

@@ -18,12 +18,19 @@ def check_steps(scheduler: Any, settings: Settings) -> None:
 
 
 def check_placement(name: str, model: Any, dtype: Any, device: str) -> None:
-    """Raise WeightsError unless every tensor of the model is on device, in dtype or kept in float32."""
+    """Raise WeightsError unless every tensor of the model is on device, in dtype or kept in float32.
+
+    A packed tensor of a GGUF counts as what its layer unpacks it to, and as None where no layer does.
+    """
     import torch
 
     tensors = [*model.parameters(), *model.buffers()]
     # Some layers stay float32 in every dtype, such as T5's.
-    dtypes = {parameter.dtype for parameter in model.parameters()}
+    dtypes = {
+        getattr(layer, "compute_dtype", None) if hasattr(parameter, "quant_type") else parameter.dtype
+        for layer in model.modules()
+        for parameter in layer.parameters(recurse=False)
+    }
     if {tensor.device.type for tensor in tensors} != {device} or not {dtype} <= dtypes <= {dtype, torch.float32}:
         raise WeightsError(f"{name} is not whole on {device} in {dtype}: report this to the maker of the template.")
 

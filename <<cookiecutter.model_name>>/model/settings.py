@@ -32,8 +32,11 @@ class Strict(BaseModel):
 class Component(Strict):
     """A model that does not come from the pipeline's own folder."""
 
-    class_name: Name = Field(description="Its class in diffusers.")
-    file: Name | None = Field(description="Its one safetensors file, if its config.json is in the pipeline's folder.")
+    class_name: Name = Field(description="Its class, in the library that model_index.json names.")
+    file: Name | None = Field(
+        description="Its one file, safetensors or GGUF, in its makers' layout or that of diffusers, if its config.json "
+        "is in the pipeline's folder."
+    )
 
 
 class ImageToImage(Strict):

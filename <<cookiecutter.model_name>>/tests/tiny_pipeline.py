@@ -21,6 +21,8 @@ PUBLISHED = yaml.safe_load((Path(__file__).parent / "published_settings.yaml").r
 REAL_ONLY_COMPONENTS = {
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
     "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "pe": ["transformers", "Ministral3ForCausalLM"],
+    "pe_tokenizer": ["transformers", "TokenizersBackend"],
 }
 Published = dict[str, Any]
 
@@ -121,8 +123,95 @@ def _move_component(folder: Path, name: str, part: dict[str, Any], module: torch
         return
     for file in kept.glob("*.safetensors"):
         file.unlink()
-    (folder / name).mkdir()
-    save_file(module.state_dict(), folder / name / part["file"])
+    path = folder / name / part["file"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = in_layout(LAYOUTS.get(type(module).__name__, ()), module.state_dict())
+    if path.suffix == ".gguf":
+        _save_gguf(tensors, path)
+    else:
+        save_file(tensors, path)
+
+
+# How the makers of a model name what diffusers names otherwise, in files of one component: patterns, in this order.
+# What ends in #0, #1, ... is a part of one tensor there, and what ends in #swapped has its halves the other way round.
+Layout = tuple[tuple[str, str], ...]
+FLUX_DOUBLE_BLOCKS: Layout = (
+    (r"^transformer_blocks\.", "double_blocks."),
+    (r"\.attn\.norm_added_q\.weight", ".txt_attn.norm.query_norm.scale"),
+    (r"\.attn\.norm_added_k\.weight", ".txt_attn.norm.key_norm.scale"),
+    (r"\.attn\.norm_q\.weight", ".img_attn.norm.query_norm.scale"),
+    (r"\.attn\.norm_k\.weight", ".img_attn.norm.key_norm.scale"),
+    (r"\.attn\.to_out\.0\.", ".img_attn.proj."),
+    (r"\.attn\.to_add_out\.", ".txt_attn.proj."),
+    (r"\.attn\.to_q\.(\w+)$", r".img_attn.qkv.\1#0"),
+    (r"\.attn\.to_k\.(\w+)$", r".img_attn.qkv.\1#1"),
+    (r"\.attn\.to_v\.(\w+)$", r".img_attn.qkv.\1#2"),
+    (r"\.attn\.add_q_proj\.(\w+)$", r".txt_attn.qkv.\1#0"),
+    (r"\.attn\.add_k_proj\.(\w+)$", r".txt_attn.qkv.\1#1"),
+    (r"\.attn\.add_v_proj\.(\w+)$", r".txt_attn.qkv.\1#2"),
+)
+# FluxTransformer2DModel is not here: diffusers splits such a file at the width of the real model, whatever its config
+# says. So its tiny file has the names of diffusers.
+LAYOUTS: dict[str, Layout] = {
+    "ZImageTransformer2DModel": (
+        (r"^all_(x_embedder|final_layer)\.2-1\.", r"\1."),
+        (r"\.norm_([qk])\.", r".\1_norm."),
+        (r"\.to_out\.0\.", ".out."),
+        (r"\.to_q\.(\w+)$", r".qkv.\1#0"),
+        (r"\.to_k\.(\w+)$", r".qkv.\1#1"),
+        (r"\.to_v\.(\w+)$", r".qkv.\1#2"),
+    ),
+    "Flux2Transformer2DModel": (
+        (r"^x_embedder\.", "img_in."),
+        (r"^context_embedder\.", "txt_in."),
+        (r"^time_guidance_embed\.timestep_embedder\.", "time_in."),
+        (r"^time_guidance_embed\.guidance_embedder\.", "guidance_in."),
+        (r"(_in)\.linear_1\.", r"\1.in_layer."),
+        (r"(_in)\.linear_2\.", r"\1.out_layer."),
+        (r"(_modulation\w*)\.linear\.", r"\1.lin."),
+        (r"^proj_out\.", "final_layer.linear."),
+        (r"^norm_out\.linear\.(\w+)$", r"final_layer.adaLN_modulation.1.\1#swapped"),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj\.", r"single_blocks.\1.linear1."),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.to_out\.", r"single_blocks.\1.linear2."),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.norm_q\.weight", r"single_blocks.\1.norm.query_norm.scale"),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.norm_k\.weight", r"single_blocks.\1.norm.key_norm.scale"),
+        *FLUX_DOUBLE_BLOCKS,
+        (r"\.ff\.linear_in\.", ".img_mlp.0."),
+        (r"\.ff\.linear_out\.", ".img_mlp.2."),
+        (r"\.ff_context\.linear_in\.", ".txt_mlp.0."),
+        (r"\.ff_context\.linear_out\.", ".txt_mlp.2."),
+    ),
+}
+
+
+def in_layout(layout: Layout, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a component as the makers of the model name and join them."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in layout:
+            name = re.sub(pattern, replacement, name)
+        name, _, part = name.partition("#")
+        parts.setdefault(name, {})[part] = tensor
+    for found in parts.values():
+        if "swapped" in found:
+            found["1"], found["0"] = found.pop("swapped").chunk(2)
+    return {name: torch.cat([found[part] for part in sorted(found)]) for name, found in parts.items()}
+
+
+def _save_gguf(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write the matrices of linear layers in 8 bits (Q8_0), if their rows are whole blocks. The rest stays float32."""
+    # Only in the requirements of projects that have such a file.
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "tiny")
+    for name, tensor in tensors.items():
+        packed = name.endswith("weight") and tensor.ndim == 2 and tensor.shape[1] % 32 == 0
+        kind = gguf.GGMLQuantizationType.Q8_0 if packed else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quantize(tensor.float().numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _clip_tokenizer(folder: Path, published: Published) -> transformers.CLIPTokenizer:
@@ -425,17 +514,65 @@ def _qwen_image(folder: Path, published: Published) -> dict[str, Any]:
     }
 
 
-def _flux2_klein(folder: Path, published: Published) -> dict[str, Any]:
+def _ernie_image(folder: Path, published: Published) -> dict[str, Any]:
     tokenizer = _qwen_tokenizer(folder / "tokenizer")
-    vae = _vae(published["vae"], "AutoencoderKLFlux2")
+    text = {
+        "model_type": "ministral3",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Mistral3Config(text_config=text, vision_config=vision, **published["text_encoder"])
+    transformer = diffusers.ErnieImageTransformer2DModel(
+        in_channels=4 * published["vae"]["latent_channels"],
+        out_channels=4 * published["vae"]["latent_channels"],
+        hidden_size=32,
+        num_attention_heads=2,
+        num_layers=1,
+        ffn_hidden_size=32,
+        text_in_dim=16,
+        rope_axes_dim=(4, 6, 6),
+        **published["transformer"],
+    )
+    # Fresh, they are zero, and the picture would be the noise that it began with.
+    for layer in (transformer.adaLN_modulation[-1], transformer.final_linear):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": transformers.Mistral3Model(config),
+        "vae": _flux2_vae(published["vae"]),
+        "transformer": transformer,
+    }
+
+
+def _flux2_vae(options: Published) -> torch.nn.Module:
+    vae = _vae(options, "AutoencoderKLFlux2")
     # What training left there. Fresh, it would change nothing.
     torch.nn.init.normal_(vae.bn.running_mean, std=0.1)
     torch.nn.init.uniform_(vae.bn.running_var, 1, 3)
+    return vae
+
+
+def _flux2_klein(folder: Path, published: Published) -> dict[str, Any]:
+    tokenizer = _qwen_tokenizer(folder / "tokenizer")
     return {
         "tokenizer": tokenizer,
         # The pipeline takes the hidden states of layers 9, 18 and 27.
         "text_encoder": transformers.Qwen3ForCausalLM(_qwen_config(tokenizer, 28, published["text_encoder"])),
-        "vae": vae,
+        "vae": _flux2_vae(published["vae"]),
         "transformer": diffusers.Flux2Transformer2DModel(
             in_channels=4 * published["vae"]["latent_channels"],
             num_layers=1,
@@ -460,6 +597,7 @@ FAMILIES = {
     "ZImagePipeline": _z_image,
     "QwenImagePipeline": _qwen_image,
     "Flux2KleinPipeline": _flux2_klein,
+    "ErnieImagePipeline": _ernie_image,
 }
 
 

@@ -29,6 +29,11 @@ def models(folder: Path) -> list[Path]:
     return sorted({file.parent for file in folder.rglob("*.safetensors")})
 
 
+def component_of(model: Path, folder: Path) -> str:
+    first, *rest = model.relative_to(folder).parts
+    return rest[0] if first == "pipeline" else first
+
+
 def tensors_of(pipeline: Any) -> dict[str, torch.Tensor]:
     return {
         f"{name}.{key}": tensor
@@ -38,20 +43,39 @@ def tensors_of(pipeline: Any) -> dict[str, torch.Tensor]:
     }
 
 
+def packed(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes that hold the tensor in a GGUF file, in 8 bits."""
+    import gguf
+
+    return torch.from_numpy(gguf.quantize(tensor.float().numpy(), gguf.GGMLQuantizationType.Q8_0))
+
+
 @pytest.mark.parametrize("preset", BLOCKS)
 def test_every_tensor_is_that_of_a_file_on_the_device_and_in_the_dtype_that_were_asked(
-    preset: str, settings_of: Make
+    preset: str, settings_of: Make, tiny: Any, tmp_path: Path
 ) -> None:
-    settings = settings_of(preset)
-    stored = [
-        tensor for file in Path(settings.weights_dir).rglob("*.safetensors") for tensor in load_file(file).values()
-    ]
-    # Some repositories hold float32, which becomes the dtype that was asked.
-    stored += [tensor.to(getattr(torch, settings.dtype)) for tensor in stored if tensor.is_floating_point()]
-    sums = {(tuple(tensor.shape), tensor.double().sum().item()) for tensor in stored}
-    for name, tensor in tensors_of(read_pipeline(settings, "cpu")).items():
-        assert (tuple(tensor.shape), tensor.double().sum().item()) in sums, name
-        assert not tensor.is_floating_point() or tensor.dtype in (getattr(torch, settings.dtype), torch.float32), name
+    settings = settings_of(preset, loras=[])
+    # The same weights in one plain folder, in the layout of diffusers, as diffusers and transformers read them.
+    tiny.make(tmp_path, {**BLOCKS[preset], "components": {}, "loras": []}, preset)
+    index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
+    found, bits = read_pipeline(settings, "cpu"), 0
+    for name, part in found.components.items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        library = transformers if index[name][0] == "transformers" else diffusers
+        folder = tmp_path / "pipeline" / name
+        usual = getattr(library, index[name][1]).from_pretrained(
+            folder, dtype=getattr(torch, settings.dtype), variant=settings.variant
+        )
+        tensors = part.state_dict()
+        assert tensors.keys() == usual.state_dict().keys()
+        for key, tensor in usual.state_dict().items():
+            bits += tensors[key].dtype == torch.uint8
+            wanted = packed(tensor) if tensors[key].dtype == torch.uint8 else tensor
+            assert torch.equal(tensors[key], wanted), (name, key)
+            assert tensors[key].dtype == wanted.dtype, (name, key)
+            assert not tensor.is_floating_point() or tensor.dtype in (getattr(torch, settings.dtype), torch.float32)
+    assert bool(bits) == any((component.file or "").endswith(".gguf") for component in settings.components.values())
     # A device that holds no bytes stands for the GPU.
     assert {tensor.device.type for tensor in tensors_of(read_pipeline(settings, "meta")).values()} == {"meta"}
 
@@ -66,7 +90,7 @@ def test_a_tensor_that_no_file_holds_is_named(preset: str, settings_of: Make, co
         name = min(name for name in tensors if name.endswith("weight") and "embed" not in name and "shared" not in name)
         del tensors[name]
         save_file(tensors, file, {"format": "pt"})
-        with pytest.raises(WeightsError, match=rf"{model.name} cannot be read from .*: no file holds"):
+        with pytest.raises(WeightsError, match=rf"{component_of(model, folder)} cannot be read from .*: no file holds"):
             read_pipeline(settings_of(preset, folder), "cpu")
         file.write_bytes(content)
     read_pipeline(settings_of(preset, folder), "cpu")
