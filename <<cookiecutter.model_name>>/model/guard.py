@@ -63,9 +63,8 @@ class Guard:
         """Leave the pipeline as it was before fault, and return what to tell the client."""
         import torch
 
-        if isinstance(fault, NotANumberError):
-            self._not_numbers += 1
-            return HTTPException(500, NO_NUMBERS)
+        no_number = isinstance(fault, NotANumberError)
+        self._not_numbers += no_number
         # cuBLAS and cuDNN raise plain RuntimeErrors.
         full = isinstance(fault, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(fault)
         device = isinstance(fault, torch.AcceleratorError) or "CUDA error" in str(fault) or "cuDNN error" in str(fault)
@@ -81,6 +80,8 @@ class Guard:
             torch.cuda.empty_cache()
         except Exception:
             self._device_failed = True
+        if no_number:
+            return HTTPException(500, NO_NUMBERS)
         return HTTPException(503, NO_MEMORY) if full else fault
 
 
