@@ -2,8 +2,8 @@
 
     python benchmarks/compile_cost.py PROJECT_PYTHON
 
-The real local server of an emitted project, on its tiny pipeline: with a UNet, and with a transformer. The ways
-alternate. It prints the phase warm_up, which holds the compilation, in seconds: the median, and all runs.
+The real local server of an emitted project, on tiny pipelines with a UNet and with a transformer. The ways alternate.
+It prints the phase warm_up, which holds the compilation, in seconds: the median, and all runs.
 """
 
 import shutil

@@ -59,6 +59,7 @@ MANIFEST = {
     "local_server.py",
     "model/__init__.py",
     "model/arguments.py",
+    "model/compilation.py",
     "model/faststart.py",
     "model/guard.py",
     "model/lora.py",

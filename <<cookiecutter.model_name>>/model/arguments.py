@@ -108,7 +108,7 @@ def warnings(request: GenerationRequest, pipeline: Any, asked: Asked) -> list[st
             rest = text[places[count][0] :]
             found.append(f"{field}: the model reads {count} tokens of it, so this rest had no effect: {rest}")
     image = asked.arguments.get("image")
-    lost = 0 if image is None or isinstance(image, list) else image.info["cropped"]
+    lost = 0.0 if image is None or isinstance(image, list) else image.info["cropped"]
     if lost > 0.01:  # as width and height are multiples
         found.append(f"image: {lost:.0%} of it had no effect, as it was cropped to the shape of width x height.")
     most = SETTINGS.inpaint.max_pixels if SETTINGS.inpaint and request.mask else None

@@ -92,7 +92,7 @@ def _check(name: str, known: Iterable[str], key: str) -> None:
 def _check_left_out(load_kwargs: dict[str, Any]) -> None:
     left_out = {name for name, value in load_kwargs.items() if value is None}
     # Stable Diffusion 3 can do without its third text encoder, and then without its tokenizer.
-    for name in left_out & (NEEDED if "text_encoder_3" in left_out else NEEDED | {"tokenizer_3"}):
+    for name in sorted(left_out & (NEEDED if "text_encoder_3" in left_out else NEEDED | {"tokenizer_3"})):
         raise SettingsError(f"config.yaml, load_kwargs: no picture can be made without {name}, so do not leave it out.")
 
 
@@ -186,7 +186,9 @@ def _scheduler(wanted: dict[str, Any], scheduler: Any) -> Any:
             trial.step(sample, trial.timesteps[0], sample)
     except (ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise SettingsError(f"config.yaml, scheduler: {_one_line(error)}.") from error
-    if not _abilities(scheduler) <= _abilities(made):
+    # Only pipelines whose schedulers scale no input, those of flow models, set the sigmas themselves.
+    optional = {"sigmas"} if hasattr(scheduler, "scale_model_input") else set()
+    if not _abilities(scheduler) - optional <= _abilities(made):
         raise SettingsError(f"config.yaml, scheduler: a {class_.__name__} does not fit this pipeline.")
     return made
 

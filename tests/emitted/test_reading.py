@@ -188,9 +188,7 @@ TEXT_KEYS += ("text_in_dim",)
 
 
 @pytest.mark.parametrize("preset", FAMILIES)
-def test_a_model_for_another_text_encoder_is_refused(
-    preset: str, settings_of: Make, tiny: Any, tmp_path: Path
-) -> None:
+def test_a_model_for_another_text_encoder_is_refused(preset: str, settings_of: Make, tiny: Any, tmp_path: Path) -> None:
     tiny.make(tmp_path, {**BLOCKS[preset], "components": {}, "loras": []}, preset)
     folder = tmp_path
     name = "unet" if (folder / "pipeline" / "unet").is_dir() else "transformer"
