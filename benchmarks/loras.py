@@ -1,6 +1,6 @@
 """Measure what LoRAs beside the weights add to load(), and what one costs each image that uses it.
 
-    PROJECT_PYTHON benchmarks/loras.py PROJECT WEIGHTS [--counts 0 1 10] [--rounds 3]
+    PROJECT_PYTHON benchmarks/loras.py PROJECT WEIGHTS [--counts 0 1 10] [--rounds 3] [--no-image]
 
 PROJECT: an emitted project of the preset sdxl. WEIGHTS: a folder that holds its weights, as build/weights/sdxl does
 after `make bench`, or tiny ones. Each LoRA is of every attention and feed-forward layer of the UNet, of rank RANK, in
@@ -31,18 +31,20 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[0, 1, 10])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-image", action="store_true", help="Make none: with full weights a CPU takes minutes.")
     parser.add_argument("--load", type=int, help="Load with so many LoRAs, and print one JSON object.")
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.project.resolve()))
     if arguments.load is not None:
-        return load(arguments.weights, arguments.load)
+        return load(arguments.weights, arguments.load, images=0 if arguments.no_image else IMAGES)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for part in arguments.weights.resolve().iterdir():
             (folder / part.name).symlink_to(part)
         size = write_loras(folder, max(arguments.counts))
         print(f"{size / 1e6:.0f} MB each, rank {RANK}\n")
-        command = [sys.executable, __file__, str(arguments.project), str(folder), "--load"]
+        command = [sys.executable, __file__, str(arguments.project), str(folder)]
+        command += ["--no-image"] * arguments.no_image + ["--load"]
         found: dict[int, list[dict[str, float]]] = {count: [] for count in arguments.counts}
         for number in range(arguments.rounds + 1):
             for count in arguments.counts:
@@ -88,7 +90,7 @@ def write_loras(folder: Path, count: int) -> int:
     return file.stat().st_size
 
 
-def load(weights: Path, count: int) -> None:
+def load(weights: Path, count: int, images: int) -> None:
     """Print the seconds of read_pipeline(), of choosing a LoRA and giving it back, and of an image with and without."""
     import diffusers
     import peft
@@ -110,7 +112,8 @@ def load(weights: Path, count: int) -> None:
             pipeline(**SMALL, output_type="np")
         return time.perf_counter() - began
 
-    image({})
+    if images:
+        image({})
     started = time.perf_counter()
     for _ in range(SWITCHES):
         with lora.chosen(pipeline, chosen):
@@ -119,10 +122,11 @@ def load(weights: Path, count: int) -> None:
     found = {
         "load s": loaded,
         "choose s": switched,
-        "image without s": statistics.median(image({}) for _ in range(IMAGES)),
-        "image with s": statistics.median(image(chosen) for _ in range(IMAGES)),
         "memory GB": psutil.Process(os.getpid()).memory_info().rss / 1e9,
     }
+    if images:
+        found["image without s"] = statistics.median(image({}) for _ in range(images))
+        found["image with s"] = statistics.median(image(chosen) for _ in range(images))
     print(json.dumps(found))
 
 

@@ -242,16 +242,16 @@ def test_kohya_s_names_for_flux(plain: Callable[[str], Any], fuse: Callable[...,
     pipeline = plain("flux-schnell")
     block = "transformer_blocks.0.attn"
     tensors, (down, up) = kohya_flux(pipeline, "double_blocks_0_img_attn_qkv", f"{block}.to_q")
-    encoder, layer = next(iter(layers(pipeline.text_encoder, "self_attn.q_proj").items()))
-    text_down, text_up = pair(layer)
-    stem = f"lora_te1_{in_files(encoder)}".replace(".", "_")
-    tensors |= {f"{stem}.lora_down.weight": text_down, f"{stem}.lora_up.weight": text_up}
-    tensors[f"{stem}.alpha"] = torch.tensor(ALPHA)
     added = {
         ("transformer", f"{block}.to_{letter}"): part @ down * ALPHA / RANK
         for letter, part in zip("qkv", up.chunk(3), strict=True)
     }
-    added["text_encoder", encoder] = text_up @ text_down * ALPHA / RANK
+    for path, layer in layers(pipeline.text_encoder, ("q_proj", "out_proj")).items():
+        text_down, text_up = pair(layer)
+        stem = f"lora_te1_{in_files(path)}".replace(".", "_")
+        tensors |= {f"{stem}.lora_down.weight": text_down, f"{stem}.lora_up.weight": text_up}
+        tensors[f"{stem}.alpha"] = torch.tensor(ALPHA)
+        added["text_encoder", path] = text_up @ text_down * ALPHA / RANK
     check(pipeline, fuse("flux-schnell", tensors), added)
 
 
@@ -295,7 +295,7 @@ def test_a_file_that_is_not_whole_or_not_one_is_refused(
 
 def some_tensors(pipeline: Any, seed: int = 0) -> Tensors:
     """Return a LoRA of many layers: of the UNet or transformer, and of the text encoder where LoRAs can be for it."""
-    parts = [(denoiser(pipeline), denoiser(pipeline), ("to_q", "to_v"))]
+    parts = [(denoiser(pipeline), denoiser(pipeline), ("to_q", "to_out.0"))]
     if hasattr(pipeline, "text_encoder_name") and "CLIP" in type(pipeline.text_encoder).__name__:
         parts.append(("text_encoder", "text_encoder", ("q_proj", "fc1")))
     tensors = {}
@@ -303,8 +303,7 @@ def some_tensors(pipeline: Any, seed: int = 0) -> Tensors:
         for path, layer in layers(pipeline.components[name], endings).items():
             down, up = pair(layer, seed)
             stem = f"{prefix}.{in_files(path) if name == 'text_encoder' else path}"
-            # Not so large that pictures saturate.
-            tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up / 8}
+            tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up / 2}
     return tensors
 
 
@@ -329,7 +328,7 @@ def test_what_a_request_chooses_is_as_if_it_were_fused(
     for scales, expected in zip(choices, fused, strict=True):
         chosen = served.picture(loras=choose(**scales))
         assert abs(pixels(chosen) - pixels(expected)).max() <= 2, scales
-        assert abs(pixels(chosen) - pixels(base)).max() > 20, scales
+        assert abs(pixels(chosen) - pixels(base)).max() > 10, scales
         # The order in which they are named is none of their effect, and the next picture is the base model's.
         assert abs(pixels(served.picture(loras=choose(**scales)[::-1])) - pixels(expected)).max() <= 2, scales
         assert served.picture() == base
