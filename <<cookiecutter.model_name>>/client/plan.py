@@ -88,7 +88,7 @@ def run(where: Where, asked: Asked, png: Path | None, as_json: bool) -> None:
         from client.waterfall import check_png
 
         check_png(png)
-    _check(asked)
+    _check(where, asked)
     zone = zone_of(asked.timezone)
     target = where.target.arguments() if where.model else []
     hours = traffics.hours_of("--hours", asked.hours) if asked.hours else None
@@ -255,7 +255,8 @@ def assumed(asked: Asked, found: Traffic, machine: Machine, price: float) -> lis
     ]
 
 
-def _check(asked: Asked) -> None:
+def _check(where: Where, asked: Asked) -> None:
+    """Raise InvalidInput for what is missing or out of bounds."""
     given = (asked.requests is not None) + asked.from_metrics + (asked.pattern is not None)
     if given != 1:
         raise InvalidInput(
@@ -273,6 +274,18 @@ def _check(asked: Asked) -> None:
     for option, value, low, high in bounds:
         if value is not None and not low <= value <= high:
             raise InvalidInput(f"{option} is {value:g}: use a number from {low:g} to {high:g}.")
+    on_baseten = bool(where.model) and where.url is None
+    if asked.cold_start is None and not on_baseten:
+        raise InvalidInput(
+            "--cold-start is missing: give the seconds that `python -m client coldstart` showed, or --model: Baseten "
+            "records its startups."
+        )
+    if asked.image_seconds is None and not asked.measure:
+        raise InvalidInput(
+            "--image-seconds is missing: give p50 of `python -m client load`, or --measure to find it out."
+        )
+    if asked.price is None and not on_baseten:
+        raise InvalidInput("--price is missing: give USD an hour of the instance type, or --model: Baseten tells it.")
 
 
 def _traffic(where: Where, asked: Asked, zone: Any) -> Traffic:
@@ -287,18 +300,6 @@ def _traffic(where: Where, asked: Asked, zone: Any) -> Traffic:
 def _facts(where: Where, asked: Asked) -> tuple[Machine, float, list[str]]:
     """Return the machine, USD an hour, and where they are from if they were not given."""
     told: list[str] = []
-    on_baseten = bool(where.model) and where.url is None
-    if asked.cold_start is None and not on_baseten:
-        raise InvalidInput(
-            "--cold-start is missing: give the seconds that `python -m client coldstart` showed, or --model: Baseten "
-            "records its startups."
-        )
-    if asked.image_seconds is None and not asked.measure:
-        raise InvalidInput(
-            "--image-seconds is missing: give p50 of `python -m client load`, or --measure to find it out."
-        )
-    if asked.price is None and not on_baseten:
-        raise InvalidInput("--price is missing: give USD an hour of the instance type, or --model: Baseten tells it.")
     cold_start, unbilled = asked.cold_start or 0.0, 0.0
     image, price = asked.image_seconds, asked.price
     if asked.cold_start is None:
@@ -337,7 +338,7 @@ def _measured_image(where: Where) -> float:
 
     with where.client() as client, console().status("making four images: a cold start may come first"):
         timed()
-        return round(statistics.median(timed() for _ in range(3)), 3)
+        return max(0.001, round(statistics.median(timed() for _ in range(3)), 3))
 
 
 def _list_price(where: Where) -> float:
