@@ -181,7 +181,8 @@ def rows_of(
         for choice, (waits, cold_starts, billed) in zip(choices, outcomes, strict=True)
     ]
     rows.sort(key=lambda row: (row.usd, row.p95))
-    front = pareto_front([(row.usd, row.p95) for row in rows])
+    # As they are shown: a hundredth of a second more is no reason to pay.
+    front = pareto_front([(round(row.usd, 2), round(row.p95, 1)) for row in rows])
     return [dataclasses.replace(row, front=place in front) for place, row in enumerate(rows)]
 
 
@@ -195,7 +196,7 @@ def _remember(*traffic: Any) -> None:
 def _outcome(settings: Settings) -> tuple[tuple[float, float, float, float], int, float]:
     arrivals, span, machine, opened_at = _TRAFFIC
     outcome = simulate(arrivals, span, settings, machine, opened_at)
-    delays = (outcome.mean(), *(outcome.percentile(percent) for percent in (50, 95, 99)))
+    delays = (outcome.mean(), *outcome.percentiles(50, 95, 99))
     mean, p50, p95, p99 = (delay + machine.image for delay in delays)
     return (mean, p50, p95, p99), outcome.cold_starts, outcome.billed
 
@@ -214,9 +215,12 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> set[int]:
 
 
 def recommended(rows: list[Row], limit: float) -> Row:
-    """Return the cheapest row that keeps p95 within limit, in seconds; if none does, the one with the least p95."""
-    front = [row for row in rows if row.front]
-    return next((row for row in front if row.p95 <= limit), front[-1])
+    """Return the cheapest row that keeps p95 within limit, in seconds; if none does, the one with the least p95.
+
+    rows: the cheapest first.
+    """
+    least = [row for row in rows if row.front][-1]
+    return next((row for row in rows if row.p95 <= limit), least)
 
 
 def command_line(choice: Choice, target: list[str], timezone: str) -> str:
