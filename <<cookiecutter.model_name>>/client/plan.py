@@ -88,7 +88,7 @@ def run(where: Where, asked: Asked, png: Path | None, as_json: bool) -> None:
         from client.waterfall import check_png
 
         check_png(png)
-    _check(asked)
+    _check(where, asked)
     zone = zone_of(asked.timezone)
     target = where.target.arguments() if where.model else []
     hours = traffics.hours_of("--hours", asked.hours) if asked.hours else None
@@ -181,7 +181,8 @@ def rows_of(
         for choice, (waits, cold_starts, billed) in zip(choices, outcomes, strict=True)
     ]
     rows.sort(key=lambda row: (row.usd, row.p95))
-    front = pareto_front([(row.usd, row.p95) for row in rows])
+    # As they are shown: a hundredth of a second more is no reason to pay.
+    front = pareto_front([(round(row.usd, 2), round(row.p95, 1)) for row in rows])
     return [dataclasses.replace(row, front=place in front) for place, row in enumerate(rows)]
 
 
@@ -195,7 +196,7 @@ def _remember(*traffic: Any) -> None:
 def _outcome(settings: Settings) -> tuple[tuple[float, float, float, float], int, float]:
     arrivals, span, machine, opened_at = _TRAFFIC
     outcome = simulate(arrivals, span, settings, machine, opened_at)
-    delays = (outcome.mean(), *(outcome.percentile(percent) for percent in (50, 95, 99)))
+    delays = (outcome.mean(), *outcome.percentiles(50, 95, 99))
     mean, p50, p95, p99 = (delay + machine.image for delay in delays)
     return (mean, p50, p95, p99), outcome.cold_starts, outcome.billed
 
@@ -214,9 +215,12 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> set[int]:
 
 
 def recommended(rows: list[Row], limit: float) -> Row:
-    """Return the cheapest row that keeps p95 within limit, in seconds; if none does, the one with the least p95."""
-    front = [row for row in rows if row.front]
-    return next((row for row in front if row.p95 <= limit), front[-1])
+    """Return the cheapest row that keeps p95 within limit, in seconds; if none does, the one with the least p95.
+
+    rows: the cheapest first.
+    """
+    least = [row for row in rows if row.front][-1]
+    return next((row for row in rows if row.p95 <= limit), least)
 
 
 def command_line(choice: Choice, target: list[str], timezone: str) -> str:
@@ -255,7 +259,8 @@ def assumed(asked: Asked, found: Traffic, machine: Machine, price: float) -> lis
     ]
 
 
-def _check(asked: Asked) -> None:
+def _check(where: Where, asked: Asked) -> None:
+    """Raise InvalidInput for what is missing or out of bounds."""
     given = (asked.requests is not None) + asked.from_metrics + (asked.pattern is not None)
     if given != 1:
         raise InvalidInput(
@@ -273,6 +278,18 @@ def _check(asked: Asked) -> None:
     for option, value, low, high in bounds:
         if value is not None and not low <= value <= high:
             raise InvalidInput(f"{option} is {value:g}: use a number from {low:g} to {high:g}.")
+    on_baseten = bool(where.model) and where.url is None
+    if asked.cold_start is None and not on_baseten:
+        raise InvalidInput(
+            "--cold-start is missing: give the seconds that `python -m client coldstart` showed, or --model: Baseten "
+            "records its startups."
+        )
+    if asked.image_seconds is None and not asked.measure:
+        raise InvalidInput(
+            "--image-seconds is missing: give p50 of `python -m client load`, or --measure to find it out."
+        )
+    if asked.price is None and not on_baseten:
+        raise InvalidInput("--price is missing: give USD an hour of the instance type, or --model: Baseten tells it.")
 
 
 def _traffic(where: Where, asked: Asked, zone: Any) -> Traffic:
@@ -287,18 +304,6 @@ def _traffic(where: Where, asked: Asked, zone: Any) -> Traffic:
 def _facts(where: Where, asked: Asked) -> tuple[Machine, float, list[str]]:
     """Return the machine, USD an hour, and where they are from if they were not given."""
     told: list[str] = []
-    on_baseten = bool(where.model) and where.url is None
-    if asked.cold_start is None and not on_baseten:
-        raise InvalidInput(
-            "--cold-start is missing: give the seconds that `python -m client coldstart` showed, or --model: Baseten "
-            "records its startups."
-        )
-    if asked.image_seconds is None and not asked.measure:
-        raise InvalidInput(
-            "--image-seconds is missing: give p50 of `python -m client load`, or --measure to find it out."
-        )
-    if asked.price is None and not on_baseten:
-        raise InvalidInput("--price is missing: give USD an hour of the instance type, or --model: Baseten tells it.")
     cold_start, unbilled = asked.cold_start or 0.0, 0.0
     image, price = asked.image_seconds, asked.price
     if asked.cold_start is None:
@@ -337,7 +342,7 @@ def _measured_image(where: Where) -> float:
 
     with where.client() as client, console().status("making four images: a cold start may come first"):
         timed()
-        return round(statistics.median(timed() for _ in range(3)), 3)
+        return max(0.001, round(statistics.median(timed() for _ in range(3)), 3))
 
 
 def _list_price(where: Where) -> float:

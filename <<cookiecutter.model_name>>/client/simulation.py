@@ -86,12 +86,12 @@ class Outcome:
         """Return the mean delay in seconds; 0 without requests."""
         return math.fsum(self.delays) / len(self.delays) if self.delays else 0.0
 
-    def percentile(self, percent: int) -> float:
-        """Return the smallest delay that is not below percent of them: the nearest rank. 0 without requests."""
-        rank = -(-len(self.delays) * percent // 100)
+    def percentiles(self, *percents: int) -> list[float]:
+        """Return for each the smallest delay that is not below percent of them: the nearest rank. 0 without requests."""
         waited = sorted(delay for delay in self.delays if delay > 0)
-        place = rank - 1 - (len(self.delays) - len(waited))
-        return waited[place] if place >= 0 and waited else 0.0
+        at_once = len(self.delays) - len(waited)
+        places = [-(-len(self.delays) * percent // 100) - 1 - at_once for percent in percents]
+        return [waited[place] if place >= 0 and waited else 0.0 for place in places]
 
 
 def simulate(

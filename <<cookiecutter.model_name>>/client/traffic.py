@@ -15,7 +15,8 @@ from client.schedule import DAYS, weekdays_of
 
 DAY = 86400.0
 WEEK = 7 * DAY
-PATTERN_DAYS = 28
+# More than this of a pattern teaches nothing more: one week has to do.
+ENOUGH_REQUESTS = 250_000
 MOST_REQUESTS = 2_000_000
 METRIC = "baseten_inference_requests_total"
 EXAMPLE = "weekdays 9 to 18, 40 an hour"
@@ -98,7 +99,7 @@ def hours_of(option: str, text: str) -> Hours:
 
 
 def read_pattern(text: str, seed: int) -> Traffic:
-    """Return four weeks of what text says, by chance at that rate (a Poisson process). Raises InvalidInput.
+    """Return four weeks of what text says, or one of very much, by chance (a Poisson process). Raises InvalidInput.
 
     text: days, hours and a rate, such as EXAMPLE; more parts after `;` add to it. Hours may be left out, and days, too.
     """
@@ -110,15 +111,16 @@ def read_pattern(text: str, seed: int) -> Traffic:
         hours = _hours("--pattern", text, found)
         rate = float(found["number"]) / (UNITS[found["unit"]] or hours.end - hours.start)
         parts.append((hours, rate))
-    expected = sum(rate * (hours.end - hours.start) * len(hours.days) for hours, rate in parts) * PATTERN_DAYS / 7
-    if not 0 < expected <= MOST_REQUESTS:
+    weekly = sum(rate * (hours.end - hours.start) * len(hours.days) for hours, rate in parts)
+    if not 0 < weekly <= MOST_REQUESTS:
         raise InvalidInput(
-            f"--pattern is {text!r}, which makes {expected:.0f} requests in four weeks: use 1 to {MOST_REQUESTS}."
+            f"--pattern is {text!r}, which makes {weekly:.0f} requests a week: use 1 to {MOST_REQUESTS}."
         )
+    days = 28 if 4 * weekly <= ENOUGH_REQUESTS else 7
     chance = random.Random(seed)
     arrivals = []
     for hours, rate in parts:
-        for day in range(PATTERN_DAYS):
+        for day in range(days):
             if day % 7 not in hours.days or not rate:
                 continue
             at, end = day * DAY + hours.start + chance.expovariate(rate), day * DAY + hours.end
@@ -126,15 +128,14 @@ def read_pattern(text: str, seed: int) -> Traffic:
                 arrivals.append(at)
                 at += chance.expovariate(rate)
     if not arrivals:
-        raise InvalidInput(f"--pattern is {text!r}: no request came in four weeks, use a higher rate.")
+        raise InvalidInput(f"--pattern is {text!r}: no request came in {days} days, use a higher rate.")
     arrivals.sort()
     # A Monday, in a zone without changes of the clock: a pattern has none.
     origin = datetime.datetime(2027, 1, 4, tzinfo=datetime.UTC)
     whole = max(parts, key=lambda part: part[1] * (part[0].end - part[0].start) * len(part[0].days))[0]
     is_always = whole.end - whole.start == DAY and len(whole.days) == 7
-    return Traffic(
-        arrivals, PATTERN_DAYS * DAY, origin, datetime.UTC, f"four weeks of {text!r}", None if is_always else whole
-    )
+    source = f"{'four weeks' if days == 28 else 'one week'} of {text!r}"
+    return Traffic(arrivals, days * DAY, origin, datetime.UTC, source, None if is_always else whole)
 
 
 def read_requests(file: Path, zone: zoneinfo.ZoneInfo) -> Traffic:

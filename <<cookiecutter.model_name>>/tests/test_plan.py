@@ -96,7 +96,7 @@ def test_more_replicas_come_when_the_window_says_so_and_half_go_at_a_time() -> N
     # One request every second, of four seconds each: 4 in flight, 6 replicas at 70 percent.
     arrivals = [float(second) for second in range(3600)]
     outcome = simulate(arrivals, 20_000, Settings(1, 8, 600), Machine(10.0, 4.0))
-    assert outcome.percentile(50) == 0.0
+    assert outcome.percentiles(50) == [0.0]
     assert outcome.delays[-1] == 0.0
     # The queue of the first minute calls for all eight.
     assert outcome.cold_starts == 7
@@ -121,8 +121,8 @@ def test_so_many_replicas_are_wanted_as_baseten_says(
 
 def test_a_percentile_is_the_nearest_rank() -> None:
     outcome = Outcome([0.0] * 94 + [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 0, 0.0)
-    assert [outcome.percentile(percent) for percent in (50, 94, 95, 99, 100)] == [0.0, 0.0, 1.0, 5.0, 6.0]
-    assert Outcome([], 0, 0.0).percentile(95) == Outcome([], 0, 0.0).mean() == 0.0
+    assert outcome.percentiles(50, 94, 95, 99, 100) == [0.0, 0.0, 1.0, 5.0, 6.0]
+    assert Outcome([], 0, 0.0).percentiles(95) == [Outcome([], 0, 0.0).mean()] == [0.0]
 
 
 def test_no_other_point_beats_one_on_the_front() -> None:
@@ -160,6 +160,13 @@ def test_a_pattern_is_read(text: str, days: str, start: float, end: float, a_wee
     for arrival in found.arrivals:
         assert int(arrival // traffic.DAY) % 7 in hours.days
         assert hours.start <= arrival % traffic.DAY < hours.end
+
+
+def test_of_very_much_one_week_is_enough() -> None:
+    found = traffic.read_pattern("weekdays 9 to 18, 2000 an hour", seed=0)
+    assert found.span == traffic.WEEK
+    assert len(found.arrivals) == pytest.approx(5 * 9 * 2000, rel=0.05)
+    assert "one week" in found.source
 
 
 def test_parts_of_a_pattern_add_up() -> None:
