@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import HTTPException
 
 from model import mask, picture
-from model.request import MASK_BLUR, MAX_SEED, SETTINGS, GenerationRequest
+from model.request import MAX_SEED, SETTINGS, GenerationRequest
 from model.settings import ImageToImage, Inpaint
 
 
@@ -57,8 +57,7 @@ def of_request(request: GenerationRequest) -> Asked:
         other = SETTINGS.image_to_image
         return Asked(arguments | {"image": start} | (size if other.takes_size else {}), other)
     with _of_field("mask"):
-        blur = MASK_BLUR if request.mask_blur is None else request.mask_blur
-        shape = mask.decode(request.mask, **size, blur=blur)
+        shape = mask.decode(request.mask, **size, blur=request.mask_blur)
     image, mask_image, finish = mask.cut_out(start, shape, request.mask_padding, multiple)
     return Asked(arguments | size | {"image": image, "mask_image": mask_image}, SETTINGS.inpaint, finish)
 

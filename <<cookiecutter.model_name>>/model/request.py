@@ -25,7 +25,6 @@ Pixels = Annotated[int, Field(ge=_LIMITS.min_size, le=_LIMITS.max_size, multiple
 Steps = Annotated[int, Field(ge=_LIMITS.min_steps, le=_LIMITS.max_steps)]
 Guidance = Annotated[float, Field(ge=0, le=_LIMITS.guidance_scale)]
 _NAMES: Any = {"enum": SETTINGS.lora_names} if SETTINGS.lora_names else None
-MASK_BLUR, MAX_MASK_BLUR = 4, 64
 _REFERENCES = SETTINGS.reference_images.count if SETTINGS.reference_images else 0
 FILE = "A PNG, JPEG or WebP file, in base64 or as a data: URL"
 START = "to start from; cropped to width x height, laid on white."
@@ -73,9 +72,7 @@ class GenerationRequest(BaseModel):
     mask: str | None = Field(
         None, description=f"{FILE}: what is white is painted over, and the rest of image keeps its pixels."
     )
-    mask_blur: int | None = Field(
-        None, ge=0, le=MAX_MASK_BLUR, description=f"Of the edges of mask, in pixels. {MASK_BLUR} if left out."
-    )
+    mask_blur: int = Field(4, ge=0, le=64, description="How soft the edges of mask are, in pixels.")
     mask_padding: int | None = Field(
         None, ge=0, le=_LIMITS.max_size, description="Paints only mask and so many pixels around it, at the whole size."
     )
