@@ -401,11 +401,8 @@ def told(*kinds: str) -> bytes:
         "result": {**IMAGE, "warnings": ["the rest:\x85\u2028"]},
         "error": {"error": "The GPU has too little memory.", "status": 503},
     }
-    blocks = [
-        ": still there" if kind == "" else f"event: {kind}\ndata: {json.dumps(data[kind], ensure_ascii=False)}"
-        for kind in kinds
-    ]
-    return "".join(f"{block}\n\n" for block in blocks).encode()
+    events = {kind: f"event: {kind}\ndata: {json.dumps(each, ensure_ascii=False)}" for kind, each in data.items()}
+    return "".join(f"{events.get(kind, ': still there')}\n\n" for kind in kinds).encode()
 
 
 class Parts(httpx.SyncByteStream, httpx.AsyncByteStream):
