@@ -259,7 +259,7 @@ def test_whatever_is_sent_to_the_page_it_answers_in_a_sentence(awake: Platform, 
 def test_the_page_tells_the_steps(awake: Platform, open_app: Open) -> None:
     page = open_app()
     seen: list[str] = []
-    form = {**FORM, "steps": 100, "num_images": 4}
+    form = {**FORM, "steps": 40, "num_images": 4}
     _, message, *_ = page.call("click", [form[name] for name in ORDER], "steps", seen=seen)
     assert "Done. Seed 3, 4, 5, 6." in message
     assert re.search(r"Picture \d of 4: Step \d+ of \d+ \(\d+ s\)", "".join(seen))

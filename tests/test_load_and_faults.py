@@ -32,6 +32,8 @@ pytestmark = [
 VALID = [
     {"seed": i, "num_inference_steps": 1 + i % 3, "output_format": ("png", "jpeg", "webp")[i // 3]} for i in range(9)
 ]
+# Others than those above, and among them.
+VALID += [{"seed": i, "num_inference_steps": 2, "stream": True} for i in (9, 10)]
 # Each has an error of its own. Three of four, as they take the least time.
 INVALID = [{"width": 1}, {"seed": -1}, {"prompt": None}, *({f"unknown_{i}": i} for i in range(24))]
 BODIES = [*VALID, *INVALID]
@@ -46,7 +48,9 @@ def answers(server: Server, numbers: Sequence[int]) -> list[tuple[int, Any]]:
         for number in numbers:
             connection.request("POST", PREDICT, json.dumps({**SMALL, **BODIES[number]}))
             response = connection.getresponse()
-            content = json.loads(response.read())
+            # Of a stream, the last event.
+            text = response.read().decode().rstrip("\n").rpartition("\ndata: ")[2]
+            content = json.loads(text)
             found.append((response.status, content.get("images") or content["error"]))
         return found
 

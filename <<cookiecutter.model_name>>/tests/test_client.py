@@ -401,8 +401,8 @@ def told(*kinds: str) -> bytes:
         "result": {**IMAGE, "warnings": ["the rest:\x85\u2028"]},
         "error": {"error": "The GPU has too little memory.", "status": 503},
     }
-    blocks = [": still there" if kind == "" else f"event: {kind}\ndata: {json.dumps(data[kind])}" for kind in kinds]
-    return "".join(f"{block}\n\n" for block in blocks).encode()
+    events = {kind: f"event: {kind}\ndata: {json.dumps(each, ensure_ascii=False)}" for kind, each in data.items()}
+    return "".join(f"{events.get(kind, ': still there')}\n\n" for kind in kinds).encode()
 
 
 class Parts(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -554,7 +554,7 @@ def test_a_stream_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
     def say(server: socket.socket) -> None:
         for _ in range(2):
-            with server.accept()[0] as connection:
+            with server.accept()[0] as connection, contextlib.suppress(OSError):
                 connection.recv(65536)
                 head = b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\n\r\n"
                 connection.sendall(head + told("queued"))

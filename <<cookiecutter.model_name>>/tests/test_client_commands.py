@@ -435,6 +435,7 @@ class Made:
 def test_each_step_is_shown_on_a_terminal_or_as_asked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stream: bool | None, terminal: bool, asked: str
 ) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
     screen = io.StringIO()
     made, shown = Made(), Console(file=screen, force_terminal=terminal, width=120)
     for module in (console, generation):
