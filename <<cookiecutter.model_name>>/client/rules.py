@@ -13,6 +13,7 @@ from client.errors import (
     ConnectionLost,
     DeploymentFailed,
     InvalidInput,
+    KeyRefused,
     NotFound,
     NotReady,
     RequestRefused,
@@ -44,7 +45,8 @@ ASYNC_BODY_BYTES = 256 * 1024
 class Status:
     """status: Baseten's own word, such as SCALED_TO_ZERO, WAKING_UP, LOADING_MODEL or ACTIVE.
 
-    autoscaling: the settings that are known, by their names. None: Baseten does not say.
+    autoscaling: the settings that are known, by their names, of the environment or of the single deployment. None:
+    Baseten does not say.
     """
 
     status: str
@@ -121,7 +123,7 @@ def status_of(target: Target, found: Any) -> Status:
     deployment = found.current_deployment if target.environment else found
     if deployment is None:
         raise UnexpectedAnswer(f"{target} has no deployment yet: `truss push --environment {target}` makes one.")
-    settings = deployment.autoscaling_settings
+    settings = found.autoscaling_settings
     return Status(
         status=deployment.status,
         replicas=deployment.active_replica_count,
@@ -226,9 +228,17 @@ def autoscaling(target: Target, local: bool, changes: dict[str, int], deadline: 
     if not changes:
         return now.autoscaling or {}
 
+    from baseten.client.managementapi import UpdateEnvironmentRequest
+
     def ask(to: Any) -> Any:
-        return to.management.patch_models_deployments_autoscaling_settings(
-            model_id=target.model_id, deployment_id=now.deployment_id, request=request
+        if not target.environment:
+            return to.management.patch_models_deployments_autoscaling_settings(
+                model_id=target.model_id, deployment_id=now.deployment_id, request=request
+            )
+        # Those of its deployment alone would be gone with the next one that is promoted.
+        of_environment = UpdateEnvironmentRequest(autoscaling_settings=request)
+        return to.management.patch_models_environments(
+            model_id=target.model_id, env_name=target.environment, request=of_environment
         )
 
     yield from persist(Call(Kind.CHANGE, ask), deadline, answered=True)
@@ -294,8 +304,10 @@ def startups(target: Target, local: bool, deployment_id: str, window: dict[str, 
     call = Call(Kind.READ, lambda to: target.startups(to.management, deployment_id, **window))
     try:
         return (yield from persist(call, deadline, answered=True)).items
-    except (NotFound, RequestRefused):
-        return None
+    except (NotFound, RequestRefused, KeyRefused) as error:
+        if error.status == 401:
+            raise
+        return None  # 403: it is off
 
 
 def startups_summary(target: Target, local: bool, window: dict[str, int], deadline: Deadline) -> Steps:
@@ -305,8 +317,10 @@ def startups_summary(target: Target, local: bool, window: dict[str, int], deadli
     call = Call(Kind.READ, lambda to: target.startups_summary(to.management, now.deployment_id, **window))
     try:
         return (yield from persist(call, deadline, answered=True))
-    except (NotFound, RequestRefused):
-        return None
+    except (NotFound, RequestRefused, KeyRefused) as error:
+        if error.status == 401:
+            raise
+        return None  # 403: it is off
 
 
 def ask_management(local: bool, method: str, deadline: Deadline, **arguments: Any) -> Steps:
