@@ -112,7 +112,7 @@ def report(result: Result, price: tuple[float, int] | None, as_json: bool) -> No
     """Print what came out."""
     minutes = result.wall / 60
     spent = price[0] * price[1] * minutes if price else None
-    found = {
+    found: dict[str, Any] = {
         "requests": len(result.seconds) + sum(result.errors.values()),
         "images": result.images,
         **{f"p{percent}": percentile(result.seconds, percent) for percent in (50, 95, 99)},

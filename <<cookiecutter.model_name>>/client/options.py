@@ -90,6 +90,7 @@ def on_target(command: Callable[..., None]) -> Callable[..., None]:
         for name, (annotation, default) in OPTIONS.items()
     ]
     parameters = [parameter.replace(kind=keyword) for parameter in own] + shared
-    run.__signature__ = inspect.Signature(parameters)  # typer reads it
+    # Any function may have one, and typer reads it.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

@@ -231,9 +231,13 @@ def _window(
         raise InvalidInput(f"--on is {on}: {start_at:%Y-%m-%d %H:%M} has passed in {zone.key}, use a later time.")
     for option, moment in (("--from", start_at), ("--to", end_at)):
         # Where clocks go forward, the time that they leave out has the earlier offset only at first sight.
-        if moment.replace(fold=1).utcoffset() > moment.utcoffset():
+        if _offset(moment.replace(fold=1)) > _offset(moment):
             raise InvalidInput(
                 f"{option} is {moment:%H:%M}: there is no such time on {on} in {zone.key}, as clocks go forward over "
                 "it. Use another one."
             )
     return {"cadence": "ONE_TIME", "start_at": start_at, "end_at": end_at}
+
+
+def _offset(moment: datetime.datetime) -> datetime.timedelta:
+    return moment.utcoffset() or datetime.timedelta()
