@@ -9,7 +9,7 @@ DEMO = build/my-stable-diffusion
 GGUF = $$(sed -n 's/^  - \(gguf==.*\)/\1/p' *cookiecutter.model_name*/config.yaml)
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test test-bake test-image bench bench-levers bench-wake bench-under-load bench-compile bench-gpu
+.PHONY: help demo test test-bake test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench-gpu   ways to bring the weights onto a GPU, where there is one"
 	@echo "make bench-under-load   how soon health answers while requests run and hostile ones are refused: 5 minutes"
 	@echo "make bench-compile   what compile: regional adds to a cold start: 15 minutes"
+	@echo "make bench-loras   what LoRAs to choose from add to load(), and one to an image: about 15 minutes"
 	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 40 minutes"
 
 demo: $(DEMO)/config.yaml
@@ -44,7 +45,7 @@ test: $(VENV)/.ready $(DEMO)/config.yaml
 # What needs neither a server nor the emitted project's environment.
 test-bake: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/test_answers.py tests/test_bake.py tests/test_catalog.py tests/test_hooks.py \
-	  tests/test_readme.py tests/test_template.py tests/test_types.py tests/test_update.py tests/test_workflows.py
+	  tests/test_python_version.py tests/test_readme.py tests/test_template.py tests/test_types.py tests/test_update.py tests/test_workflows.py
 
 # Its images stay in buildah's store, and what they are built from in build/image: `buildah rmi --all` empties it.
 test-image: $(VENV)/.ready
@@ -64,6 +65,11 @@ bench-under-load: .venv-bench/.ready $(DEMO)/config.yaml
 bench-compile: .venv-bench/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	.venv-bench/bin/python benchmarks/compile_cost.py $(PROJECT_VENV)/bin/python
+
+bench-loras: $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	$(PROJECT_VENV)/bin/python benchmarks/full_size_weights.py sdxl build/weights/sdxl/pipeline
+	$(PROJECT_VENV)/bin/python benchmarks/loras.py $(DEMO) build/weights/sdxl
 
 bench-gpu: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)

@@ -1,6 +1,6 @@
 """Measure what LoRAs beside the weights add to load(), and what one costs each image that uses it.
 
-    PROJECT_PYTHON benchmarks/loras.py PROJECT WEIGHTS [--counts 0 1 10] [--rounds 3] [--no-image]
+    PROJECT_PYTHON benchmarks/loras.py PROJECT WEIGHTS [--counts 0 1 10] [--rounds 3] [--no-image]    # make bench-loras
 
 PROJECT: an emitted project of the preset sdxl. WEIGHTS: a folder that holds its weights, as build/weights/sdxl does
 after `make bench`, or tiny ones. Each LoRA is of every attention and feed-forward layer of the UNet, of rank RANK, in

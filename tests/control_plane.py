@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -30,6 +30,10 @@ class ControlPlane:
     validated: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     created: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     uploads: int = 0
+    model_id: str = "model1"
+    version_id: str = "v1"
+    # Of the deployment, one for each time that Truss asks; the last one stays.
+    statuses: list[str] = dataclasses.field(default_factory=lambda: ["ACTIVE"])
     # Names of the models that were pushed before.
     models: list[str] = dataclasses.field(default_factory=list)
 
@@ -44,7 +48,7 @@ class ControlPlane:
             return {"data": {"teams": [{"id": "team1", "name": "Team", "default": True}]}}
         if name == "models":
             team = {"id": "team1", "name": "Team"}
-            return {"data": {"models": [{"id": "model1", "name": model, "team": team} for model in self.models]}}
+            return {"data": {"models": [{"id": self.model_id, "name": model, "team": team} for model in self.models]}}
         if name == "truss_validation":
             self.validated.append(_decoded(arguments["config"]))
             return {"data": {name: {"success": True, "details": "{}"}}}
@@ -54,9 +58,19 @@ class ControlPlane:
         if name in ("create_model_from_truss", "create_model_version_from_truss"):
             raw = base64.b64decode(variables["rawConfig"])
             self.created.append({**arguments, "config": _decoded(arguments["config"]), "raw_config": raw})
-            oracle = {"id": "model1", "name": arguments.get("name", ""), "hostname": self.url}
-            return {"data": {name: {"model_version": {"id": "v1", "oracle": oracle, "instance_type": {"name": "T4"}}}}}
+            oracle = {"id": self.model_id, "name": arguments.get("name", ""), "hostname": self.url}
+            version = {"id": self.version_id, "oracle": oracle, "instance_type": {"name": "T4"}}
+            return {"data": {name: {"model_version": version}}}
         return {"errors": [{"message": f"Cannot query field {name}."}]}
+
+    @property
+    def deployment_path(self) -> str:
+        return f"/v1/models/{self.model_id}/deployments/{self.version_id}"
+
+    def deployment(self) -> dict[str, Any]:
+        """Return what the REST API says of the deployment."""
+        status = self.statuses[0] if len(self.statuses) == 1 else self.statuses.pop(0)
+        return {"id": self.version_id, "model_id": self.model_id, "status": status}
 
 
 def _decoded(config: str) -> dict[str, Any]:
@@ -74,11 +88,17 @@ def control_plane() -> Iterator[ControlPlane]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.answer(lambda: plane.answer(body["query"], body.get("variables", {})), self.path == "/graphql/")
+
+        def do_GET(self) -> None:
+            self.answer(plane.deployment, self.path == plane.deployment_path)
+
+        def answer(self, found: Callable[[], dict[str, Any]], there: bool) -> None:
             if self.headers["Authorization"] != f"Bearer {KEY}":
                 return self.reply(403, {"detail": "The API key is not valid."})
-            if self.path != "/graphql/":
+            if not there:
                 return self.reply(404, {"detail": "Not found."})
-            self.reply(200, plane.answer(body["query"], body.get("variables", {})))
+            self.reply(200, found())
 
         def reply(self, status: int, content: dict[str, Any]) -> None:
             self.send_response(status)

@@ -217,6 +217,8 @@ async def describe_environment(model: str, name: str, request: Request) -> Respo
 async def change_environment(name: str, request: Request) -> Response:
     replica = request.app.state.replica
     asked = sdk.UpdateEnvironmentRequest.model_validate_json(await request.body())
+    if asked.autoscaling_settings:
+        replica.change(asked.autoscaling_settings)
     if asked.autoscaling_schedule_settings:
         replica.change_schedules(asked.autoscaling_schedule_settings)
     made = {"environment": replica.describe_environment(name), "status": "ACCEPTED", "message": "Done."}

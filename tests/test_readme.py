@@ -97,13 +97,24 @@ def test_no_link_of_the_template_is_dead(file: Path) -> None:
 
 def no_dead_links(file: Path) -> None:
     text = file.read_text("utf-8")
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r'src="([^"]+)"', text)]:
         if target.startswith(("https://", "http://")):
             continue
         path, _, anchor = target.partition("#")
         linked = file.parent / path if path else file
         assert linked.exists(), target
         assert not anchor or anchor in anchors(linked.read_text("utf-8")), target
+
+
+def test_the_first_screen_shows_what_one_gets() -> None:
+    first = (TEMPLATE / "README.md").read_text("utf-8").split("\n## ")[0]
+    assert re.findall(r'src="([^"]+)"', first) == [
+        "docs/page-1280-light.png",
+        "docs/page-390-dark.png",
+        "benchmarks/coldstart.png",
+    ]
+    assert commands(first) == ["uvx cookiecutter gh:org/fast-truss"]
+    assert len(first.splitlines()) < 20
 
 
 def commands(text: str) -> list[str]:
@@ -135,6 +146,8 @@ def missing_commands(text: str, project: Path, make: set[str]) -> list[str]:
             words = shlex.split(command)
         except ValueError:  # prose, or a part of a command
             continue
+        if words[:1] == ["uvx"]:
+            words = words[1:]
         rest = words[1:]
         flags = {word.split("=")[0] for word in rest if word.startswith("-")}
         good = True

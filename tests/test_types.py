@@ -3,34 +3,54 @@
 import importlib.util
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from conftest import PROJECT, TEMPLATE
+from platforms import PROJECT_PYTHON
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("mypy") is None, reason="mypy is missing: `make test` installs requirements.txt"
+needs_project = pytest.mark.skipif(
+    PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
 )
 
 
-def run_mypy(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "mypy", *map(str, arguments)]
+def run_mypy(python: str | None, folder: Path, *arguments: object) -> subprocess.CompletedProcess:
+    command = [python, "-m", "mypy", *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("mypy") is None, reason="mypy is missing: `make test` installs requirements.txt"
+)
 @pytest.mark.parametrize("hook", sorted((TEMPLATE / "hooks").glob("*.py")), ids=lambda hook: hook.name)
 def test_the_hooks_are_typed(hook: Path, tmp_path: Path) -> None:
-    result = run_mypy(TEMPLATE, "--strict", "--cache-dir", tmp_path, hook)
+    result = run_mypy(sys.executable, TEMPLATE, "--strict", "--cache-dir", tmp_path, hook)
     assert result.returncode == 0, result.stdout
 
 
-def test_what_is_emitted_is_typed(tmp_path: Path) -> None:
-    result = run_mypy(PROJECT, "--cache-dir", tmp_path)
+# In the environment of the project, as its own `make test` does: types of what it imports count.
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mypy")
+
+
+@needs_project
+@pytest.mark.xdist_group("types")
+def test_what_is_emitted_is_typed(cache: Path) -> None:
+    result = run_mypy(PROJECT_PYTHON, PROJECT, "--cache-dir", cache)
     assert result.returncode == 0, result.stdout
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]
+    assert settings["strict"] is True
+    assert {"client", "examples", "model"} <= set(settings["files"])
 
 
-def test_a_wrong_type_is_found(tmp_path: Path) -> None:
+@needs_project
+@pytest.mark.xdist_group("types")
+def test_a_wrong_type_is_found(tmp_path: Path, cache: Path) -> None:
     wrong = tmp_path / "wrong.py"
-    wrong.write_text("def length(text: str) -> str:\n    return len(text)\n")
-    result = run_mypy(PROJECT, "--cache-dir", tmp_path / "cache", wrong)
+    wrong.write_text(
+        "from client import Client\n\n\ndef ready(client: Client) -> str:\n    return client.status().ready\n"
+    )
+    result = run_mypy(PROJECT_PYTHON, PROJECT, "--cache-dir", cache, wrong)
     assert "Incompatible return value type" in result.stdout

@@ -46,6 +46,17 @@ def test_the_oldest_and_the_newest_python_run_every_test() -> None:
     assert f"({' to '.join(linux['strategy']['matrix']['python'])})" in readme
 
 
+def test_what_needs_no_server_runs_on_macos_too() -> None:
+    workflow = yaml.safe_load((TEMPLATE / ".github" / "workflows" / "test.yml").read_text("utf-8"))
+    macos = workflow["jobs"]["macos"]
+    assert macos["runs-on"].startswith("macos-")
+    assert "make test-bake" in [step.get("run") for step in macos["steps"]]
+    (recipe,) = re.findall(r"^test-bake:.*\n((?:\t.*\n)+)", (TEMPLATE / "Makefile").read_text("utf-8"), re.MULTILINE)
+    files = re.findall(r"tests/\w+\.py", recipe)
+    assert {"tests/test_bake.py", "tests/test_python_version.py"} <= set(files)
+    assert all((TEMPLATE / file).is_file() for file in files)
+
+
 def push_scripts() -> list[str]:
     workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "push.yml").read_text("utf-8"))
     assert workflow["jobs"]["push"]["needs"] == "test"

@@ -4,14 +4,14 @@ import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from typing import Any, Self
 
 from client import rules
 from client.errors import ClientError, UnexpectedAnswer
 from client.events import Event
 from client.policy import WAIT_SECONDS, Deadline
-from client.rules import Call, Status, Steps, Wait
+from client.rules import Call, Result, Status, Steps, Wait
 from client.target import Target
 
 ASK_SECONDS = 60.0
@@ -149,23 +149,26 @@ class Client(_Client):
 
         return made(httpx.Client, self._options(raise_for_error))
 
-    def _run(self, steps: Steps) -> Any:
+    def _run(self, steps: Steps[Result]) -> Result:
         carried_out = self._carry_out(steps)
         while True:
             try:
                 next(carried_out)
             except StopIteration as stop:
-                return stop.value
+                result: Result = stop.value
+                return result
 
-    def _carry_out(self, steps: Steps) -> Steps:
-        answer, failure = None, None
+    def _carry_out(self, steps: Steps[Result]) -> Generator[Any, None, Result]:
+        answer: Any = None
+        failure: ClientError | None = None
         with contextlib.ExitStack() as stack:
             http = self._http or stack.enter_context(self._made())
             while True:
                 try:
                     step = steps.throw(failure) if failure else steps.send(answer)
                 except StopIteration as stop:
-                    return stop.value
+                    result: Result = stop.value
+                    return result
                 answer, failure = None, None
                 if isinstance(step, Wait):
                     self._on_pause(step)
@@ -202,7 +205,7 @@ class AsyncClient(_Client):
 
     async def watch(
         self, timeout: float = WAIT_SECONDS, until: Callable[[Status], bool] = is_ready
-    ) -> AsyncIterator[Status]:
+    ) -> AsyncGenerator[Status, None]:
         async for status in self._carry_out(rules.watch(self.target, self.local, timeout, until), []):
             yield status
 
@@ -213,7 +216,7 @@ class AsyncClient(_Client):
         body = {"prompt": prompt, **request}
         return await self._run(rules.generate(self.target, self.local, body, Deadline(timeout)))
 
-    async def events(self, prompt: str, timeout: float = WAIT_SECONDS, **request: Any) -> AsyncIterator[Event]:
+    async def events(self, prompt: str, timeout: float = WAIT_SECONDS, **request: Any) -> AsyncGenerator[Event, None]:
         body = {"prompt": prompt, **request}
         steps = rules.events(self.target, self.local, body, Deadline(timeout))
         # Closed with this, and not whenever it is collected.
@@ -253,14 +256,15 @@ class AsyncClient(_Client):
 
         return made(httpx.AsyncClient, self._options(raise_for_error_async))
 
-    async def _run(self, steps: Steps) -> Any:
-        result: list[Any] = []
+    async def _run(self, steps: Steps[Result]) -> Result:
+        result: list[Result] = []
         async for _ in self._carry_out(steps, result):
             pass
         return result[0]
 
-    async def _carry_out(self, steps: Steps, result: list[Any]) -> AsyncIterator[Any]:
-        answer, failure = None, None
+    async def _carry_out(self, steps: Steps[Result], result: list[Result]) -> AsyncGenerator[Any, None]:
+        answer: Any = None
+        failure: ClientError | None = None
         async with contextlib.AsyncExitStack() as stack:
             http = self._http or await stack.enter_async_context(self._made())
             while True:

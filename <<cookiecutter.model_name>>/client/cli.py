@@ -4,13 +4,14 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from client.errors import ClientError, InvalidInput
-from client.options import Where, on_target
+from client.options import Where, on_target, positive
 
 app = typer.Typer(
     help="Wake, watch, call and measure this model, on Baseten or on a local server.",
@@ -126,7 +127,7 @@ def generate(
         raise InvalidInput("--stream and --webhook exclude each other: give one of them.")
     request: dict[str, Any] = {
         "prompt": prompt,
-        "output_format": generation.check_output(output),
+        "output_format": generation.check_outputs(output, num_images or 1),
         "negative_prompt": negative_prompt,
         "seed": seed,
         "num_inference_steps": num_inference_steps,
@@ -263,20 +264,47 @@ def doctor(
     from itertools import chain
 
     from client import doctor
+    from client.api import Client
+    from client.console import tell_pause
 
     is_local = where.url is not None
     pushed = bool(where.model) or is_local
+    # Before the first push there is no id.
+    target = (where if pushed else dataclasses.replace(where, model="none")).target
+    client: Client | ClientError
     try:
-        # Before the first push there is no id.
-        client = where.client() if pushed else dataclasses.replace(where, model="none").client()
+        client = Client(target, url=where.url, on_pause=tell_pause)
     except ClientError as error:
         if is_local:  # nothing is left to check
             raise
         client = error
-    before = () if is_local else doctor.before_the_push(client)
-    reached = pushed and not isinstance(client, ClientError)
-    after = doctor.after_the_push(client, where.timeout, image) if reached else ()
+    before = iter(()) if is_local else doctor.before_the_push(client)
+    after: Iterator[doctor.Check] = iter(())
+    if pushed and isinstance(client, Client):
+        after = doctor.after_the_push(client, where.timeout, image)
     if not doctor.run(chain(before, after), as_json):
+        sys.exit(1)
+
+
+@app.command()
+def pushed(
+    file: Annotated[Path, typer.Argument(help="What `truss push --output json` wrote.")],
+    timeout: Annotated[float, typer.Option(help="Seconds to wait at most.", callback=positive)] = 1800.0,
+) -> None:
+    """End a push: the status of what was pushed, its first image in image.png, and its cold start."""
+    import os
+
+    from client import doctor
+    from client.api import Client
+    from client.console import tell_pause
+
+    target = doctor.pushed_target(file)
+    if not os.environ.get("BASETEN_API_KEY"):  # Truss may have read its own from ~/.trussrc
+        command = " ".join(["python -m client doctor", *target.arguments()])
+        print(f"Pushed. To see its first image and cold start, put a key into BASETEN_API_KEY: {command}")
+        return
+    checks = doctor.after_the_push(Client(target, on_pause=tell_pause), timeout, True, Path("image.png"))
+    if not doctor.run(checks, as_json=False):
         sys.exit(1)
 
 

@@ -163,7 +163,7 @@ def _serves_production(client: Client) -> bool:
     if target.kind != "deployment":
         return target.is_production
     names = {"model_id": target.model_id, "deployment_id": target.name}
-    return client.ask_management("get_models_deployments_deployment_id", **names).is_production
+    return bool(client.ask_management("get_models_deployments_deployment_id", **names).is_production)
 
 
 def _ask(sentence: str, yes: bool) -> None:

@@ -5,12 +5,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from client.api import Client, image_bytes
 from client.console import replicas
-from client.errors import ClientError
+from client.errors import ClientError, InvalidInput
 from client.settings import CONFIG, read_config
+from client.target import Target
 
 COLOURS = {"ok": "green", "skipped": "yellow", "warning": "yellow", "failed": "red"}
 
@@ -47,8 +49,8 @@ def before_the_push(client: Client | ClientError) -> Iterator[Check]:
         yield _weights(repo)
 
 
-def after_the_push(client: Client, timeout: float, with_image: bool) -> Iterator[Check]:
-    """Yield the status, one image, and its cold start."""
+def after_the_push(client: Client, timeout: float, with_image: bool, output: Path | None = None) -> Iterator[Check]:
+    """Yield the status, one image, and its cold start. output: the file, a .png, that the image goes into."""
     status = _checked("status", lambda: _status(client), "`truss push` first, and check the id of the model")
     yield status
     if status.outcome == "failed":
@@ -62,7 +64,13 @@ def after_the_push(client: Client, timeout: float, with_image: bool) -> Iterator
     def image() -> str:
         answer = client.generate("a lighthouse on a cliff at dawn", timeout=timeout)
         cold_start.update((answer.get("timings") or {}).get("cold_start") or {})
-        return f"{len(image_bytes(answer)[0])} bytes, {answer.get('content_type')}"
+        content = image_bytes(answer)[0]
+        try:
+            if output:
+                output.write_bytes(content)
+        except OSError as error:
+            raise ClientError(f"{output} cannot be written ({error.strerror})") from None
+        return f"{f'{output}, ' if output else ''}{len(content)} bytes, {answer.get('content_type')}"
 
     yield _checked("image", image, "read the log of the deployment on Baseten")
     if cold_start:
@@ -70,6 +78,17 @@ def after_the_push(client: Client, timeout: float, with_image: bool) -> Iterator
         yield Check("cold start", "ok", f"{sum(cold_start.values()):.1f} s ({phases})")
     else:
         yield Check("cold start", "skipped", "this replica told it in an earlier answer", "`coldstart` measures one")
+
+
+def pushed_target(file: Path) -> Target:
+    """Return the deployment that `truss push --output json` wrote into file. Raises InvalidInput."""
+    try:
+        answer = json.loads(file.read_bytes())
+        return Target(answer["model_id"], "deployment", answer["model_version_id"])
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read ({error.strerror}): run `make push`.") from None
+    except (ValueError, TypeError, KeyError):
+        raise InvalidInput(f"{file} is not what `truss push --output json` writes: run `make push`.") from None
 
 
 def run(checks: Iterator[Check], as_json: bool) -> bool:

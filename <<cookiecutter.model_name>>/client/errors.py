@@ -82,7 +82,7 @@ def of_answer(status: int, headers: Any, content: bytes) -> ClientError:
     body = _object(content)
     reason = _reason(body)
     shown = f"{status}: {reason}" if reason else f"{status}"
-    known = {"status": status, "retry_after": retry_after(headers.get("Retry-After"), body)}
+    known: dict[str, Any] = {"status": status, "retry_after": retry_after(headers.get("Retry-After"), body)}
     own = headers.get(SOURCE_HEADER) == MODEL or body.get("error_code") == "application_error"
     if body.get("error_code") == "model_not_ready" or (own and status == 503 and "is not ready" in reason):
         return NotReady(f"The model is not ready yet ({shown}).", **known)

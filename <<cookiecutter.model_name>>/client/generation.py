@@ -36,6 +36,13 @@ def check_output(output: Path) -> str:
     return FORMATS[output.suffix.lower()]
 
 
+def check_outputs(output: Path, count: int) -> str:
+    """The same for each of count images, as each has a name of its own. How many there may be, the model knows."""
+    for file in files_of(output, min(max(count, 1), 100)):
+        check_output(file)
+    return FORMATS[output.suffix.lower()]
+
+
 def read_image(file: Path, option: str = "--image") -> str:
     """Return a picture as base64. option: that names it. Raises InvalidInput."""
     try:

@@ -12,12 +12,16 @@ from client.console import console
 from client.errors import ClientError
 from client.rules import Wait
 
+# Each request is paid for: what fails so often in a row goes on failing.
+GIVE_UP_AFTER = 10
+
 
 @dataclasses.dataclass
 class Result:
     """seconds: of each request that gave images. errors: how many of each kind. wall: seconds of the whole run.
 
-    tried_again: how often a request was tried again, by the kind of error. Its seconds hold the pause.
+    tried_again: how often a request was tried again, by the kind of error. Its seconds hold the pause. failed: how
+    many of the last requests, without one that gave images. last_error: in a sentence.
     """
 
     seconds: list[float] = dataclasses.field(default_factory=list)
@@ -25,6 +29,12 @@ class Result:
     tried_again: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     images: int = 0
     wall: float = 0.0
+    failed: int = 0
+    last_error: str = ""
+
+    @property
+    def given_up(self) -> bool:
+        return self.failed >= GIVE_UP_AFTER
 
     def count_pause(self, wait: Wait) -> None:
         if wait.reason:
@@ -34,7 +44,7 @@ class Result:
 async def run(
     client: AsyncClient, result: Result, request: dict[str, Any], requests: int, concurrency: int, timeout: float
 ) -> None:
-    """Send requests, so many at once, when the model is ready. A bar shows how far it is.
+    """Send requests, so many at once, when the model is ready, until too many fail in a row. A bar shows how far it is.
 
     client: its on_pause is result.count_pause.
     """
@@ -44,14 +54,18 @@ async def run(
 
     async def ask_one_after_the_other() -> None:
         for number in left:
+            if result.given_up:
+                return
             began = time.monotonic()
             try:
                 answer = await client.generate(**request, seed=number, timeout=timeout)
                 seconds = time.monotonic() - began
                 result.images += len(image_bytes(answer))
                 result.seconds.append(seconds)
+                result.failed = 0
             except ClientError as error:
                 result.errors[kind_of(error)] += 1
+                result.failed, result.last_error = result.failed + 1, str(error)
             bar.advance(task)
 
     async with client:
@@ -98,7 +112,7 @@ def report(result: Result, price: tuple[float, int] | None, as_json: bool) -> No
     """Print what came out."""
     minutes = result.wall / 60
     spent = price[0] * price[1] * minutes if price else None
-    found = {
+    found: dict[str, Any] = {
         "requests": len(result.seconds) + sum(result.errors.values()),
         "images": result.images,
         **{f"p{percent}": percentile(result.seconds, percent) for percent in (50, 95, 99)},
@@ -106,7 +120,11 @@ def report(result: Result, price: tuple[float, int] | None, as_json: bool) -> No
         "usd_per_1000_images": spent / result.images * 1000 if spent is not None and result.images else None,
         "errors": dict(result.errors),
         "tried_again": dict(result.tried_again),
+        "given_up": result.given_up,
     }
+    if result.given_up:
+        sentence = f"Given up after {result.failed} failures in a row. The last one: {result.last_error}"
+        console().print(sentence, markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps(found))
         return

@@ -51,7 +51,8 @@ class Where:
         return AsyncClient(self.target, url=self.url, on_pause=on_pause)
 
 
-def _positive(seconds: float) -> float:
+def positive(seconds: float) -> float:
+    """Return seconds, as a timeout. Raises typer.BadParameter."""
     if not 0 < seconds <= 86400:
         raise typer.BadParameter("use more than 0 and at most 86400 seconds.")
     return seconds
@@ -71,7 +72,7 @@ OPTIONS = {
     "deployment": (Annotated[str | None, _option("--deployment", help="The id of one deployment.")], None),
     "development": (Annotated[bool, _option("--development", help="The development deployment.")], False),
     "url": (Annotated[str | None, _option("--url", help="A local server, such as http://127.0.0.1:8000.")], None),
-    "timeout": (Annotated[float, _option("--timeout", help="Seconds to wait at most.", callback=_positive)], 1800.0),
+    "timeout": (Annotated[float, _option("--timeout", help="Seconds to wait at most.", callback=positive)], 1800.0),
 }
 
 
@@ -89,6 +90,7 @@ def on_target(command: Callable[..., None]) -> Callable[..., None]:
         for name, (annotation, default) in OPTIONS.items()
     ]
     parameters = [parameter.replace(kind=keyword) for parameter in own] + shared
-    run.__signature__ = inspect.Signature(parameters)  # typer reads it
+    # Any function may have one, and typer reads it.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

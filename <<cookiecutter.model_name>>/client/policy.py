@@ -73,7 +73,10 @@ def next_pause(kind: Kind, error: ClientError, tries: int, answered: bool, deadl
     stranger = isinstance(error, Unreachable | ConnectionLost) and not answered and tries >= STRANGER_TRIES
     if stranger or not may_try_again(kind, error):
         raise error
-    seconds = pause(kind, error, tries)
-    if seconds >= deadline.left():
+    seconds, left = pause(kind, error, tries), max(deadline.left(), 0.0)
+    if error.retry_after is not None and seconds >= left:
+        sentence = f"The answer asks to wait {shown(seconds)}, and {left:.0f} s of {shown(deadline.seconds)} are left"
+        raise TimedOut(f"{sentence}. The last try: {error}", error.status, error.retry_after)
+    if seconds >= left:
         raise TimedOut(f"There was no answer within {shown(deadline.seconds)}. The last try: {error}", error.status)
     return seconds

@@ -48,6 +48,7 @@ def put_back_afterwards(target: Target, settings: dict[str, int], lock: int) -> 
         start_new_session=True,  # a Ctrl-C or the end of the terminal does not reach it
         pass_fds=[lock],
     )
+    assert process.stdin and process.stdout  # these pipes
     process.stdin.write(job + "\n")
     process.stdin.flush()
     # Only when it is there may anything be changed.

@@ -6,13 +6,14 @@ api.py carries them out, with and without asyncio. What goes wrong is thrown int
 import dataclasses
 import json
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, TypeVar
 
 from client.errors import (
     ClientError,
     ConnectionLost,
     DeploymentFailed,
     InvalidInput,
+    KeyRefused,
     NotFound,
     NotReady,
     RequestRefused,
@@ -44,7 +45,8 @@ ASYNC_BODY_BYTES = 256 * 1024
 class Status:
     """status: Baseten's own word, such as SCALED_TO_ZERO, WAKING_UP, LOADING_MODEL or ACTIVE.
 
-    autoscaling: the settings that are known, by their names. None: Baseten does not say.
+    autoscaling: the settings that are known, by their names, of the environment or of the single deployment. None:
+    Baseten does not say.
     """
 
     status: str
@@ -76,10 +78,13 @@ class Wait:
     reason: ClientError | None = None
 
 
-Steps = Generator[Call | Wait | Status | Event, Any, Any]
+Result = TypeVar("Result")
+Steps = Generator[Call | Wait | Status | Event, Any, Result]
 
 
-def persist(call: Call, deadline: Deadline, answered: bool = False, told: tuple[type[ClientError], ...] = ()) -> Steps:
+def persist(
+    call: Call, deadline: Deadline, answered: bool = False, told: tuple[type[ClientError], ...] = ()
+) -> Steps[Any]:
     """Return the answer, after as many tries as policy.py allows.
 
     answered: the address is known to be right. told: errors that are an answer to the caller, and end the tries.
@@ -98,13 +103,13 @@ def persist(call: Call, deadline: Deadline, answered: bool = False, told: tuple[
         yield wait
 
 
-def wake(target: Target, local: bool, deadline: Deadline) -> Steps:
+def wake(target: Target, local: bool, deadline: Deadline) -> Steps[None]:
     if local:
         return
     yield from persist(Call(Kind.WAKE, lambda to: target.call(to.inference, "wake")), deadline)
 
 
-def status(target: Target, local: bool, deadline: Deadline, answered: bool = False) -> Steps:
+def status(target: Target, local: bool, deadline: Deadline, answered: bool = False) -> Steps[Status]:
     if local:
         try:
             loaded = Call(Kind.READ, lambda to: to.local("GET", LOADED_PATH))
@@ -121,7 +126,7 @@ def status_of(target: Target, found: Any) -> Status:
     deployment = found.current_deployment if target.environment else found
     if deployment is None:
         raise UnexpectedAnswer(f"{target} has no deployment yet: `truss push --environment {target}` makes one.")
-    settings = deployment.autoscaling_settings
+    settings = found.autoscaling_settings
     return Status(
         status=deployment.status,
         replicas=deployment.active_replica_count,
@@ -130,7 +135,7 @@ def status_of(target: Target, found: Any) -> Status:
     )
 
 
-def watch(target: Target, local: bool, timeout: float, until: Callable[[Status], bool]) -> Steps:
+def watch(target: Target, local: bool, timeout: float, until: Callable[[Status], bool]) -> Steps[None]:
     """Yield each new status until it is the one; then end."""
     deadline = Deadline(timeout)
     seen = None
@@ -148,7 +153,7 @@ def watch(target: Target, local: bool, timeout: float, until: Callable[[Status],
         yield Wait(LEAST_PAUSE)
 
 
-def generate(target: Target, local: bool, request: dict[str, Any], deadline: Deadline) -> Steps:
+def generate(target: Target, local: bool, request: dict[str, Any], deadline: Deadline) -> Steps[dict[str, Any]]:
     """Return the model's answer, as JSON holds it."""
     _check_plain(request)
 
@@ -163,7 +168,7 @@ def generate(target: Target, local: bool, request: dict[str, Any], deadline: Dea
     return _json(answer) if local else answer.root
 
 
-def events(target: Target, local: bool, request: dict[str, Any], deadline: Deadline) -> Steps:
+def events(target: Target, local: bool, request: dict[str, Any], deadline: Deadline) -> Steps[None]:
     """Yield each Event, the last of which holds the model's answer. Tries again only while there is no answer yet."""
     _check_plain(request)
     body = {**request, "stream": True}
@@ -188,7 +193,7 @@ def events(target: Target, local: bool, request: dict[str, Any], deadline: Deadl
     raise ConnectionLost("The answer ended before the images were there: try again.")
 
 
-def submit(target: Target, local: bool, request: dict[str, Any], webhook: str, deadline: Deadline) -> Steps:
+def submit(target: Target, local: bool, request: dict[str, Any], webhook: str, deadline: Deadline) -> Steps[str]:
     """Return the id of an async request. Its answer goes to webhook, and is kept nowhere else."""
     _only_on_baseten(local, "An async request")
     _check_plain(request)
@@ -208,17 +213,18 @@ def submit(target: Target, local: bool, request: dict[str, Any], webhook: str, d
             "one: send a smaller image, or leave out the webhook."
         )
     call = Call(Kind.CREATE, lambda to: target.call(to.inference, "async_predict", request=body))
-    return (yield from persist(call, deadline)).request_id
+    request_id: str = (yield from persist(call, deadline)).request_id
+    return request_id
 
 
-def submitted(local: bool, request_id: str, deadline: Deadline) -> Steps:
+def submitted(local: bool, request_id: str, deadline: Deadline) -> Steps[Any]:
     """Return what Baseten says of an async request: the SDK's AsyncRequestStatusResponse."""
     _only_on_baseten(local, "An async request")
     call = Call(Kind.READ, lambda to: to.inference.get_async_request_status(request_id=request_id))
     return (yield from persist(call, deadline))
 
 
-def autoscaling(target: Target, local: bool, changes: dict[str, int], deadline: Deadline) -> Steps:
+def autoscaling(target: Target, local: bool, changes: dict[str, int], deadline: Deadline) -> Steps[dict[str, int]]:
     """Return the settings, after the changes if there are any."""
     _only_on_baseten(local, "Autoscaling")
     request = checked_autoscaling(changes)
@@ -226,9 +232,17 @@ def autoscaling(target: Target, local: bool, changes: dict[str, int], deadline: 
     if not changes:
         return now.autoscaling or {}
 
+    from baseten.client.managementapi import UpdateEnvironmentRequest
+
     def ask(to: Any) -> Any:
-        return to.management.patch_models_deployments_autoscaling_settings(
-            model_id=target.model_id, deployment_id=now.deployment_id, request=request
+        if not target.environment:
+            return to.management.patch_models_deployments_autoscaling_settings(
+                model_id=target.model_id, deployment_id=now.deployment_id, request=request
+            )
+        # Those of its deployment alone would be gone with the next one that is promoted.
+        of_environment = UpdateEnvironmentRequest(autoscaling_settings=request)
+        return to.management.patch_models_environments(
+            model_id=target.model_id, env_name=target.environment, request=of_environment
         )
 
     yield from persist(Call(Kind.CHANGE, ask), deadline, answered=True)
@@ -255,15 +269,15 @@ def checked_autoscaling(changes: dict[str, int]) -> Any:
         low, high = BOUNDS[name]
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise InvalidInput(f"{name} is {value!r}: use a whole number from {low} to {high}.")
-    low, high = changes.get("min_replica"), changes.get("max_replica")
-    if low is not None and high is not None and low > high:
-        raise InvalidInput(f"min_replica is {low}: use at most max_replica, which is {high}.")
+    least, most = changes.get("min_replica"), changes.get("max_replica")
+    if least is not None and most is not None and least > most:
+        raise InvalidInput(f"min_replica is {least}: use at most max_replica, which is {most}.")
     from baseten.client.managementapi import UpdateAutoscalingSettings
 
     return UpdateAutoscalingSettings(**changes)
 
 
-def environment(target: Target, local: bool, deadline: Deadline) -> Steps:
+def environment(target: Target, local: bool, deadline: Deadline) -> Steps[Any]:
     """Return the SDK's Environment. Raises InvalidInput for a target that is none."""
     _only_on_baseten(local, "An environment")
     if not target.environment:
@@ -271,7 +285,7 @@ def environment(target: Target, local: bool, deadline: Deadline) -> Steps:
     return (yield from persist(Call(Kind.READ, lambda to: target.describe(to.management)), deadline))
 
 
-def change_schedules(target: Target, local: bool, settings: Any, deadline: Deadline) -> Steps:
+def change_schedules(target: Target, local: bool, settings: Any, deadline: Deadline) -> Steps[Any]:
     """Send the SDK's UpdateAutoscalingScheduleSettings. Returns the Environment after it."""
     _only_on_baseten(local, "A schedule")
     from baseten.client.managementapi import UpdateEnvironmentRequest
@@ -288,28 +302,35 @@ def change_schedules(target: Target, local: bool, settings: Any, deadline: Deadl
     return (yield from persist(Call(kind, ask), deadline, answered=True)).environment
 
 
-def startups(target: Target, local: bool, deployment_id: str, window: dict[str, Any], deadline: Deadline) -> Steps:
+def startups(
+    target: Target, local: bool, deployment_id: str, window: dict[str, Any], deadline: Deadline
+) -> Steps[list[Any] | None]:
     """Return the newest attempts in Baseten's record (the SDK's StartupAttempt), or None where there is no record."""
     _only_on_baseten(local, "The record of startups")
     call = Call(Kind.READ, lambda to: target.startups(to.management, deployment_id, **window))
     try:
-        return (yield from persist(call, deadline, answered=True)).items
-    except (NotFound, RequestRefused):
-        return None
+        found: list[Any] = (yield from persist(call, deadline, answered=True)).items
+        return found
+    except (NotFound, RequestRefused, KeyRefused) as error:
+        if error.status == 401:
+            raise
+        return None  # 403: it is off
 
 
-def startups_summary(target: Target, local: bool, window: dict[str, int], deadline: Deadline) -> Steps:
+def startups_summary(target: Target, local: bool, window: dict[str, int], deadline: Deadline) -> Steps[Any]:
     """Return the SDK's StartupSummary, or None where there is no record."""
     now = yield from status(target, local, deadline)
     _only_on_baseten(local, "The record of startups")
     call = Call(Kind.READ, lambda to: target.startups_summary(to.management, now.deployment_id, **window))
     try:
         return (yield from persist(call, deadline, answered=True))
-    except (NotFound, RequestRefused):
-        return None
+    except (NotFound, RequestRefused, KeyRefused) as error:
+        if error.status == 401:
+            raise
+        return None  # 403: it is off
 
 
-def ask_management(local: bool, method: str, deadline: Deadline, **arguments: Any) -> Steps:
+def ask_management(local: bool, method: str, deadline: Deadline, **arguments: Any) -> Steps[Any]:
     """Return what a method of the SDK's management API says that changes nothing."""
     _only_on_baseten(local, "The account")
     call = Call(Kind.READ, lambda to: getattr(to.management, method)(**arguments))

@@ -6,7 +6,7 @@ import re
 import zoneinfo
 from typing import Any
 
-from client.errors import ClientError, InvalidInput, NotFound, RequestRefused
+from client.errors import ClientError, InvalidInput, KeyRefused, NotFound, RequestRefused
 
 DAYS = ("MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY", "SATURDAY", "SUNDAY")
 WORKFLOW = ".github/workflows/wake.yml"
@@ -117,8 +117,9 @@ def change(client: Any, settings: Any, environment: Any, timeout: float) -> Any:
     """Send the settings. Returns the environment after it. Raises ClientError with NOT_THERE if that is why."""
     try:
         after = client.change_schedules(settings, timeout)
-    except (NotFound, RequestRefused) as error:
-        if environment.autoscaling_schedules is None:
+    except (NotFound, RequestRefused, KeyRefused) as error:
+        # 403: the key is good, as it was just before, and what is off is refused.
+        if environment.autoscaling_schedules is None and error.status != 401:
             raise ClientError(f"{NOT_THERE} ({error})") from None
         raise
     if after.autoscaling_schedules is None:
@@ -230,9 +231,13 @@ def _window(
         raise InvalidInput(f"--on is {on}: {start_at:%Y-%m-%d %H:%M} has passed in {zone.key}, use a later time.")
     for option, moment in (("--from", start_at), ("--to", end_at)):
         # Where clocks go forward, the time that they leave out has the earlier offset only at first sight.
-        if moment.replace(fold=1).utcoffset() > moment.utcoffset():
+        if _offset(moment.replace(fold=1)) > _offset(moment):
             raise InvalidInput(
                 f"{option} is {moment:%H:%M}: there is no such time on {on} in {zone.key}, as clocks go forward over "
                 "it. Use another one."
             )
     return {"cadence": "ONE_TIME", "start_at": start_at, "end_at": end_at}
+
+
+def _offset(moment: datetime.datetime) -> datetime.timedelta:
+    return moment.utcoffset() or datetime.timedelta()

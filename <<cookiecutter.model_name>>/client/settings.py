@@ -12,8 +12,8 @@ USUAL_SIDES = {
 }
 
 
-def read_config() -> dict[str, Any]:
-    """Return config.yaml of this project."""
+def read_config() -> Any:
+    """Return what config.yaml of this project holds: a mapping, unless somebody broke it."""
     import yaml
 
     return yaml.safe_load(CONFIG.read_text("utf-8"))

@@ -83,6 +83,7 @@ class _InTime(httpx.SyncByteStream):
     """
 
     def __init__(self, response: httpx.Response) -> None:
+        assert isinstance(response.stream, httpx.SyncByteStream)  # of httpx.Client
         self._body, self._request = response.stream, response.request
         self._end = time.monotonic() + response.request.extensions["timeout"]["read"]
 
@@ -121,17 +122,18 @@ class Reach:
         self._http = http
         self._route = route
         self._timeout = httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
-        self._is_async = isinstance(http, httpx.AsyncClient)
 
     @property
     def inference(self) -> Any:
-        made = inferenceapi.AsyncApiClient if self._is_async else inferenceapi.ApiClient
-        return made(self._http, base_url=self._route.inference, timeout=self._timeout)
+        if isinstance(self._http, httpx.AsyncClient):
+            return inferenceapi.AsyncApiClient(self._http, base_url=self._route.inference, timeout=self._timeout)
+        return inferenceapi.ApiClient(self._http, base_url=self._route.inference, timeout=self._timeout)
 
     @property
     def management(self) -> Any:
-        made = managementapi.AsyncApiClient if self._is_async else managementapi.ApiClient
-        return made(self._http, base_url=self._route.management, timeout=self._timeout)
+        if isinstance(self._http, httpx.AsyncClient):
+            return managementapi.AsyncApiClient(self._http, base_url=self._route.management, timeout=self._timeout)
+        return managementapi.ApiClient(self._http, base_url=self._route.management, timeout=self._timeout)
 
     def local(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the httpx.Response of the local server."""

@@ -24,7 +24,7 @@ class Watcher:
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
-        self._task: asyncio.Task | None = None
+        self._task: asyncio.Task[None] | None = None
         self._started = self._ended = float("-inf")
         self._status: Status | None = None
         self._error: str | None = None

@@ -50,11 +50,13 @@ def of_request(request: GenerationRequest) -> Asked:
         with _of_field("image"):
             found = [picture.decode_reference(text, references, multiple) for text in texts]
         return Asked(arguments | size | {"image": found})
+    assert isinstance(request.image, str)  # or the request is refused
     with _of_field("image"):
         start = picture.decode(request.image, **size)
     arguments |= {"strength": request.strength}
     if request.mask is None:
         other = SETTINGS.image_to_image
+        assert other  # the same
         return Asked(arguments | {"image": start} | (size if other.takes_size else {}), other)
     with _of_field("mask"):
         shape = mask.decode(request.mask, **size, blur=request.mask_blur)

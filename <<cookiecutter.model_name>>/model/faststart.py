@@ -61,7 +61,7 @@ class ColdStart:
             self.phases[name] = time.perf_counter() - started
 
     @contextlib.contextmanager
-    def reported(self) -> Iterator[Callable[[str], contextlib.AbstractContextManager]]:
+    def reported(self) -> Iterator[Callable[[str], contextlib.AbstractContextManager[None]]]:
         """Give phase(), and report at the end: also what led to a fault."""
         try:
             yield self.phase
@@ -203,7 +203,8 @@ def record(class_name: str) -> None:
     """Write down what the imports read, phase by phase. A build command in config.yaml does it, in the image."""
     opened: dict[str, None] = {}  # in the order in which they are needed
     sys.addaudithook(lambda event, arguments: opened.setdefault(str(arguments[0])) if event == "open" else None)
-    phases, problem, before = [], "", {}
+    phases: list[list[Any]] = []
+    problem, before = "", dict[str, set[int]]()
     for names in PHASES:
         modules = [importlib.import_module(name) for name in names]
         getattr(modules[0], class_name, None)
@@ -262,4 +263,9 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    {"read": read_all, "record": record, "startup": lambda: print(STARTUP)}[sys.argv[1]](*sys.argv[2:])
+    commands: dict[str, Callable[..., None]] = {
+        "read": read_all,
+        "record": record,
+        "startup": lambda: print(STARTUP),
+    }
+    commands[sys.argv[1]](*sys.argv[2:])

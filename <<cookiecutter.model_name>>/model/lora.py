@@ -92,7 +92,7 @@ def _converted(pipeline: Any, tensors: dict[str, Any]) -> int:
     options = {"unet_config": pipeline.unet.config} if hasattr(pipeline, "unet") else {}
     made = pipeline.lora_state_dict(copies, **options)
     made = made[0] if isinstance(made, tuple) else made
-    waiting, reached = [get_gradient_edge(tensor).node for tensor in made.values()], set()
+    waiting, reached = [get_gradient_edge(tensor).node for tensor in made.values()], set[Any]()
     while waiting:
         node = waiting.pop()
         if node not in reached:

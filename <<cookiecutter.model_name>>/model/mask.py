@@ -31,7 +31,7 @@ def cut_out(start: Any, mask: Any, padding: int | None, cell: int) -> tuple[Any,
     import numpy
     from PIL import Image
 
-    box = (0, 0, *start.size) if padding is None else _around(mask.getbbox(), start.size, padding)
+    box: Box = (0, 0, start.width, start.height) if padding is None else _around(mask.getbbox(), start.size, padding)
     width, height = box[2] - box[0], box[3] - box[1]
     grey = numpy.asarray(mask.resize(start.size, Image.Resampling.NEAREST, box))
     # So that all that will show is painted, however thin or pale.

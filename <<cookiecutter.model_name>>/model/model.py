@@ -30,7 +30,7 @@ class Model:
 
     def __init__(self, lazy_data_resolver: Any, **_: Any) -> None:
         self._lazy_data_resolver = lazy_data_resolver
-        self._pipeline = None
+        self._pipeline: Any = None
         self._others: dict[str, Any] = {}
         self._guard = Guard()
         self._cold_start: faststart.ColdStart | None = faststart.ColdStart()
@@ -39,6 +39,7 @@ class Model:
 
     def load(self) -> None:
         """Everything here is part of the cold start. Raises WeightsError or SettingsError with a sentence."""
+        assert self._cold_start  # until the first answer
         with self._cold_start.reported() as phase:
             # Imported here and not above, while the weights are on their way.
             with phase("import_torch"), faststart.without_garbage_collection():

@@ -230,9 +230,14 @@ def _sentence(error: Any) -> str:
     *place, key = error["loc"] or (BLOCK,)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        models = {"defaults": Defaults, "limits": Limits, "prompt_tokens": PromptTokens, "image_to_image": ImageToImage}
+        models: dict[str, type[Strict]] = {
+            "defaults": Defaults,
+            "limits": Limits,
+            "prompt_tokens": PromptTokens,
+            "image_to_image": ImageToImage,
+        }
         models |= {"inpaint": Inpaint, "reference_images": ReferenceImages, "loras": Lora}
-        known = models.get(place[0], Component) if place else Settings
+        known: type[Strict] = models.get(place[0], Component) if place else Settings
         message = f"there is no such key{did_you_mean(key, list(known.model_fields))}"
     return f"config.yaml, {'.'.join(map(str, (*place, key)))}: {message[0].lower()}{message[1:]}."
 

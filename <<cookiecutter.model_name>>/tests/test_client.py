@@ -126,6 +126,11 @@ def environment(*arguments: Any, **changes: Any) -> sdk.Environment:
     )
 
 
+def changed() -> httpx.Response:
+    """What Baseten answers to a change of an environment."""
+    return reply(sdk.UpdateEnvironmentResponse(environment=environment(), status="ACCEPTED", message="Done."))
+
+
 TARGETS = [
     (Target("m1"), "https://model-m1.api.baseten.co/production/", "environments/production"),
     (
@@ -254,8 +259,7 @@ def test_an_image_that_may_have_been_made_is_not_asked_for_again(call: Callable[
 
 def test_a_change_is_tried_again_and_something_new_is_not(call: Callable[..., Any]) -> None:
     body = reply(environment())
-    done = reply(sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED", message="Done."))
-    answer, _ = answers(body, httpx.ReadError("x"), httpx.Response(503), done)
+    answer, _ = answers(body, httpx.ReadError("x"), httpx.Response(503), changed())
     assert call(answer, "autoscaling", min_replica=1)["min_replica"] == 1
     answer, seen = answers(httpx.Response(503))
     with pytest.raises(client.Unavailable):
@@ -266,8 +270,7 @@ def test_a_change_is_tried_again_and_something_new_is_not(call: Callable[..., An
 def test_settings_are_put_back_when_the_network_is_there_again(slept: list[float]) -> None:
     # As long as an evening without a network: far more tries than an address gets from which no answer ever came.
     down = [httpx.ConnectError("no")] * 20
-    done = sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED", message="Done.")
-    answer, seen = answers(*down, reply(environment()), reply(done), reply(environment()))
+    answer, seen = answers(*down, reply(environment()), changed(), reply(environment()))
     restore.put_back(Client(MODEL, transport=httpx.MockTransport(answer)), {"min_replica": 0, "scale_down_delay": 900})
     assert [request.method for request in seen[-3:]] == ["GET", "PATCH", "GET"]
 
@@ -275,11 +278,9 @@ def test_settings_are_put_back_when_the_network_is_there_again(slept: list[float
 def test_a_coldstart_takes_no_longer_than_it_may_in_all(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slept: list[float]
 ) -> None:
-    done = sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED", message="Done.")
-
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "PATCH":
-            return reply(done)
+            return changed()
         if request.method == "POST":
             return httpx.Response(202)
         waited = sum(slept)
@@ -374,6 +375,17 @@ def test_the_pause_is_what_the_answer_says_and_never_none(
 def test_a_date_to_wait_for_is_understood() -> None:
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=90)
     assert 85 < errors.retry_after(soon.strftime("%a, %d %b %Y %H:%M:%S GMT"), {}) <= 90
+
+
+def test_an_answer_that_asks_for_more_time_than_there_is_ends_the_tries(
+    call: Callable[..., Any], slept: list[float]
+) -> None:
+    busy = httpx.Response(429, headers={"Retry-After": "120"})
+    answer, _ = answers(httpx.Response(429, headers={"Retry-After": "20"}), busy)
+    with pytest.raises(client.TimedOut, match="asks to wait 120 s, and 40 s of 60 s are left") as caught:
+        call(answer, "generate", "a boat", timeout=60)
+    assert (caught.value.status, caught.value.retry_after) == (429, 120.0)
+    assert slept == [20.0]
 
 
 def test_generate_gives_up_in_a_sentence(call: Callable[..., Any], slept: list[float]) -> None:
@@ -641,13 +653,54 @@ def test_a_load_tells_what_was_tried_again_and_what_was_no_image(slept: list[flo
     assert result.tried_again == {"Unavailable 429": 1}
 
 
+def test_a_load_that_only_fails_gives_up(slept: list[float], capsys: pytest.CaptureFixture) -> None:
+    failing = [httpx.Response(500, headers=OWN, json={"error": "no memory"})] * load.GIVE_UP_AFTER
+    made = [httpx.Response(200, json=IMAGE)]
+    answer, seen = answers(httpx.Response(202), reply(environment()), *failing[1:], *made, *failing)
+    result = load.Result()
+    asked = AsyncClient(MODEL, transport=httpx.MockTransport(answer))
+    asyncio.run(load.run(asked, result, {"prompt": "a boat"}, requests=1000, concurrency=1, timeout=60))
+    assert (result.images, result.errors["ModelFailed 500"]) == (1, 2 * load.GIVE_UP_AFTER - 1)
+    assert len(seen) == 2 * load.GIVE_UP_AFTER + 2
+    load.report(result, None, True)
+    told = capsys.readouterr()
+    assert json.loads(told.out)["given_up"] is True
+    assert "Given up after 10 failures in a row. The last one: The model failed (500: no memory)" in told.err
+
+
+@pytest.mark.parametrize("method", ["startups", "startups_summary"])
+def test_a_record_that_is_off_is_no_refused_key(call: Callable[..., Any], method: str) -> None:
+    arguments = ["dep1"] if method == "startups" else []
+    first = [] if method == "startups" else [reply(environment())]
+    window = {"start_epoch_millis": 1, "end_epoch_millis": 2}
+    answer, _ = answers(*first, httpx.Response(403))
+    assert call(answer, method, *arguments, **window) is None
+    answer, _ = answers(*first, httpx.Response(401))
+    with pytest.raises(client.KeyRefused):
+        call(answer, method, *arguments, **window)
+
+
 def test_autoscaling_is_shown_and_changed(call: Callable[..., Any]) -> None:
     done = reply(sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED", message="Done."))
-    answer, seen = answers(reply(environment()), done)
-    assert call(answer, "autoscaling", min_replica=1)["min_replica"] == 1
+    answer, seen = answers(reply(deployment()), done)
+    assert call(answer, "autoscaling", target=Target("abc123", "deployment", "dep1"), min_replica=1)["min_replica"] == 1
     assert seen[1].url.path == "/v1/models/abc123/deployments/dep1/autoscaling_settings"
     assert sdk.UpdateAutoscalingSettings.model_validate_json(seen[1].content).min_replica == 1
     assert json.loads(seen[1].content) == {"min_replica": 1}
+
+
+def test_autoscaling_of_an_environment_is_its_own_and_outlives_the_deployment(call: Callable[..., Any]) -> None:
+    # By a change of the deployment alone, say: the next one that is promoted knows nothing of it.
+    other = deployment().autoscaling_settings.model_copy(update={"scale_down_delay": 60})
+    now = environment(current=deployment(autoscaling_settings=other))
+    for target in (MODEL, Target("abc123", "regional", "production")):
+        answer, seen = answers(reply(now), reply(now), changed())
+        assert call(answer, "autoscaling", target=target)["scale_down_delay"] == 900
+        found = call(answer, "autoscaling", target=target, min_replica=1)
+        assert (found["min_replica"], found["scale_down_delay"]) == (1, 900)
+        assert (seen[2].method, seen[2].url.path) == ("PATCH", "/v1/models/abc123/environments/production")
+        assert sdk.UpdateEnvironmentRequest.model_validate_json(seen[2].content).autoscaling_settings.min_replica == 1
+        assert json.loads(seen[2].content) == {"autoscaling_settings": {"min_replica": 1}}
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 import local_server
 from client import (
+    ClientError,
     Event,
     InvalidInput,
+    KeyRefused,
     Target,
     Unreachable,
     cli,
@@ -127,6 +129,27 @@ def test_a_schedule_that_gives_way_is_named(capsys: pytest.CaptureFixture) -> No
 
     assert "This replaces office, which was Mon, Tue, Wed, Thu, Fri 08:45 to 18:00." in told("office")
     assert told("saturday") == ""
+
+
+class Refusing:
+    """A client whose workspace refuses to change schedules."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def change_schedules(self, *_: Any) -> Any:
+        raise self.error
+
+
+def test_schedules_that_are_off_are_no_refused_key() -> None:
+    for status, kind, sentence in ((403, ClientError, "does not have Baseten's"), (401, KeyRefused, "the key")):
+        refusing = Refusing(KeyRefused("Baseten refused the key.", status))
+        with pytest.raises(ClientError, match=sentence) as caught:
+            schedule.change(refusing, settings_of(), environment(), 60)
+        assert type(caught.value) is kind
+    there = sdk.EnvironmentAutoscalingSchedules(schedules=[], applied_state=None)
+    with pytest.raises(KeyRefused):
+        schedule.change(Refusing(KeyRefused("x", 403)), settings_of(), environment(autoscaling_schedules=there), 60)
 
 
 def test_the_hour_that_comes_twice_is_the_first_of_them() -> None:
