@@ -77,9 +77,10 @@ class Model:
 
         def work() -> tuple[list[Any], list[str]]:
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
-            with lora.chosen(self._pipeline, arguments.loras(inputs)):
-                warnings = arguments.warnings(inputs, self._pipeline)
-                return [self._generate(asked, seed, left) for seed in seeds], warnings
+            if SETTINGS.lora_names:
+                lora.choose(self._pipeline, arguments.loras(inputs))
+            warnings = arguments.warnings(inputs, self._pipeline)
+            return [self._generate(asked, seed, left) for seed in seeds], warnings
 
         with request.state.watch_disconnect() as left:
             (pictures, warnings), wait, generate = self._guard.run(work)
