@@ -88,7 +88,7 @@ def of_image(seed: int, steps: int, stepped: Callable[[int], None]) -> dict[str,
 
 
 def loras(request: GenerationRequest) -> dict[str, float]:
-    """Return the scale of each LoRA that the request chooses, by its folder: see lora.chosen()."""
+    """Return the scale of each LoRA that the request chooses, by its folder: see lora.choose()."""
     known = {lora.name: lora for lora in SETTINGS.loras}
     return {
         known[each.name].folder: known[each.name].scale if each.scale is None else each.scale for each in request.loras

@@ -1,7 +1,5 @@
 """Adds LoRAs: fused into the weights, or beside them for a request to choose. Says why one cannot be added."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +20,20 @@ def add(pipeline: Any, folder: Path, loras: list[Lora]) -> None:
     for lora in sorted(loras, key=lambda lora: not lora.fused):
         _add(pipeline, folder / lora.folder, lora)
     if not all(lora.fused for lora in loras):
-        pipeline.disable_lora()
+        choose(pipeline, {})
 
 
-@contextlib.contextmanager
-def chosen(pipeline: Any, scales: dict[str, float]) -> Iterator[None]:
-    """Give the LoRAs in these folders an effect, each at its scale, until the block ends, by a fault or not."""
-    if not scales:
-        yield
-        return
-    try:
-        pipeline.set_adapters(list(scales), list(scales.values()))
-        pipeline.enable_lora()
-        yield
-    finally:
-        pipeline.disable_lora()
+def choose(pipeline: Any, scales: dict[str, float]) -> None:
+    """Give the LoRAs of these folders an effect, each at its scale, and all others none."""
+    for part in pipeline.components.values():
+        for layer in part.modules() if hasattr(part, "modules") else ():
+            if not hasattr(layer, "set_scale"):
+                continue
+            # Asked of each layer: that is slow with many LoRAs, and a fault may have ended the last choice halfway.
+            if layer.active_adapters != [*scales]:
+                layer.set_adapter([*scales], inference_mode=True)
+            for folder, scale in scales.items():
+                layer.set_scale(folder, scale)
 
 
 def _add(pipeline: Any, folder: Path, lora: Lora) -> None:

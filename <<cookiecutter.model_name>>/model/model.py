@@ -92,9 +92,10 @@ class Model:
         def work() -> tuple[list[Any], list[str]]:
             progress.begin()
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
-            with lora.chosen(self._pipeline, arguments.loras(inputs)):
-                warnings = arguments.warnings(inputs, self._pipeline, asked)
-                return [self._generate(asked, seed, progress) for seed in seeds], warnings
+            if SETTINGS.lora_names:
+                lora.choose(self._pipeline, arguments.loras(inputs))
+            warnings = arguments.warnings(inputs, self._pipeline, asked)
+            return [self._generate(asked, seed, progress) for seed in seeds], warnings
 
         (pictures, warnings), wait, generate = self._guard.run(work)
         started = time.perf_counter()
