@@ -87,7 +87,7 @@ class Outcome:
         return math.fsum(self.delays) / len(self.delays) if self.delays else 0.0
 
     def percentiles(self, *percents: int) -> list[float]:
-        """Return for each the smallest delay that is not below percent of them (nearest rank). 0: no requests."""
+        """Return the smallest delay that is not below percent of them, for each (the nearest rank). 0 without any."""
         waited = sorted(delay for delay in self.delays if delay > 0)
         at_once = len(self.delays) - len(waited)
         places = [-(-len(self.delays) * percent // 100) - 1 - at_once for percent in percents]
