@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,13 @@ def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, dev
         raise SettingsError(
             f"config.yaml, components.{name}: a {class_.__name__} is read from a folder: use file: null."
         )
+    if part and part.file and part.file.endswith(".gguf"):
+        if not find_spec("gguf"):
+            raise SettingsError(f"config.yaml, requirements: {part.file} needs the package gguf: add it.")
+        # Its tensors stay as they are, and each layer unpacks its own for each step.
+        options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
     try:
         if part and part.file:
-            if part.file.endswith(".gguf"):
-                # Its tensors stay as they are, and each layer unpacks its own for each step.
-                options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
             # device, as it takes no notice of device_map.
             return class_.from_single_file(
                 str(folder / part.file), config=str(pipeline), subfolder=name, device=device, **options
@@ -146,8 +149,6 @@ def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, dev
         model, report = class_.from_pretrained(
             folder, use_safetensors=True, device_map=device, output_loading_info=True, **options
         )
-    except ImportError as error:
-        raise SettingsError(f"config.yaml, requirements: {_one_line(error)}.") from error
     except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         # A tensor that no file holds: torch cannot move it, and from_single_file cannot find it.
         missing = isinstance(error, NotImplementedError | LookupError)

@@ -8,11 +8,11 @@ from typing import Any
 
 import diffusers
 import gguf
+import model.pipeline
 import numpy as np
 import pytest
 import torch
 from conftest import BLOCKS, Make, Served
-from diffusers.models import model_loading_utils
 from model.pipeline import read_pipeline
 from model.settings import SettingsError
 from model.weights import WeightsError
@@ -133,8 +133,8 @@ def test_a_lora_is_refused(preset: str, settings_of: Make) -> None:
 
 
 def test_a_missing_package_is_named(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_loading_utils, "is_gguf_available", lambda: False)
-    with pytest.raises(SettingsError, match=r"requirements: .*gguf"):
+    monkeypatch.setattr(model.pipeline, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"requirements: .*\.gguf needs the package gguf"):
         read_pipeline(settings_of(PACKED[0]), "cpu")
 
 
@@ -179,10 +179,10 @@ def test_each_tensor_of_flux_is_found_in_the_layout_of_its_makers(settings_of: M
     wide = {**json.loads(config.read_text()), "attention_head_dim": 128, "num_attention_heads": 24}
     config.write_text(json.dumps(wide))
     with torch.device("meta"):
-        model = diffusers.FluxTransformer2DModel.from_config(wide)
+        flux = diffusers.FluxTransformer2DModel.from_config(wide)
     generator = np.random.default_rng(0)
     stored: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in flux.state_dict().items():
         if tensor.ndim == 2:
             rows, columns = tensor.shape
             shape = rows, columns // 32 * 34  # a block of 32 numbers, and the two bytes of its scale
