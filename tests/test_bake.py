@@ -36,6 +36,7 @@ MANIFEST = {
     "client/console.py",
     "client/doctor.py",
     "client/errors.py",
+    "client/events.py",
     "client/form.py",
     "client/generation.py",
     "client/load.py",
@@ -63,9 +64,11 @@ MANIFEST = {
     "model/faststart.py",
     "model/guard.py",
     "model/lora.py",
+    "model/mask.py",
     "model/model.py",
     "model/picture.py",
     "model/pipeline.py",
+    "model/progress.py",
     "model/proof.py",
     "model/request.py",
     "model/settings.py",
@@ -83,6 +86,7 @@ MANIFEST = {
     "tests/test_load.py",
     "tests/test_plan.py",
     "tests/test_server.py",
+    "tests/test_stream.py",
     "tests/tiny_pipeline.py",
 }
 RENDERED = {"config.yaml", "README.md"}

@@ -162,7 +162,7 @@ def _serves_production(client: Client) -> bool:
     target = client.target
     if target.kind != "deployment":
         return target.is_production
-    names = {"model_id": target.model_id, "deployment_id": target.name}
+    names: dict[str, Any] = {"model_id": target.model_id, "deployment_id": target.name}
     return bool(client.ask_management("get_models_deployments_deployment_id", **names).is_production)
 
 

@@ -62,7 +62,7 @@ def pause(kind: Kind, error: ClientError, tries: int) -> float:
         return max(error.retry_after, LEAST_PAUSE)
     if kind is Kind.PREDICT and isinstance(error, Unavailable) and not isinstance(error, NotReady):
         return BUSY_PAUSE if error.status == 429 else PARKED_PAUSE
-    return min(LEAST_PAUSE * 2 ** (tries - 1), MOST_PAUSE)
+    return min(LEAST_PAUSE * 2.0 ** min(tries - 1, 10), MOST_PAUSE)
 
 
 def next_pause(kind: Kind, error: ClientError, tries: int, answered: bool, deadline: Deadline) -> float:

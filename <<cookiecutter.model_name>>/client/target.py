@@ -79,8 +79,8 @@ class Target:
             return api.get_models_environments_startups(
                 model_id=self.model_id, env_name=self.environment, params=params
             )
-        params = sdk.GetModelsDeploymentsStartupsParams(**window)
-        return api.get_models_deployments_startups(model_id=self.model_id, deployment_id=deployment_id, params=params)
+        single = sdk.GetModelsDeploymentsStartupsParams(**window)
+        return api.get_models_deployments_startups(model_id=self.model_id, deployment_id=deployment_id, params=single)
 
     def startups_summary(self, api: Any, deployment_id: str, **window: int) -> Any:
         """Ask for the percentiles of that record."""
@@ -91,7 +91,7 @@ class Target:
             return api.get_models_environments_startups_summary(
                 model_id=self.model_id, env_name=self.environment, params=params
             )
-        params = sdk.GetModelsDeploymentsStartupsSummaryParams(**window)
+        single = sdk.GetModelsDeploymentsStartupsSummaryParams(**window)
         return api.get_models_deployments_startups_summary(
-            model_id=self.model_id, deployment_id=deployment_id, params=params
+            model_id=self.model_id, deployment_id=deployment_id, params=single
         )

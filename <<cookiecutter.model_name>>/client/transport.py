@@ -142,8 +142,8 @@ class Reach:
     def opened(self, target: Target, local: bool, path: str, body: dict[str, Any]) -> Any:
         """Return the httpx.Response of a predict, with its body still to come. path: of the local server."""
         if not local:
-            request = inferenceapi.PredictInput(body)
-            return target.call(self.inference, "predict", "_raw", request=request, accept=EVENTS)
+            asked = inferenceapi.PredictInput(body)
+            return target.call(self.inference, "predict", "_raw", request=asked, accept=EVENTS)
         address, headers = f"{self._route.local}{path}", {"Accept": EVENTS}
         request = self._http.build_request("POST", address, json=body, headers=headers, timeout=self._timeout)
         return self._http.send(request, stream=True)

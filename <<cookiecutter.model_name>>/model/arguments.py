@@ -52,7 +52,7 @@ def of_request(request: GenerationRequest) -> Asked:
         return Asked(arguments | size | {"image": found})
     assert isinstance(request.image, str)  # or the request is refused
     with _of_field("image"):
-        start = picture.decode(request.image, **size)
+        start = picture.decode(request.image, request.width, request.height)
     arguments |= {"strength": request.strength}
     if request.mask is None:
         other = SETTINGS.image_to_image

@@ -135,7 +135,12 @@ def read_all() -> None:
 def _read_together(parts: list[list[Any]]) -> None:
     # Many at a time, as each of thousands of small reads has to wait. The threads share one iterator.
     waiting = iter(parts)
-    threads = [threading.Thread(target=lambda: [_read_part(*part) for part in waiting]) for _ in range(READERS)]
+
+    def read() -> None:
+        for part in waiting:
+            _read_part(*part)
+
+    threads = [threading.Thread(target=read) for _ in range(READERS)]
     for thread in threads:
         thread.start()
     for thread in threads:

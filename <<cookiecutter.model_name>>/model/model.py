@@ -71,13 +71,14 @@ class Model:
         try:
             work = functools.partial(self._answer, inputs, arguments.of_request(inputs), began)
             if inputs.stream:
-                return Events(work)
+                return Events(work)  # type: ignore[return-value]  # Truss sends a Response as it is
             with request.state.watch_disconnect() as left:
                 return work(Progress(left))
         except HTTPException as refusal:
             # Raised, it would stand in the log as a traceback of this code.
             logger.warning("Answered %s: %s", refusal.status_code, refusal.detail)
-            return JSONResponse({"error": refusal.detail}, refusal.status_code)
+            answer = JSONResponse({"error": refusal.detail}, refusal.status_code)
+            return answer  # type: ignore[return-value]  # the same
 
     # async: it must not wait for a thread while requests hold them.
     async def is_healthy(self) -> bool:
@@ -117,13 +118,13 @@ class Model:
     def _warm_up(self) -> None:
         """Make one image of each size, so that kernels are loaded, or compiled, before the first request."""
         with compiled_blocks(self._pipeline) if SETTINGS.compile else contextlib.nullcontext():
-            for width, height in SETTINGS.warm_up_sizes or [(SETTINGS.defaults.width, SETTINGS.defaults.height)]:
+            for width, height in SETTINGS.warm_up_sizes or [[SETTINGS.defaults.width, SETTINGS.defaults.height]]:
                 inputs = GenerationRequest(
                     prompt="warm up", num_inference_steps=SETTINGS.limits.min_steps, width=width, height=height
                 )
                 asked = arguments.of_request(inputs)
                 try:
-                    self._guard.run(lambda asked=asked: self._generate(asked, 0, Progress(threading.Event())))
+                    self._guard.run(functools.partial(self._generate, asked, 0, Progress(threading.Event())))
                 except Exception:
                     if SETTINGS.compile:
                         raise

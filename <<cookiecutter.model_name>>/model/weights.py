@@ -77,4 +77,4 @@ def _has_its_hash(pointer: dict[str, Any]) -> bool:
     with file.open("rb") as stream:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
-    return digest.hexdigest() == pointer["hash"]
+    return bool(digest.hexdigest() == pointer["hash"])
