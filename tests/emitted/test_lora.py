@@ -328,7 +328,7 @@ def test_what_a_request_chooses_is_as_if_it_were_fused(
     for scales, expected in zip(choices, fused, strict=True):
         chosen = served.picture(loras=choose(**scales))
         assert abs(pixels(chosen) - pixels(expected)).max() <= 2, scales
-        assert abs(pixels(chosen) - pixels(base)).max() > 10, scales
+        assert abs(pixels(chosen) - pixels(base)).max() > 5, scales
         # The order in which they are named is none of their effect, and the next picture is the base model's.
         assert abs(pixels(served.picture(loras=choose(**scales)[::-1])) - pixels(expected)).max() <= 2, scales
         assert served.picture() == base

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import BLOCKS, FAMILIES, Make, Served
 from model import arguments, mask, picture
+from model.progress import Progress
 from model.request import GenerationRequest
 from PIL import Image
 from pydantic import ValidationError
@@ -44,9 +45,9 @@ def white(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (SIDE, SIDE
     return shape
 
 
-def test_every_family_but_pixart_can_use_a_mask() -> None:
+def test_every_family_of_which_diffusers_has_a_pipeline_can_use_a_mask() -> None:
     without = {BLOCKS[preset]["class_name"] for preset in FAMILIES if not BLOCKS[preset]["inpaint"]}
-    assert without == {"PixArtSigmaPipeline"}
+    assert without == {"PixArtSigmaPipeline", "ErnieImagePipeline"}
 
 
 @pytest.mark.parametrize("preset", INPAINT)
@@ -276,8 +277,9 @@ def test_what_is_scaled_up_is_said(settings_of: Make, serve: Callable[..., Serve
     block = BLOCKS["sd15"]["inpaint"]
     served = serve(settings_of("sd15", inpaint={**block, "max_pixels": SIDE * SIDE}))
     assert served.ask(image=IMAGE, mask=MASK).warnings == []
-    (warning,) = served.ask(image=IMAGE, mask=MASK, width=2 * SIDE).warnings
-    assert warning == "mask: the model paints 4096 pixels at once, so what it painted was scaled up"
+    cropped, scaled = served.ask(image=IMAGE, mask=MASK, width=2 * SIDE).warnings
+    assert cropped.startswith("image: 50% of it had no effect")
+    assert scaled == "mask: the model paints 4096 pixels at once, so what it painted was scaled up"
 
 
 def test_flux2_klein_paints_a_megapixel_at_once(settings_of: Make, serve: Callable[..., Served]) -> None:
@@ -298,7 +300,7 @@ def test_flux2_klein_paints_a_megapixel_at_once(settings_of: Make, serve: Callab
         num_inference_steps=1,
         guidance_scale=1.0,
     )
-    made = served.model._generate(arguments.of_request(request), 0, threading.Event())
+    made = served.model._generate(arguments.of_request(request), 0, Progress(threading.Event()))
     soft = numpy.asarray(mask.decode(shape, 1040, 1024, 4))
     same = (numpy.asarray(made) == numpy.asarray(start)).all(axis=2)
     assert same[soft == 0].all()
