@@ -8,8 +8,10 @@ import pytest
 from conftest import BLOCKS, FAMILIES, Make, Served
 from PIL import Image
 
-TEXTS = [(preset, "prompt") for preset in FAMILIES]
-TEXTS += [(preset, "negative_prompt") for preset in FAMILIES if BLOCKS[preset]["negative_prompt"]]
+# ERNIE-Image reads more than a prompt may have, of which each character is a token of the tiny pipelines.
+CUT = [p for p in FAMILIES if BLOCKS[p]["prompt_tokens"]["count"] < BLOCKS[p]["limits"]["prompt_characters"]]
+TEXTS = [(preset, "prompt") for preset in CUT]
+TEXTS += [(preset, "negative_prompt") for preset in CUT if BLOCKS[preset]["negative_prompt"]]
 OTHER = str.maketrans("boat", "xyzw")
 
 
