@@ -210,7 +210,7 @@ def test_make_check_lists_what_is_pushed(pushes: dict[str, Push]) -> None:
             "gpu_memory_gb: 20",
             "has 16 GB, and the model needs about 20: use one of L4",
         ),
-        ("config.yaml", "revision: 451f4f", "revision: main # 451f4f", "is at 'main': use a commit, 40 hex digits"),
+        ("config.yaml", 'revision: "451f4f', 'revision: main # "451f4f', "is at 'main': use a commit, 40 hex digits"),
         ("config.yaml", "requirements:", "requirments:", "Truss knows no key requirments: did you mean requirements?"),
         ("config.yaml", "  predict_concurrency: 1", "  predict_concurency: 1", "predict_concurency"),
         ("config.yaml", "  predict_concurrency", "\tpredict_concurrency", "config.yaml, line "),
@@ -360,7 +360,7 @@ def test_a_live_reload_applies_a_change_and_makes_the_same_image(served: Served)
     # One in the model's own file and one in a module that it imports.
     edits = (
         ("model.py", 'f"image/{inputs.output_format}"', '"image/of-another-kind"'),
-        ("request.py", "strength has no effect without image", "a changed sentence"),
+        ("request.py", "strength has no effect without {needed}", "a changed sentence"),
     )
     with served.edited(*edits):
         reloaded = served.reload()
