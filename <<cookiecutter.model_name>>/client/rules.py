@@ -308,13 +308,8 @@ def startups(
     """Return the newest attempts in Baseten's record (the SDK's StartupAttempt), or None where there is no record."""
     _only_on_baseten(local, "The record of startups")
     call = Call(Kind.READ, lambda to: target.startups(to.management, deployment_id, **window))
-    try:
-        found: list[Any] = (yield from persist(call, deadline, answered=True)).items
-        return found
-    except (NotFound, RequestRefused, KeyRefused) as error:
-        if error.status == 401:
-            raise
-        return None  # 403: it is off
+    found = yield from _recorded(call, deadline)
+    return found.items if found else None
 
 
 def startups_summary(target: Target, local: bool, window: dict[str, int], deadline: Deadline) -> Steps[Any]:
@@ -322,6 +317,11 @@ def startups_summary(target: Target, local: bool, window: dict[str, int], deadli
     now = yield from status(target, local, deadline)
     _only_on_baseten(local, "The record of startups")
     call = Call(Kind.READ, lambda to: target.startups_summary(to.management, now.deployment_id, **window))
+    return (yield from _recorded(call, deadline))
+
+
+def _recorded(call: Call, deadline: Deadline) -> Steps[Any]:
+    """Return what the call reads in the record of startups, or None where there is no record."""
     try:
         return (yield from persist(call, deadline, answered=True))
     except (NotFound, RequestRefused, KeyRefused) as error:
