@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from model.settings import SettingsError
+from model.pipeline import denoiser
+from model.settings import SettingsError, one_line
 
 
 @contextlib.contextmanager
@@ -12,7 +13,7 @@ def compiled_blocks(pipeline: Any) -> Iterator[None]:
     """Compile the blocks while the warm-up runs within, and nothing afterwards. Raises SettingsError."""
     import torch
 
-    model = pipeline.components.get("unet") or pipeline.transformer
+    model = denoiser(pipeline)
     try:
         # For every size at once: there are too many to warm up each.
         model.compile_repeated_blocks(dynamic=True)
@@ -22,7 +23,6 @@ def compiled_blocks(pipeline: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        why = " ".join(str(error).split())[:1000].rstrip(".")
-        raise SettingsError(f"config.yaml, compile: the warm-up failed, so use null. {why}.") from error
+        raise SettingsError(f"config.yaml, compile: the warm-up failed, so use null. {one_line(error)}.") from error
     # What the warm-up did not meet runs as it does without compiling, in every thread: no request waits for a compiler.
     torch.compiler.set_stance("eager_on_recompile")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from model.settings import Lora
+from model.settings import Lora, one_line
 from model.weights import WeightsError
 
 # What the names of tensors hold in formats that diffusers applies in part, or not to every family.
@@ -66,8 +66,7 @@ def _add(pipeline: Any, folder: Path, lora: Lora) -> None:
     except Exception as error:
         raise WeightsError(
             f"The LoRA {lora.name} ({files[0].name}) does not fit a {type(pipeline).__name__}: "
-            f"{' '.join(str(error).split())[:300].rstrip('.')}. Use one that was made for this model, in the format of "
-            "diffusers or kohya."
+            f"{one_line(error, 300)}. Use one that was made for this model, in the format of diffusers or kohya."
         ) from error
     if lora.fused:
         # The weights hold it now: what is left of it would only cost memory.

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from model import arguments, faststart, lora, picture
 from model.compilation import compiled_blocks
 from model.guard import Guard
-from model.pipeline import on_same_weights, read_pipeline
+from model.pipeline import denoiser, on_same_weights, read_pipeline
 from model.progress import Events, Progress
 from model.request import SETTINGS, GeneratedImage, GenerationRequest, GenerationResponse, Timings
 from model.settings import ImageToImage, Inpaint
@@ -137,7 +137,7 @@ class Model:
         # What a request that broke off left in it must not show in the next.
         pipeline.scheduler = copy.deepcopy(self._scheduler)
         own = arguments.of_image(seed, asked.arguments["num_inference_steps"], progress.step)
-        with progress.image(pipeline.components.get("unet") or pipeline.transformer):
+        with progress.image(denoiser(pipeline)):
             made = pipeline(**asked.arguments, **own).images[0]
         return asked.finish(made)
 

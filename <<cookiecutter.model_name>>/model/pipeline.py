@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model import lora, proof
-from model.settings import ImageToImage, Inpaint, Settings, SettingsError, did_you_mean
+from model.settings import ImageToImage, Inpaint, Settings, SettingsError, did_you_mean, one_line
 from model.weights import WeightsError
 
 NEEDED = {"vae", "scheduler", "unet", "transformer", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"}
@@ -51,7 +51,7 @@ def read_pipeline(settings: Settings, device: str) -> Any:
             folder / "pipeline", local_files_only=True, **models, **settings.load_kwargs
         )
     except (OSError, ValueError, TypeError, ImportError, AttributeError) as error:
-        raise WeightsError(f"The pipeline in {folder} cannot be put together: {_one_line(error)}") from error
+        raise WeightsError(f"The pipeline in {folder} cannot be put together: {one_line(error)}") from error
     if settings.scheduler:
         pipeline.scheduler = _scheduler(settings.scheduler, pipeline.scheduler)
     proof.check_steps(pipeline.scheduler, settings)
@@ -61,6 +61,11 @@ def read_pipeline(settings: Settings, device: str) -> Any:
         proof.check_placement(name, model, dtype, device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def denoiser(pipeline: Any) -> Any:
+    """Return its UNet or transformer."""
+    return pipeline.components.get("unet") or pipeline.transformer
 
 
 def on_same_weights(pipeline: Any, other: ImageToImage | Inpaint) -> Any:
@@ -152,7 +157,7 @@ def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, dev
     except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         # A tensor that no file holds: torch cannot move it, and from_single_file cannot find it.
         missing = isinstance(error, NotImplementedError | LookupError)
-        raise _unfit(name, folder, "no file holds a tensor of it" if missing else _one_line(error)) from error
+        raise _unfit(name, folder, "no file holds a tensor of it" if missing else one_line(error)) from error
     if report["missing_keys"]:
         # transformers fills it with random numbers, other ones on each replica.
         raise _unfit(name, folder, f"no file holds its tensor {min(report['missing_keys'])}")
@@ -164,10 +169,6 @@ def _unfit(name: str, folder: Path, why: str) -> WeightsError:
         f"{name} cannot be read from {folder}: {why}. The files are corrupt, not whole, or those of another model: "
         "check patterns and commit in config.yaml."
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:1000].rstrip(".")
 
 
 def _scheduler(wanted: dict[str, Any], scheduler: Any) -> Any:
@@ -186,7 +187,7 @@ def _scheduler(wanted: dict[str, Any], scheduler: Any) -> Any:
             sample = torch.zeros(1, 1, 4, 4)
             trial.step(sample, trial.timesteps[0], sample)
     except (ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise SettingsError(f"config.yaml, scheduler: {_one_line(error)}.") from error
+        raise SettingsError(f"config.yaml, scheduler: {one_line(error)}.") from error
     # Only pipelines whose schedulers scale no input, those of flow models, set the sigmas themselves.
     optional = {"sigmas"} if hasattr(scheduler, "scale_model_input") else set()
     if not _abilities(scheduler) - optional <= _abilities(made):

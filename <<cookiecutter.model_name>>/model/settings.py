@@ -242,6 +242,11 @@ def _sentence(error: Any) -> str:
     return f"config.yaml, {'.'.join(map(str, (*place, key)))}: {message[0].lower()}{message[1:]}."
 
 
+def one_line(error: Exception, most: int = 1000) -> str:
+    """Return what a library says, at most so many characters of it, as a part of a sentence."""
+    return " ".join(str(error).split())[:most].rstrip(".")
+
+
 def did_you_mean(name: str, known: list[str]) -> str:
     """Return the end of a sentence that says that name is unknown."""
     import difflib

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import BLOCKS, FAMILIES, Make, Served
 from model.compilation import compiled_blocks
-from model.pipeline import read_pipeline
+from model.pipeline import denoiser, read_pipeline
 from model.settings import SettingsError
 from PIL import Image
 from safetensors.torch import save_file
@@ -64,9 +64,23 @@ def make_strong_lora(folder: Path, pipeline: Any) -> None:
     save_file(tensors, folder / "style.safetensors")
 
 
+@pytest.fixture
+def with_lora(weights: Callable[[str], Path], settings_of: Make, tmp_path: Path) -> Make:
+    """Return the settings of sd15 with such a LoRA, fused or for requests to choose."""
+    for folder in weights("sd15").iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
+    make_strong_lora(tmp_path / "lora-style", read_pipeline(settings_of("sd15"), "cpu"))
+    files = {**BLOCKS["sd15"]["weight_files"], "lora-style": ["*.safetensors"]}
+
+    def settings(fused: bool, **changes: Any) -> Any:
+        lora = {"name": "style", "scale": 1.0, "fused": fused}
+        return settings_of("sd15", tmp_path, loras=[lora], weight_files=files, **changes)
+
+    return settings
+
+
 def blocks(served: Served) -> int:
-    model = served.pipeline.components.get("unet") or served.pipeline.transformer
-    return sum(type(part).__name__.endswith("TransformerBlock") for part in model.modules())
+    return sum(type(part).__name__.endswith("TransformerBlock") for part in denoiser(served.pipeline).modules())
 
 
 def close(first: numpy.ndarray, second: numpy.ndarray) -> bool:
@@ -112,16 +126,11 @@ def test_what_the_warm_up_did_not_meet_is_not_compiled(
 
 @needs_a_compiler
 def test_a_fused_lora_is_compiled_with_the_weights(
-    weights: Callable[[str], Path], settings_of: Make, serve: Callable[..., Served], tmp_path: Path
+    with_lora: Make, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
-    for folder in weights("sd15").iterdir():
-        (tmp_path / folder.name).symlink_to(folder)
-    make_strong_lora(tmp_path / "lora-style", read_pipeline(settings_of("sd15"), "cpu"))
-    files = {**BLOCKS["sd15"]["weight_files"], "lora-style": ["*.safetensors"]}
-    lora = {"loras": [{"name": "style", "scale": 1.0, "fused": True}], "weight_files": files}
     without = pixels(serve(settings_of("sd15", cpu_dtype="float32")).picture())
-    usual = pixels(serve(settings_of("sd15", tmp_path, **lora, cpu_dtype="float32")).picture())
-    found, runs = asked(serve(settings_of("sd15", tmp_path, **lora, **REGIONAL)))
+    usual = pixels(serve(with_lora(fused=True, cpu_dtype="float32")).picture())
+    found, runs = asked(serve(with_lora(fused=True, **REGIONAL)))
     assert close(found, usual)
     assert runs > 0
     assert not close(without, usual)
@@ -129,19 +138,13 @@ def test_a_fused_lora_is_compiled_with_the_weights(
 
 @needs_a_compiler
 def test_a_lora_beside_the_weights_works_and_is_not_compiled(
-    cache: Path, weights: Callable[[str], Path], settings_of: Make, serve: Callable[..., Served], tmp_path: Path
+    cache: Path, with_lora: Make, serve: Callable[..., Served]
 ) -> None:
-    for folder in weights("sd15").iterdir():
-        (tmp_path / folder.name).symlink_to(folder)
-    make_strong_lora(tmp_path / "lora-style", read_pipeline(settings_of("sd15"), "cpu"))
-    files = {**BLOCKS["sd15"]["weight_files"], "lora-style": ["*.safetensors"]}
-    lora = {"loras": [{"name": "style", "scale": 1.0, "fused": False}], "weight_files": files}
-
     def pictures(served: Served) -> list[tuple[numpy.ndarray, int]]:
         return [asked(served), asked(served, loras=[{"name": "style"}]), asked(served)]
 
-    usual = pictures(serve(settings_of("sd15", tmp_path, **lora, cpu_dtype="float32")))
-    served = serve(settings_of("sd15", tmp_path, **lora, **REGIONAL))
+    usual = pictures(serve(with_lora(fused=False, cpu_dtype="float32")))
+    served = serve(with_lora(fused=False, **REGIONAL))
     files = set(cache.rglob("*"))
     found = pictures(served)
     assert all(close(one, other) for (one, _), (other, _) in zip(usual, found, strict=True))
