@@ -135,7 +135,16 @@ def _move_component(folder: Path, name: str, part: dict[str, Any], module: torch
 # How the makers of a model name what diffusers names otherwise, in files of one component: patterns, in this order.
 # What ends in #0, #1, ... is a part of one tensor there, and what ends in #swapped has its halves the other way round.
 Layout = tuple[tuple[str, str], ...]
-FLUX_DOUBLE_BLOCKS: Layout = (
+# Those of FLUX.1 and FLUX.2, after the patterns of each.
+FLUX_NAMES: Layout = (
+    (r"(_in)\.linear_1\.", r"\1.in_layer."),
+    (r"(_in)\.linear_2\.", r"\1.out_layer."),
+    (r"^context_embedder\.", "txt_in."),
+    (r"^x_embedder\.", "img_in."),
+    (r"^proj_out\.", "final_layer.linear."),
+    (r"^norm_out\.linear\.(\w+)$", r"final_layer.adaLN_modulation.1.\1#swapped"),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.norm_q\.weight", r"single_blocks.\1.norm.query_norm.scale"),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.norm_k\.weight", r"single_blocks.\1.norm.key_norm.scale"),
     (r"^transformer_blocks\.", "double_blocks."),
     (r"\.attn\.norm_added_q\.weight", ".txt_attn.norm.query_norm.scale"),
     (r"\.attn\.norm_added_k\.weight", ".txt_attn.norm.key_norm.scale"),
@@ -162,24 +171,16 @@ LAYOUTS: dict[str, Layout] = {
         (r"\.to_v\.(\w+)$", r".qkv.\1#2"),
     ),
     "Flux2Transformer2DModel": (
-        (r"^x_embedder\.", "img_in."),
-        (r"^context_embedder\.", "txt_in."),
         (r"^time_guidance_embed\.timestep_embedder\.", "time_in."),
         (r"^time_guidance_embed\.guidance_embedder\.", "guidance_in."),
-        (r"(_in)\.linear_1\.", r"\1.in_layer."),
-        (r"(_in)\.linear_2\.", r"\1.out_layer."),
         (r"(_modulation\w*)\.linear\.", r"\1.lin."),
-        (r"^proj_out\.", "final_layer.linear."),
-        (r"^norm_out\.linear\.(\w+)$", r"final_layer.adaLN_modulation.1.\1#swapped"),
         (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj\.", r"single_blocks.\1.linear1."),
         (r"^single_transformer_blocks\.(\d+)\.attn\.to_out\.", r"single_blocks.\1.linear2."),
-        (r"^single_transformer_blocks\.(\d+)\.attn\.norm_q\.weight", r"single_blocks.\1.norm.query_norm.scale"),
-        (r"^single_transformer_blocks\.(\d+)\.attn\.norm_k\.weight", r"single_blocks.\1.norm.key_norm.scale"),
-        *FLUX_DOUBLE_BLOCKS,
         (r"\.ff\.linear_in\.", ".img_mlp.0."),
         (r"\.ff\.linear_out\.", ".img_mlp.2."),
         (r"\.ff_context\.linear_in\.", ".txt_mlp.0."),
         (r"\.ff_context\.linear_out\.", ".txt_mlp.2."),
+        *FLUX_NAMES,
     ),
 }
 

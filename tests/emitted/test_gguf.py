@@ -148,16 +148,8 @@ def test_a_class_that_cannot_be_one_file_is_refused(settings_of: Make) -> None:
 FLUX = (
     (r"^time_text_embed\.timestep_embedder\.", "time_in."),
     (r"^time_text_embed\.text_embedder\.", "vector_in."),
-    (r"(_in)\.linear_1\.", r"\1.in_layer."),
-    (r"(_in)\.linear_2\.", r"\1.out_layer."),
-    (r"^context_embedder\.", "txt_in."),
-    (r"^x_embedder\.", "img_in."),
     (r"^single_transformer_blocks\.(\d+)\.proj_out\.", r"single_blocks.\1.linear2."),
-    (r"^proj_out\.", "final_layer.linear."),
-    (r"^norm_out\.linear\.(\w+)$", r"final_layer.adaLN_modulation.1.\1#swapped"),
     (r"^single_transformer_blocks\.(\d+)\.norm\.linear\.", r"single_blocks.\1.modulation.lin."),
-    (r"^single_transformer_blocks\.(\d+)\.attn\.norm_q\.weight", r"single_blocks.\1.norm.query_norm.scale"),
-    (r"^single_transformer_blocks\.(\d+)\.attn\.norm_k\.weight", r"single_blocks.\1.norm.key_norm.scale"),
     (r"^single_transformer_blocks\.(\d+)\.attn\.to_q\.(\w+)$", r"single_blocks.\1.linear1.\2#0"),
     (r"^single_transformer_blocks\.(\d+)\.attn\.to_k\.(\w+)$", r"single_blocks.\1.linear1.\2#1"),
     (r"^single_transformer_blocks\.(\d+)\.attn\.to_v\.(\w+)$", r"single_blocks.\1.linear1.\2#2"),
@@ -190,7 +182,7 @@ def test_each_tensor_of_flux_is_found_in_the_layout_of_its_makers(settings_of: M
         else:
             stored[name] = torch.rand(tensor.shape).bfloat16().float()
     q8, f32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
-    tensors = tiny.in_layout((*FLUX, *tiny.FLUX_DOUBLE_BLOCKS), stored)
+    tensors = tiny.in_layout((*FLUX, *tiny.FLUX_NAMES), stored)
     assert {"double_blocks.0.txt_attn.qkv.weight", "single_blocks.0.linear1.bias", "img_in.weight"} <= tensors.keys()
     write(
         file, [(name, tensor.numpy(), q8 if tensor.dtype == torch.uint8 else f32) for name, tensor in tensors.items()]
