@@ -165,7 +165,7 @@ def edit(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def replace(file: str, old: str, new: str) -> Callable[[Container], None]:
     def change(box: Container) -> None:
-        path = box.root / "app" / file
+        path = box.root / file
         text = path.read_text("utf-8")
         if text.count(old) != 1:
             sys.exit(f"{old!r} is not in {file} once any more: correct LEVERS.")
@@ -176,7 +176,7 @@ def replace(file: str, old: str, new: str) -> Callable[[Container], None]:
 
 def change_record(change: Callable[[list], list]) -> Callable[[Container], None]:
     def apply(box: Container) -> None:
-        edit(box.root / "app" / "imported_files.json", lambda record: record.update(phases=change(record["phases"])))
+        edit(box.root / RECORD, lambda record: record.update(phases=change(record["phases"])))
 
     return apply
 
@@ -204,22 +204,25 @@ def remove(*patterns: str) -> Callable[[Container], None]:
 
 
 PACKAGES = "usr/**/*-packages"
+RECORD = "packages/cold_start/imported_files.json"
+PHASES = "packages/cold_start/phases.py"
+READ_AHEAD = "packages/cold_start/read_ahead.py"
 EARLY = f"{PACKAGES}/read_ahead.pth"
 LEVERS: dict[str, Callable[[Container], None]] = {
-    "bytecode compiled at build": remove(f"{PACKAGES}/**/__pycache__", "app/**/__pycache__"),
+    "bytecode compiled at build": remove(f"{PACKAGES}/**/__pycache__", "app/**/__pycache__", "packages/**/__pycache__"),
     "reading ahead": lambda box: (
         remove(EARLY)(box),
-        replace("model/model.py", "faststart.read_ahead(", "(lambda weights: None)(")(box),
+        replace("app/model/model.py", "read_ahead.begin(", "(lambda weights: None)(")(box),
     ),
-    "reading the weights ahead": replace("model/faststart.py", "    _read_weights(json", "    (json"),
-    "reading ahead what the imports read": remove("app/imported_files.json"),
+    "reading the weights ahead": replace(READ_AHEAD, "    _read_weights(json", "    (json"),
+    "reading ahead what the imports read": remove(RECORD),
     "reading before the server": remove(EARLY),
     "ranges: libraries as a whole": change_record(whole),
-    "parts alone: the kernel reads ahead of them": replace("model/faststart.py", "os.POSIX_FADV_RANDOM", "0"),
+    "parts alone: the kernel reads ahead of them": replace(READ_AHEAD, "os.POSIX_FADV_RANDOM", "0"),
     "libraries: small files alone": change_record(small),
-    "no garbage collection during the imports": replace("model/faststart.py", "    gc.disable()", "    pass"),
+    "no garbage collection during the imports": replace(PHASES, "    gc.disable()", "    pass"),
     "sendfile to `/dev/null`: read into a buffer": replace(
-        "model/faststart.py",
+        READ_AHEAD,
         "sent := os.sendfile(nowhere.fileno(), stream.fileno(), start, end - start)",
         "sent := len(os.pread(stream.fileno(), min(end - start, 2**20), start))",
     ),
@@ -259,7 +262,7 @@ def subjects(model: str, images: tuple[str, str], levers: bool) -> Iterator[dict
             settle(boxes[name])
             LEVERS[name](boxes[name])
             if "bytecode" not in name:
-                flags = ["-q", "-f", "--invalidation-mode", "checked-hash", "/app/model"]
+                flags = ["-q", "-f", "--invalidation-mode", "checked-hash", "/app/model", "/packages"]
                 boxes[name].run("env", "-u", "PYTHONDONTWRITEBYTECODE", "python3", "-m", "compileall", *flags)
         yield boxes
 

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--no-image", action="store_true", help="Make none: with full weights a CPU takes minutes.")
     parser.add_argument("--load", type=int, help="Load with so many LoRAs, and print one JSON object.")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(arguments.project.resolve()))
+    sys.path[:0] = [str(arguments.project.resolve()), str(arguments.project.resolve() / "packages")]
     if arguments.load is not None:
         return load(arguments.weights, arguments.load, images=0 if arguments.no_image else IMAGES)
     with tempfile.TemporaryDirectory() as temporary:
@@ -59,13 +59,13 @@ def main() -> None:
 
 def settings_of(weights: Path, count: int) -> object:
     """Return the settings of config.yaml on these weights, with count LoRAs that a request can choose."""
-    from model.settings import Lora, read_settings
+    from cold_start.settings import Lora
+    from model.request import SETTINGS
 
-    files = read_settings().weight_files
     loras = [Lora(name=f"style-{number}", scale=1.0, fused=False) for number in range(count)]
     # In half precision, as on a GPU.
-    changes = {"weights_dir": str(weights), "cpu_dtype": read_settings().dtype, "loras": loras, "weight_files": files}
-    return read_settings().model_copy(update=changes)
+    changes = {"weights_dir": str(weights), "cpu_dtype": SETTINGS.dtype, "loras": loras}
+    return SETTINGS.model_copy(update=changes)
 
 
 def write_loras(folder: Path, count: int) -> int:
@@ -96,8 +96,8 @@ def load(weights: Path, count: int, images: int) -> None:
     import peft
     import psutil
     import torch
-    from model import lora
-    from model.pipeline import read_pipeline
+    from cold_start import lora
+    from cold_start.pipeline import read_pipeline
 
     settings = settings_of(weights, count)
     assert getattr(diffusers, settings.class_name) and peft and torch

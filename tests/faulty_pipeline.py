@@ -1,4 +1,4 @@
-"""What model.py imports in place of model.pipeline in a served copy. It passes on the names of that.
+"""What model.py imports in place of cold_start.pipeline in a served copy. It passes on the names of that.
 
 The prompt says what goes wrong in a request. In the app's folder a file `hold` holds load(), and `broken` breaks it.
 """
@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from model import pipeline as true_pipeline
-from model.pipeline import *  # noqa: F403
+from cold_start import pipeline as true_pipeline
+from cold_start.pipeline import *  # noqa: F403
 
 
 def read_pipeline(*arguments: Any) -> Any:

@@ -64,8 +64,8 @@ class Serving:
             shutil.copy(FAULTY_PIPELINE, app)
             model = app / "model" / "model.py"
             text = model.read_text("utf-8")
-            assert text.count("from model.pipeline import") == 1
-            model.write_text(text.replace("from model.pipeline import", "from faulty_pipeline import"), "utf-8")
+            assert text.count("from cold_start.pipeline import") == 1
+            model.write_text(text.replace("from cold_start.pipeline import", "from faulty_pipeline import"), "utf-8")
         return app
 
     @contextlib.contextmanager

@@ -145,7 +145,8 @@ def pushes(
 def test_the_archive_holds_the_config_and_the_model_and_nothing_else(pushes: dict[str, Push], delivery: str) -> None:
     push = pushes[delivery]
     files = push.project.files()
-    needed = {name: files[name] for name in files if re.fullmatch(r"config\.yaml|model/[a-z_/]+\.py", name)}
+    of_the_server = re.compile(r"config\.yaml|(model|packages/cold_start)/[a-z_]+\.py")
+    needed = {name: files[name] for name in files if of_the_server.fullmatch(name)}
     assert push.files() == needed | OF_THE_MODEL
     assert SECRET not in push.archive
     assert len(push.archive) < 200_000
@@ -157,7 +158,7 @@ def test_the_config_that_arrives_is_the_file(pushes: dict[str, Push], delivery: 
     file = push.project.path / "config.yaml"
     assert push.created["raw_config"] == file.read_bytes()
     assert push.validated == push.created["config"] == TrussConfig.from_yaml(file).to_dict()
-    # Truss fills in defaults. What model/ reads, and what is delivered, it must not touch.
+    # Truss fills in defaults. What the model reads, and what is delivered, it must not touch.
     written = push.project.config
     assert push.created["config"]["model_metadata"] == written["model_metadata"]
     assert len(push.created["config"][delivery]) == len(written[delivery])

@@ -24,16 +24,27 @@ MEBIBYTE = 2**20
 
 @pytest.fixture
 def app(bake: Callable[..., BakedProject], tmp_path: Path) -> Path:
-    """A folder with model/ in it, as /app."""
-    shutil.copytree(bake().path / "model", tmp_path / "app" / "model")
+    """A folder as /app, with packages/ in it, as the local server lays it out."""
+    for folder in ("model", "packages"):
+        shutil.copytree(bake().path / folder, tmp_path / "app" / folder)
     return tmp_path / "app"
 
 
+def record_of(app: Path) -> Path:
+    return app / "packages" / "cold_start" / "imported_files.json"
+
+
+def build_command(project: BakedProject, number: int, app: Path) -> str:
+    command = project.config["build_commands"][number].replace("/packages", "/app/packages")
+    return command.replace("/app", str(app))
+
+
 def python(app: Path, code: str, *arguments: Any, **variables: str) -> str:
-    """Run code with model.faststart imported, and return what it prints."""
-    imports = "import json, sys, threading\nfrom pathlib import Path\nfrom model import faststart\n"
+    """Run code with cold_start.read_ahead imported, and return what it prints."""
+    imports = "import json, sys, threading\nfrom pathlib import Path\nfrom cold_start import read_ahead\n"
     join = "\n[thread.join() for thread in threading.enumerate()[1:]]"
     command = [PROJECT_PYTHON, "-c", imports + code + join, *map(str, arguments)]
+    variables["PYTHONPATH"] = str(app / "packages")
     result = subprocess.run(command, cwd=app, env={**MEASURED, **variables}, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout
@@ -63,16 +74,15 @@ def built(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPathFa
     app = folder / "app"
     code = "import local_server, sys; from pathlib import Path; local_server.build_app(Path(sys.argv[1]), Path())"
     subprocess.run([PROJECT_PYTHON, "-c", code, app], cwd=project.path, check=True)
-    command = project.config["build_commands"][2]
+    command = build_command(project, 2, app)
     environment = {**os.environ, **MEASURED, "PATH": f"{Path(PROJECT_PYTHON).parent}:/usr/bin:/bin"}
-    command = command.replace("/app", str(app))
     result = subprocess.run(["sh", "-c", command], env=environment, check=True, capture_output=True, text=True)
     assert "is not recorded" not in result.stdout
     return app
 
 
 def test_the_build_command_records_what_the_imports_read(built: Path) -> None:
-    record = json.loads((built / "imported_files.json").read_text())
+    record = json.loads(record_of(built).read_text())
     assert record["problem"] == ""
     server, torch, diffusers = ([file.replace("__pycache__/", "") for file, _, _ in p] for p in record["phases"])
     assert any("truss_server." in file for file in server)
@@ -88,7 +98,7 @@ def test_the_build_command_records_what_the_imports_read(built: Path) -> None:
 
 
 def test_a_build_that_cannot_record_goes_on_and_says_so(bake: Callable[..., BakedProject], app: Path) -> None:
-    command = bake().config["build_commands"][2].replace("/app", str(app))
+    command = build_command(bake(), 2, app)
     environment = {"PATH": f"{Path(PROJECT_PYTHON).parent}:/usr/bin:/bin"}
     result = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
     assert result.returncode == 0
@@ -111,8 +121,8 @@ def test_where_pages_are_hidden_small_files_are_recorded_alone(app: Path) -> Non
     (app / "truss_server.py").touch()
     (app / "torch.py").touch()
     (app / "diffusers.py").write_text("class Pipeline:\n    pass\n")
-    python(app, HIDDEN + "faststart.record('Pipeline')")
-    record = json.loads((app / "imported_files.json").read_text())
+    python(app, HIDDEN + "read_ahead.record('Pipeline')")
+    record = json.loads(record_of(app).read_text())
     assert record["problem"].startswith("the build could not see which parts of libraries they need ([Errno 13]")
     files = [file for phase in record["phases"] for file, _, _ in phase]
     assert str(app / "diffusers.py") in files
@@ -131,7 +141,7 @@ def files(app: Path) -> dict[str, Path]:
         pytest.skip("this filesystem keeps its files in memory, so nothing can be read ahead")
     phases = [[["/gone", 0, 10], [str(files["module.pyc"]), 0, MEBIBYTE]], [[str(files["library.so"]), 0, MEBIBYTE]]]
     record = {"summary": "0.00 GB of 3 parts for the imports", "problem": "", "phases": phases}
-    (app / "imported_files.json").write_text(json.dumps(record))
+    record_of(app).write_text(json.dumps(record))
     return files
 
 
@@ -139,7 +149,7 @@ LOG = "import logging\nlogging.basicConfig(stream=sys.stdout, level=logging.INFO
 IN_THIS_PROCESS = """
 import io
 sys.stdin = io.StringIO(json.dumps({str(file): 2**20 for file in Path("cache").iterdir()}))
-faststart.read_all()
+read_ahead.read_all()
 """
 
 
@@ -149,7 +159,7 @@ faststart.read_all()
     [
         # What Model calls.
         (
-            "faststart.read_ahead([Path('cache'), Path('not-there-yet')])",
+            "read_ahead.begin([Path('cache'), Path('not-there-yet')])",
             "INFO Reading ahead 0.00 GB of 3 parts for the imports, then 0.00 of 0.00 GB of weights.\n",
         ),
         (IN_THIS_PROCESS, ""),
@@ -171,11 +181,11 @@ def test_python_reads_ahead_as_soon_as_it_starts_the_server_and_only_then(
     venv.create(tmp_path / "venv")
     (packages,) = tmp_path.glob("venv/lib/python*/site-packages")
     # A path to site-packages that holds no packages: of the model's, only plumbing runs here.
-    command = bake().config["build_commands"][3].replace("/app", str(app))
+    command = build_command(bake(), 3, app)
     environment = {"PATH": f"{tmp_path / 'venv' / 'bin'}:/usr/bin:/bin"}
     subprocess.run(["sh", "-c", command], env=environment, check=True)
     assert (packages / "read_ahead.pth").is_file()
-    # What read_ahead() does at the end: it names the weights, here none, and waits.
+    # What begin() does at the end: it names the weights, here none, and waits.
     code = "import sys\nreader = getattr(sys, 'read_ahead', None)\nreader and reader.communicate(b'{}')\n"
     for script, read in (("other.py", False), ("main.py", True)):
         (app / script).write_text(code)
@@ -185,10 +195,10 @@ def test_python_reads_ahead_as_soon_as_it_starts_the_server_and_only_then(
 
 
 def test_without_a_record_it_says_why_the_imports_are_slower(app: Path) -> None:
-    said = python(app, LOG + "faststart.read_ahead([])")
+    said = python(app, LOG + "read_ahead.begin([])")
     assert said == (
         "WARNING Reading ahead nothing for the imports, then 0.00 of 0.00 GB of weights. The imports will be slower, "
-        f"because the build command that makes {app / 'imported_files.json'} did not.\n"
+        f"because the build command that makes {record_of(app)} did not.\n"
     )
 
 
@@ -196,7 +206,7 @@ def test_weights_are_read_in_the_order_in_which_load_needs_them(app: Path) -> No
     (app / "cache" / "pipeline").mkdir(parents=True)
     index = {"_class_name": "X", "text_encoder": ["a", "b"], "unet": ["a", "b"], "vae": ["a", "b"]}
     (app / "cache" / "pipeline" / "model_index.json").write_text(json.dumps(index))
-    call = "print(*faststart.load_order(Path('cache'), ['vae'], ['pipeline', 'lora-style']))"
+    call = "print(*read_ahead.load_order(Path('cache'), ['vae'], ['pipeline', 'lora-style']))"
     found = [name for name in python(app, call).split() if "_class_name" not in name]
     # The VAE has a folder of its own.
     parts = ["cache/pipeline/text_encoder", "cache/pipeline/unet", "cache/vae"]
@@ -254,11 +264,11 @@ def test_no_more_is_read_than_memory_holds(
     proc = {"/proc/meminfo": f"MemTotal: 1 kB\nMemAvailable:    {100 * GIB // 1024} kB\n", "/proc/self/cgroup": own}
     proc = {file: text.splitlines() for file, text in proc.items() if own is not None}
     code = f"""
-real = faststart._lines
+real = read_ahead._lines
 proc = {proc}
-faststart._lines = lambda file: proc.get(file, []) if str(file).startswith("/proc") else real(file)
-faststart.CGROUPS = Path({str(tmp_path / "cgroup")!r})
-print(faststart.memory_left())
+read_ahead._lines = lambda file: proc.get(file, []) if str(file).startswith("/proc") else real(file)
+read_ahead.CGROUPS = Path({str(tmp_path / "cgroup")!r})
+print(read_ahead.memory_left())
 """
     assert int(python(app, code)) == left
 
@@ -271,8 +281,8 @@ LIMIT = 768 * MEBIBYTE
 USE = """
 import mmap, os, re
 Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
-faststart.RESERVE_BYTES = int(sys.argv[2])
-faststart._read_weights({sys.argv[3]: os.path.getsize(sys.argv[3])})
+read_ahead.RESERVE_BYTES = int(sys.argv[2])
+read_ahead._read_weights({sys.argv[3]: os.path.getsize(sys.argv[3])})
 # As load() does: each page once, in order.
 with open(sys.argv[3], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
     sum(mapped[offset] for offset in range(0, len(mapped), 4096))

@@ -1,6 +1,5 @@
 """The text-to-image model that Truss serves. What it loads is said in config.yaml."""
 
-import contextlib
 import copy
 import functools
 import logging
@@ -13,14 +12,16 @@ from typing import Any, Union
 from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 
-from model import arguments, faststart, lora, picture
-from model.compilation import compiled_blocks
+from cold_start import lora, read_ahead
+from cold_start.phases import ColdStart, without_garbage_collection
+from cold_start.pipeline import denoiser, on_same_weights, read_pipeline
+from cold_start.settings import ImageToImage, Inpaint
+from cold_start.warm_up import warm_up
+from cold_start.weights import check_weights, wait_for_download
+from model import arguments, picture
 from model.guard import Guard
-from model.pipeline import denoiser, on_same_weights, read_pipeline
 from model.progress import Events, Progress
 from model.request import SETTINGS, GeneratedImage, GenerationRequest, GenerationResponse, Timings
-from model.settings import ImageToImage, Inpaint
-from model.weights import check_weights, wait_for_download
 
 logger = logging.getLogger("uvicorn")
 
@@ -33,18 +34,17 @@ class Model:
         self._pipeline: Any = None
         self._others: dict[str, Any] = {}
         self._guard = Guard()
-        self._cold_start: faststart.ColdStart | None = faststart.ColdStart()
+        self._cold_start = ColdStart()
         folder = Path(SETTINGS.weights_dir)
-        faststart.read_ahead(faststart.load_order(folder, SETTINGS.components, SETTINGS.weight_files))
+        read_ahead.begin(read_ahead.load_order(folder, SETTINGS.components, SETTINGS.weight_files))
 
     def load(self) -> None:
         """Everything here is part of the cold start. Raises WeightsError or SettingsError with a sentence."""
-        assert self._cold_start  # until the first answer
         with self._cold_start.reported() as phase:
             # Imported here and not above, while the weights are on their way.
-            with phase("import_torch"), faststart.without_garbage_collection():
+            with phase("import_torch"), without_garbage_collection():
                 import torch
-            with phase("import_diffusers"), faststart.without_garbage_collection():
+            with phase("import_diffusers"), without_garbage_collection():
                 import diffusers
 
                 getattr(diffusers, SETTINGS.class_name, None)
@@ -62,7 +62,7 @@ class Model:
             self._guard.watch(self._pipeline)
             if SETTINGS.warm_up:
                 with phase("warm_up"):
-                    self._warm_up()
+                    warm_up(self._pipeline, SETTINGS, self._warm_up_image)
 
     # Union: of this notation alone Truss reads that there may be a stream.
     def predict(self, inputs: GenerationRequest, request: Request) -> Union[GenerationResponse, Iterator[str]]:  # noqa: UP007
@@ -112,24 +112,15 @@ class Model:
             images=images,
             content_type=f"image/{inputs.output_format}",
             warnings=warnings,
-            timings=Timings(**seconds, cold_start=self._first_answer(ended - began)),
+            timings=Timings(**seconds, cold_start=self._cold_start.first_answer(ended - began)),
         )
 
-    def _warm_up(self) -> None:
-        """Make one image of each size, so that kernels are loaded, or compiled, before the first request."""
-        with compiled_blocks(self._pipeline) if SETTINGS.compile else contextlib.nullcontext():
-            for width, height in SETTINGS.warm_up_sizes or [[SETTINGS.defaults.width, SETTINGS.defaults.height]]:
-                inputs = GenerationRequest(
-                    prompt="warm up", num_inference_steps=SETTINGS.limits.min_steps, width=width, height=height
-                )
-                asked = arguments.of_request(inputs)
-                try:
-                    self._guard.run(functools.partial(self._generate, asked, 0, Progress(threading.Event())))
-                except Exception:
-                    if SETTINGS.compile:
-                        raise
-                    # Other requests may succeed, such as smaller ones.
-                    logger.exception("The warm-up failed, and the replica goes on.")
+    def _warm_up_image(self, width: int, height: int) -> None:
+        few = SETTINGS.limits.min_steps
+        asked = arguments.of_request(
+            GenerationRequest(prompt="warm up", num_inference_steps=few, width=width, height=height)
+        )
+        self._guard.run(functools.partial(self._generate, asked, 0, Progress(threading.Event())))
 
     def _generate(self, asked: arguments.Asked, seed: int, progress: Progress) -> Any:
         """Return one picture. Raises NotANumberError."""
@@ -147,12 +138,3 @@ class Model:
         if other.class_name not in self._others:
             self._others[other.class_name] = on_same_weights(self._pipeline, other)
         return self._others[other.class_name]
-
-    def _first_answer(self, seconds: float) -> dict[str, float] | None:
-        # Taken before it is looked at: with a higher predict_concurrency another answer may come first.
-        cold_start, self._cold_start = self._cold_start, None
-        if cold_start is None:
-            return None
-        cold_start.phases["first_image"] = seconds
-        cold_start.report()
-        return cold_start.rounded()

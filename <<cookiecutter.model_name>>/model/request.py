@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from math import ceil
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from cold_start.settings import read_settings
 from model import picture
-from model.settings import read_settings
 
 # Read here, and not in Model.__init__, because Truss takes /schema from this class.
-SETTINGS = read_settings()
+SETTINGS = read_settings(Path(__file__).resolve().parent.parent / "config.yaml")
 _DEFAULTS, _LIMITS = SETTINGS.defaults, SETTINGS.limits
 MAX_SEED = 2**32 - 1
 # Base64 of the images, two prompts of which each character is escaped as JSON may do, and the other fields.

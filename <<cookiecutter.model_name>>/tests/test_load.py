@@ -60,9 +60,10 @@ import torch
 opened = []
 is_pickle = lambda path: str(path).endswith((".bin", ".ckpt", ".pt"))
 sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" and is_pickle(args[0]) else None)
-from model.pipeline import on_same_weights, read_pipeline
-from model.settings import Lora, read_settings
-from model.weights import WeightsError
+from cold_start.pipeline import on_same_weights, read_pipeline
+from cold_start.settings import Lora
+from cold_start.weights import WeightsError
+from model.request import SETTINGS
 sys.path.append(sys.argv[2])
 from tiny_pipeline import make_lora
 
@@ -70,7 +71,7 @@ def weights_of(pipeline):
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     return {(p.data_ptr(), str(p.dtype)) for module in modules for p in module.parameters()}
 
-settings = read_settings().model_copy(update={"weights_dir": sys.argv[1], "loras": []})
+settings = SETTINGS.model_copy(update={"weights_dir": sys.argv[1], "loras": []})
 plain = read_pipeline(settings, "cpu")
 found = {}
 # Where each tensor is put, without a GPU: a device that holds no bytes takes its place.
@@ -117,13 +118,13 @@ print(json.dumps(found))
 # Loads the pipeline from each of the folders in argv, and prints the sentence that each ends in.
 SENTENCES = """
 import json, sys
-from model.pipeline import read_pipeline
-from model.settings import read_settings
-from model.weights import WeightsError, check_weights
+from cold_start.pipeline import read_pipeline
+from model.request import SETTINGS
+from cold_start.weights import WeightsError, check_weights
 
 found = []
 for folder in sys.argv[1:]:
-    settings = read_settings().model_copy(update={"weights_dir": folder})
+    settings = SETTINGS.model_copy(update={"weights_dir": folder})
     try:
         check_weights(settings)
         read_pipeline(settings, "cpu")
@@ -250,13 +251,13 @@ def test_the_cache_fetches_every_file_of_the_pipeline_and_no_other(
 
 @pytest.mark.parametrize(("folder", "name"), exact_files(local_server.read_config()["model_metadata"]["pipeline"]))
 def test_load_needs_each_file_that_is_cached(weights: Path, tmp_path: Path, folder: str, name: str) -> None:
-    from model.settings import read_settings
-    from model.weights import WeightsError, check_weights
+    from cold_start.weights import WeightsError, check_weights
+    from model.request import SETTINGS
 
     broken = link_copy(weights, tmp_path)
     (broken / folder / name).unlink()
     with pytest.raises(WeightsError, match=f"{name} is missing"):
-        check_weights(read_settings().model_copy(update={"weights_dir": str(broken)}))
+        check_weights(SETTINGS.model_copy(update={"weights_dir": str(broken)}))
 
 
 def test_damaged_weights_are_named(run_in_app: RunInApp, weights: Path, tmp_path: Path) -> None:
@@ -275,8 +276,8 @@ def test_damaged_weights_are_named(run_in_app: RunInApp, weights: Path, tmp_path
 def test_check_hashes_finds_one_wrong_byte(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    from model import weights as model_weights
-    from model.settings import read_settings
+    from cold_start import weights as model_weights
+    from model.request import SETTINGS
 
     # What git and Hugging Face say of a file that holds "abc": `git hash-object`, and `sha256sum`.
     known = {
@@ -286,7 +287,7 @@ def test_check_hashes_finds_one_wrong_byte(
     manifest, file = tmp_path / "manifest.json", tmp_path / name
     manifest.write_text(json.dumps({"pointers": [{"file_name": str(file), "hash": known[name]}]}))
     monkeypatch.setattr(model_weights, "MANIFEST", manifest)
-    settings = read_settings().model_copy(update={"weights_dir": str(weights), "check_hashes": True})
+    settings = SETTINGS.model_copy(update={"weights_dir": str(weights), "check_hashes": True})
     file.write_text("abc")
     model_weights.check_weights(settings)
     file.write_text("abd")

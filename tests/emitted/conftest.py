@@ -21,9 +21,9 @@ PROJECT = Path(os.environ["EMITTED_PROJECT"])
 BLOCKS = json.loads(Path(os.environ["PIPELINE_BLOCKS"]).read_text("utf-8"))
 READMES = json.loads(Path(os.environ["READMES"]).read_text("utf-8"))
 FAMILIES = list({block["class_name"]: preset for preset, block in reversed(BLOCKS.items())}.values())
-sys.path.insert(0, str(PROJECT))
+sys.path[:0] = [str(PROJECT), str(PROJECT / "packages")]
 
-from model.settings import Settings  # noqa: E402
+from cold_start.settings import Settings  # noqa: E402
 
 
 def _tiny_pipeline() -> Any:
@@ -120,11 +120,11 @@ class Served:
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], Served]:
     import prometheus_client
-    from model import faststart
+    from cold_start import read_ahead
 
     # Each model registers its gauge, and there are many in this process.
     monkeypatch.setattr(prometheus_client.Gauge, "__init__", _with_own_registry(prometheus_client.Gauge.__init__))
-    monkeypatch.setattr(faststart, "read_ahead", lambda *_: None)
+    monkeypatch.setattr(read_ahead, "begin", lambda *_: None)
     return lambda settings: Served(settings, monkeypatch)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from cold_start.pipeline import denoiser, read_pipeline
+from cold_start.settings import SettingsError
+from cold_start.warm_up import compiled_blocks
 from conftest import BLOCKS, FAMILIES, Make, Served
-from model.compilation import compiled_blocks
-from model.pipeline import denoiser, read_pipeline
-from model.settings import SettingsError
 from PIL import Image
 from safetensors.torch import save_file
 

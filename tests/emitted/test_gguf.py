@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cold_start.pipeline
 import diffusers
 import gguf
-import model.pipeline
 import numpy as np
 import pytest
 import torch
+from cold_start.pipeline import read_pipeline
+from cold_start.settings import SettingsError
+from cold_start.weights import WeightsError
 from conftest import BLOCKS, Make, Served
-from model.pipeline import read_pipeline
-from model.settings import SettingsError
-from model.weights import WeightsError
 
 PACKED = [
     preset
@@ -133,7 +133,7 @@ def test_a_lora_is_refused(preset: str, settings_of: Make) -> None:
 
 
 def test_a_missing_package_is_named(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.pipeline, "find_spec", lambda name: None)
+    monkeypatch.setattr(cold_start.pipeline, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"requirements: .*\.gguf needs the package gguf"):
         read_pipeline(settings_of(PACKED[0]), "cpu")
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from cold_start.pipeline import read_pipeline
+from cold_start.settings import Settings
+from cold_start.weights import WeightsError
 from conftest import BLOCKS, FAMILIES, Make, Served
-from model.pipeline import read_pipeline
 from model.request import GenerationRequest
-from model.settings import Settings
-from model.weights import WeightsError
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file

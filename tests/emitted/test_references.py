@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy
 import pytest
+from cold_start.settings import ReferenceImages
 from conftest import BLOCKS, FAMILIES, Make, Served
 from model import picture
-from model.settings import ReferenceImages
 from PIL import Image
 from pydantic import ValidationError
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy
 import pytest
 import yaml
+from cold_start.pipeline import read_pipeline
 from conftest import BLOCKS, READMES, Make, Served
-from model.pipeline import read_pipeline
 from PIL import Image
 
 SCHEDULERS = [

@@ -142,12 +142,13 @@ def packages(box: Container) -> Path:
 def test_the_build_commands_ran_and_made_what_they_must(box: Container, build_log: str) -> None:
     # Not of the command itself, which the log repeats.
     assert not re.search("^What the imports read is not recorded", build_log, re.MULTILINE)
-    record = json.loads((box.root / "app" / "imported_files.json").read_text("utf-8"))
+    record = json.loads((box.root / "packages" / "cold_start" / "imported_files.json").read_text("utf-8"))
     assert record["problem"] == ""
     assert (packages(box) / "read_ahead.pth").is_file()
     server, torch, diffusers = ([file for file, _, _ in phase] for phase in record["phases"])
     # Also what Python itself and the server import as they start.
-    for name in ("fastapi", "json/__pycache__/decoder", "h11_impl", "/app/model/__pycache__/model."):
+    ours = ("/app/model/__pycache__/model.", "/packages/cold_start/__pycache__/pipeline.")
+    for name in ("fastapi", "json/__pycache__/decoder", "h11_impl", *ours):
         assert any(name in file for file in server), name
     assert any("libtorch_cpu" in file for file in torch)
     assert any("libcublas" in file for file in torch)
@@ -159,7 +160,8 @@ def test_the_build_commands_ran_and_made_what_they_must(box: Container, build_lo
 
 
 def test_site_packages_have_bytecode_that_no_time_makes_invalid(box: Container) -> None:
-    folders = {packages(box) / "diffusers": UNCHECKED_HASH, box.root / "app" / "model": CHECKED_HASH}
+    ours = (box.root / "app" / "model", box.root / "packages" / "cold_start")
+    folders = {packages(box) / "diffusers": UNCHECKED_HASH, **dict.fromkeys(ours, CHECKED_HASH)}
     for folder, kind in folders.items():
         compiled = list(folder.rglob("*.pyc"))
         assert compiled, folder
@@ -195,7 +197,8 @@ def test_no_module_is_compiled_at_the_start_even_if_a_builder_reset_all_times(
     box: Container, weights: Path, tmp_path: Path
 ) -> None:
     reset = 'find "$@" -xdev -type f -exec touch --no-create --date=@0 {} +'
-    assert box.run("sh", "-c", reset, "sh", f"/{packages(box).relative_to(box.root)}", "/app").returncode == 0
+    folders = (f"/{packages(box).relative_to(box.root)}", "/app", "/packages")
+    assert box.run("sh", "-c", reset, "sh", *folders).returncode == 0
     with serve(box, weights, tmp_path / "log", PYTHONVERBOSE="1") as server:
         assert server.predict().is_success
     log = (tmp_path / "log").read_text("utf-8")
@@ -204,11 +207,11 @@ def test_no_module_is_compiled_at_the_start_even_if_a_builder_reset_all_times(
 
 
 def test_without_a_record_the_server_starts_and_says_so(box: Container, weights: Path, tmp_path: Path) -> None:
-    (box.root / "app" / "imported_files.json").unlink()
+    (box.root / "packages" / "cold_start" / "imported_files.json").unlink()
     with serve(box, weights, tmp_path / "log") as server:
         assert server.predict().is_success
     log = (tmp_path / "log").read_text("utf-8")
-    assert "The imports will be slower, because the build command that makes /app/imported_files.json did not" in log
+    assert "because the build command that makes /packages/cold_start/imported_files.json did not" in log
 
 
 def test_where_the_builder_hides_pages_only_small_files_are_recorded(box: Container) -> None:
@@ -217,10 +220,10 @@ def test_where_the_builder_hides_pages_only_small_files_are_recorded(box: Contai
     code += "def hidden(file, *more, **options):\n"
     code += "    if file == '/proc/self/pagemap': raise PermissionError(13, 'Permission denied', file)\n"
     code += "    return real(file, *more, **options)\n"
-    code += "builtins.open = hidden\nfrom model import faststart\nfaststart.record('StableDiffusionXLPipeline')"
-    result = box.run("python3", "-c", code)
+    code += "builtins.open = hidden\nfrom cold_start import read_ahead\nread_ahead.record('StableDiffusionXLPipeline')"
+    result = box.run("env", "PYTHONPATH=/packages", "python3", "-c", code)
     assert result.returncode == 0, result.stderr
-    record = json.loads((box.root / "app" / "imported_files.json").read_text("utf-8"))
+    record = json.loads((box.root / "packages" / "cold_start" / "imported_files.json").read_text("utf-8"))
     assert "Permission denied" in record["problem"]
     files = [file for phase in record["phases"] for file, _, _ in phase]
     assert len(files) > 2000

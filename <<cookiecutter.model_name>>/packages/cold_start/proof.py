@@ -3,8 +3,8 @@
 import inspect
 from typing import Any
 
-from model.settings import Settings, SettingsError
-from model.weights import WeightsError
+from cold_start.settings import Settings, SettingsError
+from cold_start.weights import WeightsError
 
 
 def check_steps(scheduler: Any, settings: Settings) -> None:

@@ -6,8 +6,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-# Truss puts config.yaml beside model/ in the image, as it is in this repository.
-CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
 BLOCK = "model_metadata.pipeline"
 # Each request that runs holds a thread, and the server needs some for itself.
 MAX_CONCURRENCY = 8
@@ -62,7 +60,7 @@ class Inpaint(Strict):
     """How the family paints over what a mask says."""
 
     class_name: Name = Field(description="The pipeline in diffusers. It shares the weights of the first.")
-    adds_shift: bool = Field(description="false: it decodes without the shift_factor of its VAE, so model/ adds it.")
+    adds_shift: bool = Field(description="false: it decodes without the shift_factor of its VAE, so it is added here.")
     max_pixels: Positive | None = Field(description="What it paints at once: more is scaled up from that. null: all.")
 
 
@@ -115,7 +113,7 @@ class Limits(Strict):
 
 
 class Settings(Strict):
-    """All that model/ needs to know of the model."""
+    """All that differs between models."""
 
     class_name: Name = Field(description="The pipeline in diffusers.")
     image_to_image: ImageToImage | None = Field(description="null: the family cannot start from an image.")
@@ -202,7 +200,7 @@ class Settings(Strict):
         return self
 
 
-def read_settings(config: Path = CONFIG) -> Settings:
+def read_settings(config: Path) -> Settings:
     """Return the checked block of config.yaml. Raises SettingsError: the first fault, in a sentence."""
     try:
         content = yaml.safe_load(config.read_text("utf-8"))

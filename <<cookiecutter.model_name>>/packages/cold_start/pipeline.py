@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from model import lora, proof
-from model.settings import ImageToImage, Inpaint, Settings, SettingsError, did_you_mean, one_line
-from model.weights import WeightsError
+from cold_start import lora, proof
+from cold_start.settings import ImageToImage, Inpaint, Settings, SettingsError, did_you_mean, one_line
+from cold_start.weights import WeightsError
 
 NEEDED = {"vae", "scheduler", "unet", "transformer", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"}
 

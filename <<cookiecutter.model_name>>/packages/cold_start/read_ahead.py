@@ -1,7 +1,9 @@
-"""Plumbing that makes the cold start short, and tells where its time went. No model code."""
+"""Reads ahead what a cold start is going to read: what the imports need, as recorded at build, and the weights.
+
+Beside the server it runs as a program of its own: `read`. The build runs `record CLASS` and `startup`, in /app.
+"""
 
 import contextlib
-import gc
 import importlib
 import json
 import logging
@@ -9,15 +11,14 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("uvicorn")
 
-APP = Path(__file__).resolve().parent.parent
-RECORD = APP / "imported_files.json"
+HERE = Path(__file__).resolve().parent
+RECORD = HERE / "imported_files.json"
 READERS = 16
 CGROUPS = Path("/sys/fs/cgroup")
 # By controller, as in /proc/self/cgroup (v2 names none): limit, usage, and in memory.stat the page cache and what of it
@@ -36,57 +37,9 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 GAP_PAGES = 8  # untouched pages that are read too: quicker than one more read
 CHUNK_BYTES = 2**26
 RESERVE_BYTES = 2**31  # of memory, for what the imports and load() will take and what the imports read
-# Python runs this line of a .pth file before anything else. As every Python in the image does, it asks for the server.
-STARTUP = (
-    f'import sys; sys.orig_argv[-1:] == ["{APP}/main.py"] and setattr(sys, "read_ahead", '
-    f'__import__("subprocess").Popen([sys.executable, "-I", "-S", "{__file__}", "read"], stdin=-1))'
-)
 
 
-class ColdStart:
-    """The phases of one cold start, in seconds of wall time, in the order in which they ended."""
-
-    def __init__(self) -> None:
-        from prometheus_client import Gauge
-
-        self.phases: dict[str, float] = {"server_start": _process_age()}
-        self._gauge = Gauge("cold_start_phase_seconds", "Wall time of each phase of the cold start", ["phase"])
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.phases[name] = time.perf_counter() - started
-
-    @contextlib.contextmanager
-    def reported(self) -> Iterator[Callable[[str], contextlib.AbstractContextManager[None]]]:
-        """Give phase(), and report at the end: also what led to a fault."""
-        try:
-            yield self.phase
-        finally:
-            self.report()
-
-    def rounded(self) -> dict[str, float]:
-        return {name: round(seconds, 3) for name, seconds in self.phases.items()}
-
-    def report(self) -> None:
-        """Log one line of JSON and set the /metrics gauge, so production tells the same story."""
-        logger.info(json.dumps({"event": "cold_start", "seconds": self.rounded()}))
-        for name, seconds in self.phases.items():
-            self._gauge.labels(phase=name).set(seconds)
-
-
-def _process_age() -> float:
-    import psutil
-
-    # Not from the clock of the day: psutil knows the time of the boot in whole seconds only.
-    started = psutil.Process().create_time() - psutil.boot_time()
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) - started
-
-
-def read_ahead(weights: Iterable[Path]) -> None:
+def begin(weights: Iterable[Path]) -> None:
     """Bring what the imports read, and then weights, into the page cache, while the imports run. Logs what it reads.
 
     weights: files and folders, in the order in which load() reads them. What is not there yet is left out: a
@@ -106,7 +59,7 @@ def read_ahead(weights: Iterable[Path]) -> None:
     slower = f" The imports will be slower, because {record['problem']}." if record["problem"] else ""
     logger.log(logging.WARNING if slower else logging.INFO, f"Reading ahead {record['summary']}, then {room}.{slower}")
     # A process of its own: threads in this one would wait for the interpreter's lock, which the imports hold.
-    # In the image, Python has started it (STARTUP) before the server's own imports. It waits for the files.
+    # In the image, Python has started it (startup()) before the server's own imports. It waits for the files.
     reader = sys.__dict__.pop("read_ahead", None) or subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, "read"], stdin=subprocess.PIPE
     )
@@ -206,6 +159,8 @@ def _lines(file: str | Path) -> list[str]:
 
 def record(class_name: str) -> None:
     """Write down what the imports read, phase by phase. A build command in config.yaml does it, in the image."""
+    sys.path[0] = os.getcwd()  # it was this file's folder
+    own = [*HERE.rglob("*.py*"), *Path.cwd().glob("model/**/*.py*")]
     opened: dict[str, None] = {}  # in the order in which they are needed
     sys.addaudithook(lambda event, arguments: opened.setdefault(str(arguments[0])) if event == "open" else None)
     phases: list[list[Any]] = []
@@ -221,7 +176,7 @@ def record(class_name: str) -> None:
         specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
         cached = [getattr(spec, "cached", None) or "" for spec in specs]
         # A size of 0: nothing to read, or a file of /proc, which ends with this process.
-        for file in filter(os.path.isfile, [*cached, *opened, *map(str, APP.glob("model/**/*.py*"))]):
+        for file in filter(os.path.isfile, [*cached, *opened, *map(str, own)]):
             pages.setdefault(os.path.abspath(file), set(range(-(-os.path.getsize(file) // PAGE_BYTES))))
         phases.append([[file, *part] for file in pages for part in _ranges(pages[file] - before.get(file, set()))])
         before = pages
@@ -256,21 +211,18 @@ def _ranges(pages: set[int]) -> list[list[int]]:
     return [[start * PAGE_BYTES, end * PAGE_BYTES] for start, end in ranges]
 
 
-@contextlib.contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Imports make many objects and no garbage. Collecting during them makes them 30% longer."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
+def startup() -> None:
+    """Print a line for a .pth file. Every Python in the image runs it first of all, so it asks for the server."""
+    print(
+        f'import sys; sys.orig_argv[-1:] == ["{Path.cwd()}/main.py"] and setattr(sys, "read_ahead", '
+        f'__import__("subprocess").Popen([sys.executable, "-I", "-S", "{__file__}", "read"], stdin=-1))'
+    )
 
 
 if __name__ == "__main__":
     commands: dict[str, Callable[..., None]] = {
         "read": read_all,
         "record": record,
-        "startup": lambda: print(STARTUP),
+        "startup": lambda: print(startup()),
     }
     commands[sys.argv[1]](*sys.argv[2:])
