@@ -15,7 +15,6 @@ from fastapi.responses import JSONResponse
 from cold_start import lora, read_ahead
 from cold_start.phases import ColdStart, without_garbage_collection
 from cold_start.pipeline import denoiser, on_same_weights, read_pipeline
-from cold_start.settings import ImageToImage, Inpaint
 from cold_start.warm_up import warm_up
 from cold_start.weights import check_weights, wait_for_download
 from model import arguments, picture
@@ -32,7 +31,6 @@ class Model:
     def __init__(self, lazy_data_resolver: Any, **_: Any) -> None:
         self._lazy_data_resolver = lazy_data_resolver
         self._pipeline: Any = None
-        self._others: dict[str, Any] = {}
         self._guard = Guard()
         self._cold_start = ColdStart()
         folder = Path(SETTINGS.weights_dir)
@@ -124,17 +122,10 @@ class Model:
 
     def _generate(self, asked: arguments.Asked, seed: int, progress: Progress) -> Any:
         """Return one picture. Raises NotANumberError."""
-        pipeline = self._pipeline_for(asked.other)
+        pipeline = on_same_weights(self._pipeline, asked.other)
         # What a request that broke off left in it must not show in the next.
         pipeline.scheduler = copy.deepcopy(self._scheduler)
         own = arguments.of_image(seed, asked.arguments["num_inference_steps"], progress.step)
         with progress.image(denoiser(pipeline)):
             made = pipeline(**asked.arguments, **own).images[0]
         return asked.finish(made)
-
-    def _pipeline_for(self, other: ImageToImage | Inpaint | None) -> Any:
-        if other is None:
-            return self._pipeline
-        if other.class_name not in self._others:
-            self._others[other.class_name] = on_same_weights(self._pipeline, other)
-        return self._others[other.class_name]

@@ -30,12 +30,9 @@ _REFERENCES = SETTINGS.reference_images.count if SETTINGS.reference_images else 
 FILE = "A PNG, JPEG or WebP file, in base64 or as a data: URL"
 START = "to start from; cropped to width x height, laid on white."
 REFERENCE = f"that the prompt may speak of, or a list of up to {_REFERENCES}; with mask the one to paint on."
-
-
-def _image_type() -> Any:
-    """Return what /schema says of image: a list only where the family takes several."""
-    several = Annotated[list[str], Field(min_length=1, max_length=_REFERENCES)]
-    return str | several | None if _REFERENCES else str | None
+# What /schema says of image: a list only where the family takes several.
+_SEVERAL = Annotated[list[str], Field(min_length=1, max_length=_REFERENCES)]
+_IMAGE: Any = str | _SEVERAL | None if _REFERENCES else str | None
 
 
 class LoraChoice(BaseModel):
@@ -86,7 +83,7 @@ class GenerationRequest(BaseModel):
     stream: bool = Field(False, description="Answer in server-sent events: queued, each step, and the result.")
 
     # Before pydantic, which would name the field as image.str and image.list.
-    @field_validator("image", mode="before", json_schema_input_type=_image_type())
+    @field_validator("image", mode="before", json_schema_input_type=_IMAGE)
     @classmethod
     def _image_can_be_used(cls, image: Any) -> Any:
         if image is None:

@@ -1,6 +1,7 @@
 """Puts the pipeline together out of the cached weights. Which parts it has is said in config.yaml."""
 
 import copy
+import functools
 import inspect
 import json
 from collections.abc import Iterable
@@ -68,8 +69,11 @@ def denoiser(pipeline: Any) -> Any:
     return pipeline.components.get("unet") or pipeline.transformer
 
 
-def on_same_weights(pipeline: Any, other: ImageToImage | Inpaint) -> Any:
-    """Return the other pipeline on the very same weights: no second copy in memory."""
+@functools.lru_cache(maxsize=3)
+def on_same_weights(pipeline: Any, other: ImageToImage | Inpaint | None) -> Any:
+    """Return the other pipeline on the very same weights: no second copy in memory. None: the first itself."""
+    if other is None:
+        return pipeline
     import diffusers
 
     class_ = getattr(diffusers, other.class_name)
