@@ -220,9 +220,5 @@ def startup() -> None:
 
 
 if __name__ == "__main__":
-    commands: dict[str, Callable[..., None]] = {
-        "read": read_all,
-        "record": record,
-        "startup": lambda: print(startup()),
-    }
+    commands: dict[str, Callable[..., None]] = {"read": read_all, "record": record, "startup": startup}
     commands[sys.argv[1]](*sys.argv[2:])
