@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cold_start.pipeline import on_same_weights
 from conftest import BLOCKS, FAMILIES, Make, Served
 
 FAULTS: dict[str, Any] = {
@@ -40,7 +41,7 @@ def spoiled(value: Any) -> Any:
 
 def place(served: Served, stage: str, masked: bool = False) -> tuple[Any, str, int]:
     """Return what is called at the stage: the owner, the name, and which call fails. masked: with a mask."""
-    pipeline = served.model._pipeline_for(served.settings.inpaint) if masked else served.pipeline
+    pipeline = on_same_weights(served.pipeline, served.settings.inpaint) if masked else served.pipeline
     parts = pipeline.components
     if stage == "text encoder":
         last = max(name for name, part in parts.items() if name.startswith("text_encoder") and part is not None)

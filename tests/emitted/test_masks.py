@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from cold_start.pipeline import on_same_weights
 from conftest import BLOCKS, FAMILIES, Make, Served
 from model import arguments, mask, picture
 from model.progress import Progress
@@ -80,7 +81,7 @@ def test_what_is_kept_goes_through_the_pipeline_unchanged(
 ) -> None:
     """So the mask lies where the image does, and what is encoded is decoded again in the same way."""
     served = serve(settings_of(preset))
-    pipeline, vae = served.model._pipeline_for(served.settings.inpaint), served.pipeline.vae
+    pipeline, vae = on_same_weights(served.pipeline, served.settings.inpaint), served.pipeline.vae
     module, encoded, decoded = sys.modules[type(pipeline).__module__], [], []
     encode, decode = module.retrieve_latents, vae.decode
 
@@ -285,7 +286,7 @@ def test_what_is_scaled_up_is_said(settings_of: Make, serve: Callable[..., Serve
 def test_flux2_klein_paints_a_megapixel_at_once(settings_of: Make, serve: Callable[..., Served]) -> None:
     """What the catalog says of it: a larger picture keeps its size, and the mask its place."""
     served = serve(settings_of("flux2-klein-4b"))
-    pipeline, sizes = served.model._pipeline_for(served.settings.inpaint), []
+    pipeline, sizes = on_same_weights(served.pipeline, served.settings.inpaint), []
     true = pipeline.image_processor.numpy_to_pil
     pipeline.image_processor.numpy_to_pil = lambda floats: sizes.append(floats.shape[1:3]) or true(floats)
     start, shape = noise(1040, 1024), text_of(white((0, 0, 128, 64), size=(1040, 1024)))
