@@ -24,6 +24,7 @@ def preset_rows() -> str:
         held = [REPO_FILES[repo["repo_id"]][repo["file"]] for repo in facts["repos"].values() if is_gguf(repo)]
         memory = math.ceil(facts["download_gb"] + sum(held) / 1e9 + SERVER_GB)
         too_small = memory > CONTEXT["_instance_memory_gb"].get(facts["accelerator"], math.inf)
+        (price,) = [repo["time_per_image"] for repo in facts["repos"].values() if "time_per_image" in repo] or [""]
         total, unknown = fetched_bytes(name)
         size = facts["download_gb"] if unknown else total / 1e9
         cells = [
@@ -35,6 +36,7 @@ def preset_rows() -> str:
             *(f"{size / rate:.1f} s" for rate in RATES),
             facts["accelerator"],
             f"{memory}{' *' if too_small else ''}",
+            price,
             facts["license"],
             "yes" if facts["gated"] else "no",
         ]
@@ -54,7 +56,7 @@ def unverified() -> str:
 def test_the_table_of_presets_is_that_of_the_catalog() -> None:
     readme = (TEMPLATE / "README.md").read_text("utf-8")
     columns = ["preset", "weights", "size", "steps", "download GB", *(f"at {rate} GB/s" for rate in RATES)]
-    columns += ["GPU", "memory GB", "licence", "gated"]
+    columns += ["GPU", "memory GB", "time per image", "licence", "gated"]
     header = f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
     assert header in readme, f"Put this into README.md:\n{header}"
     table = readme.split(header)[1].split("\n\n")[0] + "\n"
