@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ACCELERATORS, CATALOG, CONTEXT, DELIVERIES, PRESETS, render_config
+import yaml
+from conftest import ACCELERATORS, CATALOG, CONTEXT, DELIVERIES, PRESETS, PROJECT, render_config
 from test_hooks import GOOD, hook
 
 # Paths and sizes in bytes (null: unknown), as the Hub listed them. Some are rounded. Of a few repositories the names of
@@ -28,6 +29,11 @@ COMPONENTS = {
 }
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".onnx")
 REPOS = [(preset, name) for preset in PRESETS for name in CATALOG[preset]["repos"]]
+# The dtypes of weight files that have another one than the preset.
+PUBLISHED = yaml.safe_load((PROJECT / "tests" / "published_settings.yaml").read_text("utf-8"))
+# In float16, transformers keeps a layer of each block of T5 in float32: 24 of 10240 x 4096 numbers, in T5 1.1 XXL.
+KEPT_OF_T5 = 24 * 10240 * 4096 * 2
+WITH_T5 = ("StableDiffusion3Pipeline", "FluxPipeline", "PixArtSigmaPipeline")
 
 
 def fetched_by_model_cache(patterns: list[str], files: dict[str, Any]) -> set[str]:
@@ -121,6 +127,24 @@ def test_the_download_is_as_large_as_the_catalog_says(preset: str) -> None:
     if unknown:
         pytest.skip(f"not listed anywhere: the sizes of {'; '.join(unknown)}. The network test asks the Hub")
     assert total / 1e9 == pytest.approx(CATALOG[preset]["download_gb"], rel=0.01)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_weights_on_the_gpu_are_as_large_as_the_catalog_says(preset: str) -> None:
+    """An accelerator is refused by this number, so one that is too small would be out of memory in production."""
+    facts, stored = CATALOG[preset], PUBLISHED[preset].get("stored", {})
+    # What is fetched, but for the half of each float32 number that load() drops, and LoRAs, which it fuses.
+    size = facts["download_gb"] * 1e9
+    for name, repo in facts["repos"].items():
+        for file, fetched in fetched_sizes(repo).items():
+            part = file.split("/")[0] if name == "pipeline" else name
+            if "scale" in repo:
+                size -= fetched or 0
+            elif "float32" in (stored.get(part), stored.get(f"component_{part}") if name == "vae" else None):
+                size -= (fetched or 0) / 2
+    if facts["pipeline"] in WITH_T5 and facts["dtype"] == "float16":
+        size += KEPT_OF_T5
+    assert facts["weights_gb"] == pytest.approx(size / 1e9, rel=0.02)
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
