@@ -145,6 +145,29 @@ def test_names_of_kohya_and_their_alpha(
     check(pipeline, fuse(preset, tensors), added)
 
 
+# Those that latent-consistency/lcm-lora-sdv1-5 holds, which the preset sd15-lcm fuses.
+OF_LCM = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
+OF_LCM += ("conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")
+
+
+def test_every_layer_of_the_lcm_lora(plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+    pipeline = plain("sd15")
+    found = layers(pipeline.unet, OF_LCM)
+    assert all(any(path.endswith(name) for path in found) for name in OF_LCM)
+    tensors, added = {}, {}
+    generator = torch.Generator().manual_seed(0)
+    for path, layer in found.items():
+        rows, columns, *kernel = layer.weight.shape
+        # Of a convolution the second factor has a kernel of one pixel.
+        down = torch.randn(RANK, columns, *kernel, generator=generator)
+        up = torch.randn(rows, RANK, *[1] * len(kernel), generator=generator)
+        stem = "lora_unet_" + path.replace(".", "_")
+        tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+        tensors[f"{stem}.alpha"] = torch.tensor(ALPHA)
+        added["unet", path] = (up.flatten(1) @ down.flatten(1)).view_as(layer.weight) * ALPHA / RANK
+    check(pipeline, fuse("sd15", tensors), added)
+
+
 def unet_tensors(pipeline: Any, kind: str) -> dict[str, torch.Tensor]:
     path, layer = next(iter(layers(pipeline.unet, "to_q").items()))
     down, up = pair(layer)
