@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 import pytest
-from conftest import CONTEXT, PRESETS, PROJECT, TEMPLATE, BakedProject
+from conftest import CONTEXT, PRESETS, PROJECT, TEMPLATE, BakedProject, render
 from test_catalog import REPO_FILES, fetched_bytes
 
 SERVER_GB = 2  # of main memory, beside the weights: an estimate
@@ -84,6 +84,13 @@ def test_the_readmes_say_that_nothing_filters_the_images(bake: Callable[..., Bak
     if left_out:
         paragraph = (TEMPLATE / "README.md").read_text("utf-8").split("No preset filters its images")[1]
         assert f"`{preset}`" in paragraph.split("are left out")[0]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_emitted_readme_says_which_preset_takes_no_lora(preset: str) -> None:
+    facts = CONTEXT["_presets"][preset]
+    refused = facts["pipeline"] == "PixArtSigmaPipeline" or any(map(is_gguf, facts["repos"].values()))
+    assert (f"{facts['title']} cannot take one" in render("README.md", preset=preset)) == refused
 
 
 def anchors(text: str) -> set[str]:
