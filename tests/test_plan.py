@@ -65,10 +65,11 @@ def one_event_after_the_other(
         ever += 1
 
     def stop(now: float, count: int) -> None:
-        nonlocal seconds
+        nonlocal seconds, active
         for _ in range(count):
             soonest = min(replicas, key=lambda each: each["free"])
             replicas.remove(soonest)
+            active = max(active, soonest["free"])  # it finishes its image
             seconds += max(now, min(soonest["free"], span)) - soonest["born"]
 
     while True:
@@ -127,7 +128,8 @@ def one_event_after_the_other(
 @settings(max_examples=300, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 2**32),
-    count=st.integers(0, 40),
+    count=st.one_of(st.integers(0, 40), st.integers(100, 400)),
+    crowded=st.booleans(),
     least=st.integers(0, 2),
     more=st.integers(0, 3),
     delay=st.sampled_from([0, 10, 60, 200]),
@@ -137,20 +139,25 @@ def one_event_after_the_other(
     wakes=st.booleans(),
     windows=st.integers(0, 2),
     window_replicas=st.integers(1, 3),
-    cold_start=st.sampled_from([0.0, 7.0, 45.0]),
-    image=st.sampled_from([0.5, 5.0, 30.0]),
+    cold_start=st.sampled_from([0.0, 7.1, 45.3]),
+    image=st.sampled_from([0.51, 5.03, 30.07]),
 )
 def test_it_is_as_another_simulation_has_it(simulation: ModuleType, **drawn: Any) -> None:
     chance = random.Random(drawn["seed"])
     span = 1500.0
     # At times that nothing else falls on, so that no order is left to choose.
-    arrivals = sorted(chance.uniform(0, span) for _ in range(drawn["count"]))
+    # Crowded: most of them come within a minute or two, so that they queue.
+    some = [chance.gauss(chance.choice((300, 900)), 40) for _ in range(drawn["count"] if drawn["crowded"] else 0)]
+    some += [chance.uniform(0, span) for _ in range(drawn["count"] - len(some) // 2)]
+    arrivals = sorted(at for at in some if 0 < at < span)
     opened = sorted(max(0.0, at - chance.expovariate(1 / 40)) for at in arrivals)
+    # Who is woken within a window of the last end has its decision in the next one: no such delay is ever tried.
+    delay = max(drawn["delay"], drawn["window"] if drawn["wakes"] else 0)
     moments = sorted(chance.uniform(0, span) for _ in range(2 * drawn["windows"]))
     wanted = simulation.Settings(
         drawn["least"],
         max(1, drawn["least"] + drawn["more"]),
-        drawn["delay"],
+        delay,
         drawn["window"],
         drawn["target"],
         max_scale_down_rate=drawn["rate"],

@@ -16,7 +16,6 @@ What the documents leave open is ASSUMPTIONS, which the command prints with its 
 
 import bisect
 import dataclasses
-import heapq
 import itertools
 import math
 import operator
@@ -84,29 +83,44 @@ class Outcome:
 
     def mean(self) -> float:
         """Return the mean delay in seconds; 0 without requests."""
-        return math.fsum(self.delays) / len(self.delays) if self.delays else 0.0
+        return sum(self.delays) / len(self.delays) if self.delays else 0.0
 
     def percentiles(self, *percents: int) -> list[float]:
         """Return the smallest delay that is not below percent of them, for each (the nearest rank). 0 without any."""
-        waited = sorted(delay for delay in self.delays if delay > 0)
+        waited = sorted(filter(None, self.delays))
         at_once = len(self.delays) - len(waited)
         places = [-(-len(self.delays) * percent // 100) - 1 - at_once for percent in percents]
         return [waited[place] if place >= 0 and waited else 0.0 for place in places]
 
 
 def simulate(
-    arrivals: Sequence[float], span: float, settings: Settings, machine: Machine, opened: Sequence[float] = ()
+    arrivals: Sequence[float],
+    span: float,
+    settings: Settings,
+    machine: Machine,
+    opened: Sequence[float] = (),
+    pauses: Sequence[int] | None = None,
 ) -> Outcome:
     """Serve the requests under the settings.
 
     arrivals: when each request is sent, in order, within 0 to span. opened: when the app was opened, in order; it is
-    read only where settings.wakes. What is not served at span is served to its end, and billed until span alone.
+    read only where settings.wakes. pauses: those of arrivals, of a scale_down_delay at most, if they are known.
+    What is not served at span is served to its end, and billed until span alone.
     """
-    return _Run(arrivals, span, settings, machine, opened if settings.wakes else ()).run()
+    found = pauses_of(arrivals, settings.scale_down_delay, pauses)
+    return _Run(arrivals, span, settings, machine, opened if settings.wakes else (), found).run()
+
+
+def pauses_of(arrivals: Sequence[float], seconds: float, among: Sequence[int] | None = None) -> list[int]:
+    """Return the numbers of the requests, among some, before which none came for longer than seconds. 0 is one."""
+    if among is not None:
+        return [number for number in among if not number or arrivals[number] - arrivals[number - 1] > seconds]
+    gaps = map(operator.sub, itertools.islice(arrivals, 1, None), arrivals)
+    return [0, *(number for number, gap in enumerate(gaps, 1) if gap > seconds)]
 
 
 class _Run:
-    """The state of one simulation. Requests are taken by the hundreds; all else happens seldom, in methods."""
+    """The state of one simulation. Only after a pause can there be no replica: the others are taken many at once."""
 
     def __init__(
         self,
@@ -115,25 +129,27 @@ class _Run:
         settings: Settings,
         machine: Machine,
         opened: Sequence[float],
+        pauses: Sequence[int],
     ) -> None:
-        self.arrivals, self.span, self.settings, self.machine, self.opened = arrivals, span, settings, machine, opened
-        self.most = max(settings.max_replica, settings.window_replicas if settings.windows else 0)
+        self.arrivals, self.span, self.settings, self.machine = arrivals, span, settings, machine
+        self.opened, self.pauses, self.pause = opened, pauses, 0
+        # Without room between the least and the most there is nothing to decide.
+        most = max(settings.max_replica, settings.window_replicas if settings.windows else 0)
+        self.decides = most > max(settings.min_replica, 1)
         self.least = settings.min_replica
-        self.free: list[float] = []  # a heap: when each replica is free; of one that starts, when it is ready
+        self.free: list[float] = []  # in order: when each replica is free; of one that starts, when it is ready
         self.born: deque[float] = deque()  # when each of them began to be paid for, oldest first
         self.starts: list[float] = []  # when the image of each request was begun: in order, as they are served in order
         self.arrived = 0
-        self.limit = -math.inf  # when the last replicas end, if nothing comes
+        self.limit = -math.inf  # when the last replicas end, if nothing comes, and no image was made
         self.below_since: float | None = None
         self.next_decision = math.inf
         self.cold_starts = 0
         self.billed = 0.0
-        # For the mean number in flight: sums over what arrived and over what was finished.
-        self.sums = list(itertools.accumulate(arrivals, initial=0.0)) if self.most > 1 else []
-        self.finished, self.finished_sum = 0, 0.0
-        self.area_before = 0.0
+        # Before the window of the next decision.
+        self.came, self.finished = 0, 0
         for _ in range(self.least):
-            heapq.heappush(self.free, 0.0)
+            self.free.append(0.0)
             self.born.append(0.0)
         if self.least:
             self.limit = settings.scale_down_delay
@@ -146,9 +162,14 @@ class _Run:
             change = changes[position][0] if position < len(changes) else math.inf
             event = min(self.next_decision, change, self.span)
             last = bisect.bisect_right(self.arrivals, event, self.arrived)
-            if last > self.arrived and self.take(last):
-                continue  # a replica started from zero, and with it the decisions
-            self.settle(event)
+            self.pause = bisect.bisect_left(self.pauses, self.arrived, self.pause)
+            if self.least == 0 and self.pause < len(self.pauses) and self.pauses[self.pause] < last:
+                self.go_on(self.pauses[self.pause])
+                continue  # a replica may have started from zero, and with it the decisions
+            self.arrived = last
+            self.serve(event)
+            if self.least == 0:
+                self.fall_asleep(event)
             if event >= self.span:
                 break
             if event == change:
@@ -156,7 +177,6 @@ class _Run:
                 position += 1
             elif event == self.next_decision:  # it was put off if they fell asleep just now
                 self.decide(event)
-        self.take(len(self.arrivals))
         self.serve(math.inf)
         self.end(self.span, len(self.free))
         delays = list(map(operator.sub, self.starts, self.arrivals))
@@ -169,58 +189,40 @@ class _Run:
         inside = max(self.settings.min_replica, self.settings.window_replicas)
         return [(start, inside), (end, self.settings.min_replica)]
 
-    def take(self, last: int) -> bool:
-        """Take the requests up to number last. Returns True, and early, if decisions may be due from now on."""
-        arrivals, free, starts, limit = self.arrivals, self.free, self.starts, self.limit
-        image, hold = self.machine.image, self.machine.image + self.settings.scale_down_delay
-        sleeps, head, replace = self.least == 0, len(self.starts), heapq.heapreplace
-        for number in range(self.arrived, last):
-            now = arrivals[number]
-            while head < number and free[0] <= now:  # those who came before
-                start = free[0] if free[0] > arrivals[head] else arrivals[head]
-                starts.append(start)
-                replace(free, start + image)
-                head += 1
-                if start + hold > limit:
-                    limit = start + hold
-            woken = False
-            if now > limit and sleeps:
-                self.limit, self.arrived = limit, number
-                self.fall_asleep(now)
-                if not free:
-                    self.begin(now, 1, now)
-                limit, woken = self.limit, self.most > 1
-            if head == number and free[0] <= now:
-                starts.append(now)
-                replace(free, now + image)
-                head += 1
-                if now + hold > limit:
-                    limit = now + hold
-            if woken:
-                self.limit, self.arrived = limit, number + 1
-                return True
-        self.limit, self.arrived = limit, max(self.arrived, last)
-        return False
-
-    def serve(self, now: float) -> None:
-        """Begin the images of those who wait, as far as a replica is free by now."""
-        hold = self.machine.image + self.settings.scale_down_delay
-        while len(self.starts) < self.arrived and self.free[0] <= now:
-            start = max(self.free[0], self.arrivals[len(self.starts)])
-            self.starts.append(start)
-            heapq.heapreplace(self.free, start + self.machine.image)
-            self.limit = max(self.limit, start + hold)
-
-    def settle(self, now: float) -> None:
-        """Let pass what comes of itself by now."""
+    def go_on(self, number: int) -> None:
+        """Take the requests up to this one, which comes after a pause: it may find no replica."""
+        now, self.arrived = self.arrivals[number], number
         self.serve(now)
-        if self.least == 0 and now > self.limit:
-            self.fall_asleep(now)
+        self.fall_asleep(now)
+        if not self.free:
+            self.begin(now, 1, now)
+        self.arrived += 1
+        self.serve(now)
+
+    def serve(self, until: float) -> None:
+        """Begin the images of those who wait, as far as a replica is free until then."""
+        arrivals, starts, image = self.arrivals, self.starts, self.machine.image
+        while (head := len(starts)) < self.arrived and self.free[0] <= until:
+            first = max(self.free[0], arrivals[head])
+            # They take turns, as all images take the same time: all but those that are free, or ready, much later.
+            count = bisect.bisect_right(self.free, first + image)
+            turns, later = self.free[:count], self.free[count:]
+            limit = min(until, later[0]) if later else until
+            last = head + int(min(self.arrived - head, count * ((limit - first) / image + 1)))
+            for at, free in zip(arrivals[head:last], turns, strict=False):  # turns grows meanwhile
+                start = at if at > free else free
+                if start > limit:
+                    break
+                starts.append(start)
+                turns.append(start + image)
+            self.free = sorted(turns[len(starts) - head :] + later)
 
     def fall_asleep(self, now: float) -> None:
-        """End what has no traffic, and let the app wake it, until now. All replicas are idle at self.limit."""
+        """End what had no traffic for the whole delay, and let the app wake it, until now."""
         delay = self.settings.scale_down_delay
-        while now > self.limit:
+        if self.starts:
+            self.limit = max(self.limit, self.starts[-1] + self.machine.image + delay)
+        while now > self.limit:  # all replicas are idle then
             place = bisect.bisect_right(self.opened, self.limit)
             if self.free and place and self.opened[place - 1] + delay > self.limit:
                 self.limit = self.opened[place - 1] + delay
@@ -235,7 +237,7 @@ class _Run:
         """Start replicas at a time that is not after now."""
         ready = at + self.machine.cold_start
         for _ in range(count):
-            heapq.heappush(self.free, ready)
+            bisect.insort(self.free, ready)
             self.born.append(at + self.machine.unbilled)
         self.cold_starts += count
         self.limit = max(self.limit, ready + self.settings.scale_down_delay)
@@ -244,9 +246,10 @@ class _Run:
 
     def end(self, at: float, count: int) -> None:
         """End those that are free first. One that is busy finishes its image."""
-        for _ in range(count):
-            until = max(at, min(heapq.heappop(self.free), self.span))
+        for free in self.free[:count]:
+            until = max(at, min(free, self.span))
             self.billed += MINUTE * math.ceil(max(0.0, until - self.born.popleft()) / MINUTE - 1e-9)
+        del self.free[:count]
 
     def change_least(self, now: float, least: int) -> None:
         """A window of the schedule begins or ends."""
@@ -255,35 +258,47 @@ class _Run:
             self.begin(now, least - len(self.free), now)
         elif self.free:
             self.limit = max(self.limit, now + self.settings.scale_down_delay)
+            if self.decides:
+                window = self.settings.autoscaling_window
+                self.next_decision = min(self.next_decision, math.ceil(now / window) * window)
+
+    def after(self, now: float) -> float:
+        """Return when decisions fall next after now."""
+        window = self.settings.autoscaling_window
+        return (now // window + 1) * window
 
     def plan_decision(self, now: float) -> None:
-        if self.most > 1:
-            window = self.settings.autoscaling_window
-            self.next_decision = (now // window + 1) * window
-            self.area_before = self.area(self.next_decision - window)
+        if self.decides:
+            self.next_decision = self.after(now)
+            self.count(self.next_decision - self.settings.autoscaling_window)
 
-    def area(self, now: float) -> float:
-        """Return the seconds that all requests together were in flight until now. The calls are in order of now."""
-        image = self.machine.image
-        while self.finished < len(self.starts) and self.starts[self.finished] + image <= now:
-            self.finished_sum += self.starts[self.finished] + image
-            self.finished += 1
-        arrived = bisect.bisect_right(self.arrivals, now, 0, self.arrived)
-        return arrived * now - self.sums[arrived] - (self.finished * now - self.finished_sum)
+    def count(self, now: float) -> float:
+        """Return the seconds from the last count on that all requests together were in flight, if none were before."""
+        came, finished, image = self.came, self.finished, self.machine.image
+        self.came = bisect.bisect_right(self.arrivals, now, came, self.arrived)
+        self.finished = bisect.bisect_right(self.starts, now - image, finished)
+        ended = self.finished - finished
+        started = sum(self.arrivals[came : self.came])
+        return (self.came - came - ended) * now - started + sum(self.starts[finished : self.finished]) + ended * image
 
     def decide(self, now: float) -> None:
         """Compare what is wanted with what is there, and start or end replicas."""
-        area = self.area(now)
-        in_flight = (area - self.area_before) / self.settings.autoscaling_window
-        self.area_before, self.next_decision = area, now + self.settings.autoscaling_window
         settings, there = self.settings, len(self.free)
+        before = self.came - self.finished
+        in_flight = before + self.count(now) / settings.autoscaling_window
         wanted = wanted_replicas(in_flight, settings)
         # To zero it comes by itself, when there was no traffic for the whole delay.
         wanted = min(max(wanted, self.least, 1), max(settings.max_replica, self.least))
+        self.next_decision = now + settings.autoscaling_window
         if wanted >= there:
             self.below_since = None
             if wanted > there:
                 self.begin(now, wanted - there, now)
+            elif self.came == self.finished and there == max(self.least, 1):
+                # Until the next request comes there is nothing to decide.
+                self.next_decision = math.inf
+                if self.came < len(self.arrivals):
+                    self.next_decision = self.after(self.arrivals[self.came])
         elif self.below_since is None:
             self.below_since = now
         elif now - self.below_since >= settings.scale_down_delay:
