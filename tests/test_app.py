@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import TEMPLATE
+import yaml
+from conftest import CATALOG, PRESETS, TEMPLATE, BakedProject, render
 from platforms import PROJECT_PYTHON, Platform
 
 APP_PYTHON = os.environ.get("APP_PYTHON")
@@ -189,6 +190,10 @@ def test_the_page_fits_the_screen(
     make_picture(browser)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     browser.save_screenshot(str(SCREENSHOTS / f"{width}-{theme}.png"))
+    # With all that can be opened, too.
+    for name in ("start", "more"):
+        browser.execute_script(f"document.querySelector('#{name} button.label-wrap').click()")
+    wait_for(lambda: browser.find_element("id", "steps").is_displayed(), "it does not open")
     sizes = "return [document.documentElement.scrollWidth, window.innerWidth]"
     content, window = browser.execute_script(sizes)
     assert content <= window == width
@@ -254,6 +259,37 @@ def test_whatever_is_sent_to_the_page_it_answers_in_a_sentence(awake: Platform, 
         ]
     ):
         assert sentence in generate(f"bad-{number}", **changes)[1], changes
+
+
+LABELS = """
+import json, sys
+from client import AsyncClient, Target
+from client.page import page
+for config in json.load(sys.stdin):
+    blocks = page(AsyncClient(Target("local"), url="http://127.0.0.1:9"), config)
+    print(json.dumps([each["props"].get("label") or "" for each in blocks.get_config_file()["components"]]))
+"""
+
+
+def test_the_page_asks_for_nothing_that_the_family_cannot_use(bake: Callable[..., BakedProject]) -> None:
+    configs = [yaml.safe_load(render("config.yaml", preset=preset)) for preset in PRESETS]
+    options = {"cwd": bake(preset="sd15").path, "input": json.dumps(configs), "capture_output": True, "text": True}
+    result = subprocess.run([APP_PYTHON, "-c", LABELS], **options)
+    assert result.returncode == 0, result.stderr
+    for preset, line in zip(PRESETS, result.stdout.splitlines(), strict=True):
+        facts, labels = CATALOG[preset], json.loads(line)
+        for start, expected in {
+            "Negative prompt": facts["negative_prompt"],
+            "Guidance": facts["max_guidance_scale"] > 1,
+            "Picture": facts["image_to_image"] and not facts["reference_images"],
+            "Pictures that the prompt may speak of": facts["reference_images"],
+            "Strength": facts["image_to_image"],
+            "Mask": facts["inpaint"],
+            "Styles": False,
+        }.items():
+            # "Pictures" are how many to make.
+            found = [label for label in labels if label == start or label.startswith((f"{start}:", f"{start},"))]
+            assert len(found) == bool(expected), (preset, start, labels)
 
 
 def test_the_page_tells_the_steps(awake: Platform, open_app: Open) -> None:

@@ -22,7 +22,6 @@ def request_of(pipeline: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]
         "height": _whole("Height", form.get("height"), 1, 2**16),
         "num_images": _whole("Pictures", form.get("num_images"), 1, limits.get("num_images", 1)),
         "num_inference_steps": _whole("Steps", form.get("steps"), 1, 10**6),
-        "guidance_scale": _number("Guidance", form.get("guidance_scale")),
         "output_format": form.get("output_format"),
         "quality": _whole("Quality", form.get("quality"), 1, 100),
     }
@@ -30,13 +29,15 @@ def request_of(pipeline: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]
         raise InvalidInput("Write a prompt first.")
     if request["output_format"] not in FORMATS:
         raise InvalidInput(f"The format is one of {', '.join(FORMATS)}.")
+    if "guidance_scale" in form:
+        request["guidance_scale"] = _number("Guidance", form["guidance_scale"])
     negative_prompt = _text("negative prompt", form.get("negative_prompt") or "", limits)
     if negative_prompt:
         request["negative_prompt"] = negative_prompt
     if form.get("loras"):
         request["loras"] = [{"name": name} for name in _loras(form["loras"], pipeline)]
     if form.get("image"):
-        request["image"] = _picture(form["image"], limits)
+        request["image"] = _pictures(form["image"], pipeline)
         if form.get("mask"):
             request["mask"] = _picture(form["mask"], limits)
         elif pipeline.get("image_to_image"):
@@ -92,6 +93,16 @@ def _seed(value: Any) -> int:
     if len(digits) > 10 or not digits.isascii() or not digits.isdecimal() or int(digits) > MAX_SEED:
         raise InvalidInput(f"The seed is a whole number from 0 to {MAX_SEED}, or empty.")
     return int(digits)
+
+
+def _pictures(found: Any, pipeline: dict[str, Any]) -> Any:
+    """Return the picture, or all of a gallery, which gives each with its caption."""
+    limits, most = pipeline.get("limits", {}), (pipeline.get("reference_images") or {}).get("count", 1)
+    if not isinstance(found, list):
+        return _picture(found, limits)
+    if len(found) > most:
+        raise InvalidInput(f"There are {len(found)} pictures: use at most {most}.")
+    return [_picture(each[0] if isinstance(each, list | tuple) and each else each, limits) for each in found]
 
 
 def _picture(file: Any, limits: dict[str, Any]) -> str:

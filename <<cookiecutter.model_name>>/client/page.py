@@ -177,14 +177,22 @@ def _settings(pipeline: dict[str, Any]) -> dict[str, Any]:
     """Return the other fields."""
     defaults, limits = pipeline["defaults"], pipeline["limits"]
     fields: dict[str, Any] = {}
-    if pipeline.get("image_to_image") or pipeline.get("reference_images"):
-        with gradio.Accordion("Start from a picture", open=False, elem_id="start"):
+    references = pipeline.get("reference_images")
+    if pipeline.get("image_to_image") or references:
+        title = "Show it pictures" if references else "Start from a picture"
+        with gradio.Accordion(title, open=False, elem_id="start"):
+            upload: dict[str, Any] = {"type": "filepath", "sources": ["upload", "clipboard"], "height": 220}
             # The file as it is: the model knows what its clear parts are.
-            upload = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"], "height": 220}
-            fields["image"] = gradio.Image(label="Picture", elem_id="image", **upload)
+            single = {**upload, "image_mode": None}
+            if references:
+                label = f"Pictures that the prompt may speak of, at most {references['count']}"
+                several = {**upload, "file_types": ["image"], "columns": 4, "interactive": True}
+                fields["image"] = gradio.Gallery(label=label, elem_id="image", **several)
+            else:
+                fields["image"] = gradio.Image(label="Picture", elem_id="image", **single)
             if pipeline.get("inpaint"):
                 label = "Mask: white is painted over, the rest is kept"
-                fields["mask"] = gradio.Image(label=label, elem_id="mask", **upload)
+                fields["mask"] = gradio.Image(label=label, elem_id="mask", **single)
             if pipeline.get("image_to_image"):
                 label = "Strength: how much is painted over, without a mask"
                 fields["strength"] = gradio.Slider(0.05, 1.0, defaults.get("strength") or 0.6, step=0.05, label=label)
@@ -212,9 +220,9 @@ def _settings(pipeline: dict[str, Any]) -> dict[str, Any]:
             label="Steps: more take longer",
             elem_id="steps",
         )
-        fields["guidance_scale"] = gradio.Slider(
-            0, limits["guidance_scale"], defaults["guidance_scale"], step=0.1, label="Guidance: how closely it follows"
-        )
+        if limits["guidance_scale"] > 1:  # up to 1 it has no effect
+            label, most = "Guidance: how closely it follows", limits["guidance_scale"]
+            fields["guidance_scale"] = gradio.Slider(0, most, defaults["guidance_scale"], step=0.1, label=label)
         with gradio.Row():
             fields["output_format"] = gradio.Dropdown(list(form.FORMATS), value="png", label="Format", min_width=120)
             fields["quality"] = gradio.Slider(1, 100, 90, step=1, label="Quality of jpeg and webp", min_width=160)

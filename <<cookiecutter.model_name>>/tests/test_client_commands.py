@@ -300,6 +300,13 @@ def test_a_form_is_a_request(tmp_path: Path) -> None:
     # With a mask or as a reference, strength is the model's own.
     masked = form.request_of(PIPELINE, {**FORM, "image": str(picture), "mask": str(picture), "strength": 0.5})
     assert (masked["image"], masked["mask"], "strength" in masked) == ("aGk=", "aGk=", False)
+    references = {**PIPELINE, "image_to_image": None, "reference_images": {"count": 2}}
+    gallery = [(str(picture), None)] * 2
+    assert len(form.request_of(references, {**FORM, "image": gallery})["image"]) == 2
+    with pytest.raises(InvalidInput, match="There are 3 pictures: use at most 2"):
+        form.request_of(references, {**FORM, "image": [*gallery, gallery[0]]})
+    without = {name: value for name, value in FORM.items() if name != "guidance_scale"}
+    assert "guidance_scale" not in form.request_of(PIPELINE, without)
     reference = form.request_of({**PIPELINE, "image_to_image": None}, {**FORM, "image": str(picture)})
     assert (reference["image"], "strength" in reference) == ("aGk=", False)
     # The usual number of steps may be too few for the strength: then the model chooses.
