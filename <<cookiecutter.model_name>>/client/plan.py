@@ -97,7 +97,8 @@ def run(where: Where, asked: Asked, png: Path | None, as_json: bool) -> None:
     machine, price, told = _facts(where, asked)
     limit = asked.p95 if asked.p95 is not None else machine.image + PATIENCE
     most = asked.max_replica or enough_replicas(found, machine.image)
-    hours = hours or found.hours or traffics.busy_hours(found)
+    # Only an environment has schedules.
+    hours = (hours or found.hours or traffics.busy_hours(found)) if _may_schedule(where) else None
     choices = choices_for(found, machine, most, asked.concurrency_target, hours)
     with console().status(f"simulating {len(found.arrivals)} requests under {len(choices)} settings"):
         rows = rows_of(choices, found, machine, price, opened(found.arrivals, asked.typing, asked.seed))
@@ -268,6 +269,8 @@ def _check(where: Where, asked: Asked) -> None:
         raise InvalidInput(
             f'Give one of --requests FILE, --from-metrics and --pattern "{traffics.EXAMPLE}": when do requests come?'
         )
+    if asked.hours and not _may_schedule(where):
+        raise InvalidInput(f"--hours is of a schedule, and {where.target} has none: give --environment.")
     if asked.measure and asked.image_seconds is not None:
         raise InvalidInput("--measure and --image-seconds exclude each other: give one of them.")
     bounds = (
@@ -292,6 +295,10 @@ def _check(where: Where, asked: Asked) -> None:
         )
     if asked.price is None and not on_baseten:
         raise InvalidInput("--price is missing: give USD an hour of the instance type, or --model: Baseten tells it.")
+
+
+def _may_schedule(where: Where) -> bool:
+    return not where.model or where.target.environment is not None
 
 
 def _traffic(where: Where, asked: Asked, zone: Any) -> Traffic:

@@ -212,6 +212,18 @@ def test_bad_input_is_one_sentence_that_shows_what_is_right(arguments: list[str]
     assert "\n" not in str(raised.value)
 
 
+def test_a_single_deployment_is_recommended_no_schedule() -> None:
+    arguments = ["--pattern", "weekdays 9 to 18, 40 an hour", *FACTS, "--p95", "0", "--model", "abc"]
+    settings = json.loads(run(*arguments, "--json").stdout)["settings"]
+    assert any("mon-fri" in row["name"] for row in settings)
+    for single in (["--development"], ["--deployment", "d1"]):
+        found = json.loads(run(*arguments, *single, "--json").stdout)
+        assert not any("mon-fri" in row["name"] for row in found["settings"])
+        assert " schedule " not in found["recommended"]["command"]
+        with pytest.raises(InvalidInput, match="--hours is of a schedule"):
+            run(*arguments, *single, "--hours", "weekdays 9 to 12")
+
+
 @pytest.mark.parametrize("missing", ["--cold-start", "--image-seconds", "--price"])
 def test_what_is_missing_and_cannot_be_asked_for_is_named(missing: str) -> None:
     place = FACTS.index(missing)
