@@ -156,7 +156,11 @@ class _Run:
             self.plan_decision(0.0)
 
     def run(self) -> Outcome:
-        changes = [(at, least) for window in self.settings.windows for at, least in self.changes_of(window)]
+        inside = max(self.settings.min_replica, self.settings.window_replicas)
+        changes: list[tuple[float, int]] = []
+        for start, end in self.settings.windows:
+            if max(start, 0.0) < min(end, self.span):
+                changes += [(max(start, 0.0), inside), (min(end, self.span), self.settings.min_replica)]
         position = 0
         while True:
             change = changes[position][0] if position < len(changes) else math.inf
@@ -181,13 +185,6 @@ class _Run:
         self.end(self.span, len(self.free))
         delays = list(map(operator.sub, self.starts, self.arrivals))
         return Outcome(delays, self.cold_starts, self.billed)
-
-    def changes_of(self, window: tuple[float, float]) -> list[tuple[float, int]]:
-        start, end = max(window[0], 0.0), min(window[1], self.span)
-        if end <= start:
-            return []
-        inside = max(self.settings.min_replica, self.settings.window_replicas)
-        return [(start, inside), (end, self.settings.min_replica)]
 
     def go_on(self, number: int) -> None:
         """Take the requests up to this one, which comes after a pause: it may find no replica."""
