@@ -102,7 +102,9 @@ def _pictures(found: Any, pipeline: dict[str, Any]) -> Any:
         return _picture(found, limits)
     if len(found) > most:
         raise InvalidInput(f"There are {len(found)} pictures: use at most {most}.")
-    return [_picture(each[0] if isinstance(each, list | tuple) and each else each, limits) for each in found]
+    files = [each[0] if isinstance(each, list | tuple) and each else each for each in found]
+    pictures = [_picture(file, limits) for file in files]
+    return pictures if len(pictures) > 1 else pictures[0]
 
 
 def _picture(file: Any, limits: dict[str, Any]) -> str:

@@ -179,15 +179,14 @@ def _settings(pipeline: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     references = pipeline.get("reference_images")
     if pipeline.get("image_to_image") or references:
-        title = "Show it pictures" if references else "Start from a picture"
+        title = "Pictures that the prompt may speak of" if references else "Start from a picture"
         with gradio.Accordion(title, open=False, elem_id="start"):
             upload: dict[str, Any] = {"type": "filepath", "sources": ["upload", "clipboard"], "height": 220}
             # The file as it is: the model knows what its clear parts are.
             single = {**upload, "image_mode": None}
             if references:
-                label = f"Pictures that the prompt may speak of, at most {references['count']}"
-                several = {**upload, "file_types": ["image"], "columns": 4, "interactive": True}
-                fields["image"] = gradio.Gallery(label=label, elem_id="image", **several)
+                several = {**upload, "file_types": ["image"], "columns": 4, "interactive": True, "buttons": []}
+                fields["image"] = gradio.Gallery(label=f"At most {references['count']}", elem_id="image", **several)
             else:
                 fields["image"] = gradio.Image(label="Picture", elem_id="image", **single)
             if pipeline.get("inpaint"):

@@ -303,6 +303,7 @@ def test_a_form_is_a_request(tmp_path: Path) -> None:
     references = {**PIPELINE, "image_to_image": None, "reference_images": {"count": 2}}
     gallery = [(str(picture), None)] * 2
     assert len(form.request_of(references, {**FORM, "image": gallery})["image"]) == 2
+    assert form.request_of(references, {**FORM, "image": gallery[:1]})["image"] == "aGk="
     with pytest.raises(InvalidInput, match="There are 3 pictures: use at most 2"):
         form.request_of(references, {**FORM, "image": [*gallery, gallery[0]]})
     without = {name: value for name, value in FORM.items() if name != "guidance_scale"}
