@@ -139,12 +139,16 @@ def text_of(browser: Any, element: str) -> str:
 
 def make_picture(browser: Any) -> str:
     """Write a prompt, press the button, and return what the page says when the picture is there."""
-    browser.find_element("css selector", "#prompt textarea").send_keys("a lighthouse at dawn")
+    browser.find_element("css selector", "#prompt textarea").send_keys("a red door")
     browser.find_element("id", "generate").click()
     wait_for(lambda: text_of(browser, "message").startswith("Done"), "no picture: " + text_of(browser, "message"))
     width = "return document.querySelector('#gallery img')?.naturalWidth"
     wait_for(lambda: browser.execute_script(width) == 512, "the picture is not shown")
     return text_of(browser, "message")
+
+
+def unfold(browser: Any, name: str) -> None:
+    browser.execute_script(f"document.querySelector('#{name} button.label-wrap').click()")
 
 
 @needs_browser
@@ -178,21 +182,42 @@ def test_opening_the_page_wakes_the_model_before_the_visitor_types(
     assert platform.tell()["starts"] == 1
 
 
+HOUSE_AND_MASK = """
+import sys
+from PIL import Image, ImageDraw
+house, mask = Image.new("RGB", (512, 512), "skyblue"), Image.new("L", (512, 512))
+draw = ImageDraw.Draw(house)
+draw.rectangle((0, 360, 512, 512), fill="olivedrab")
+draw.rectangle((140, 200, 380, 400), fill="tan")
+draw.polygon([(120, 200), (260, 90), (400, 200)], fill="brown")
+draw.rectangle((230, 300, 290, 400), fill="saddlebrown")
+ImageDraw.Draw(mask).rectangle((220, 290, 300, 410), fill=255)
+house.save(sys.argv[1])
+mask.save(sys.argv[2])
+"""
+
+
 @needs_browser
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_the_screen(
-    awake: Platform, open_app: Open, browse: Callable[..., Any], width: int, theme: str
+    awake: Platform, open_app: Open, browse: Callable[..., Any], tmp_path: Path, width: int, theme: str
 ) -> None:
     page, browser = open_app(), browse(width)
     browser.get(f"{page.url}/?__theme={theme}")
     wait_for(lambda: text_of(browser, "state") == "Ready", "not ready")
+    files = {name: tmp_path / f"{name}.png" for name in ("image", "mask")}
+    subprocess.run([PROJECT_PYTHON, "-c", HOUSE_AND_MASK, *files.values()], check=True)
+    unfold(browser, "start")
+    for name, file in files.items():
+        browser.find_element("css selector", f"#{name} input[type=file]").send_keys(str(file))
+        loaded = f"return document.querySelector('#{name} img')?.naturalWidth"
+        wait_for(lambda script=loaded: browser.execute_script(script) == 512, f"{name} is not shown")
     make_picture(browser)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    # docs/ has two of them.
     browser.save_screenshot(str(SCREENSHOTS / f"{width}-{theme}.png"))
-    # With all that can be opened, too.
-    for name in ("start", "more"):
-        browser.execute_script(f"document.querySelector('#{name} button.label-wrap').click()")
+    unfold(browser, "more")
     wait_for(lambda: browser.find_element("id", "steps").is_displayed(), "it does not open")
     sizes = "return [document.documentElement.scrollWidth, window.innerWidth]"
     content, window = browser.execute_script(sizes)
