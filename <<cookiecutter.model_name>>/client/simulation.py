@@ -16,6 +16,7 @@ What the documents leave open is ASSUMPTIONS, which the command prints with its 
 
 import bisect
 import dataclasses
+import functools
 import itertools
 import math
 import operator
@@ -72,25 +73,35 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """delays: seconds of each request before its image was begun, in order. billed: seconds, in whole minutes.
+    """When each request came and when its image was begun, in order, and how many seconds are billed.
 
     cold_starts: replicas that were started; those that are there from the beginning do not count.
     """
 
-    delays: list[float]
+    arrivals: Sequence[float]
+    starts: Sequence[float]
     cold_starts: int
     billed: float
 
+    @property
+    def delays(self) -> list[float]:
+        """Seconds of each request before its image was begun, in order."""
+        return list(map(operator.sub, self.starts, self.arrivals))
+
+    @functools.cached_property
+    def waits(self) -> list[float]:
+        """The delays of those who waited at all, the shortest first."""
+        return sorted([start - at for start, at in zip(self.starts, self.arrivals, strict=True) if start > at])
+
     def mean(self) -> float:
         """Return the mean delay in seconds; 0 without requests."""
-        return sum(self.delays) / len(self.delays) if self.delays else 0.0
+        return sum(self.waits) / len(self.starts) if self.starts else 0.0
 
     def percentiles(self, *percents: int) -> list[float]:
         """Return the smallest delay that is not below percent of them, for each (the nearest rank). 0 without any."""
-        waited = sorted(filter(None, self.delays))
-        at_once = len(self.delays) - len(waited)
-        places = [-(-len(self.delays) * percent // 100) - 1 - at_once for percent in percents]
-        return [waited[place] if place >= 0 and waited else 0.0 for place in places]
+        at_once = len(self.starts) - len(self.waits)
+        places = [-(-len(self.starts) * percent // 100) - 1 - at_once for percent in percents]
+        return [self.waits[place] if place >= 0 and self.waits else 0.0 for place in places]
 
 
 def simulate(
@@ -183,8 +194,7 @@ class _Run:
                 self.decide(event)
         self.serve(math.inf)
         self.end(self.span, len(self.free))
-        delays = list(map(operator.sub, self.starts, self.arrivals))
-        return Outcome(delays, self.cold_starts, self.billed)
+        return Outcome(self.arrivals, self.starts, self.cold_starts, self.billed)
 
     def go_on(self, number: int) -> None:
         """Take the requests up to this one, which comes after a pause: it may find no replica."""

@@ -120,9 +120,9 @@ def test_so_many_replicas_are_wanted_as_baseten_says(
 
 
 def test_a_percentile_is_the_nearest_rank() -> None:
-    outcome = Outcome([0.0] * 94 + [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 0, 0.0)
+    outcome = Outcome([7.0] * 100, [7.0] * 94 + [8.0, 9.0, 10.0, 11.0, 12.0, 13.0], 0, 0.0)
     assert outcome.percentiles(50, 94, 95, 99, 100) == [0.0, 0.0, 1.0, 5.0, 6.0]
-    assert Outcome([], 0, 0.0).percentiles(95) == [Outcome([], 0, 0.0).mean()] == [0.0]
+    assert Outcome([], [], 0, 0.0).percentiles(95) == [Outcome([], [], 0, 0.0).mean()] == [0.0]
 
 
 def test_no_other_point_beats_one_on_the_front() -> None:
