@@ -13,6 +13,8 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 DATA_URL = re.compile(r"data:[^,]{,100};base64,", re.IGNORECASE)  # of any type: the file says what it is
 # Of the text: what holds the size of most pictures. A multiple of four, as base64 comes in fours.
 HEADER_CHARACTERS = 2**21
+# How a JPEG begins. Pillow calls one MPO that has a second picture behind it, as phones write them.
+JPEG = b"\xff\xd8"
 # A JPEG is scaled down while it is decoded, so it may be larger. Phones make 50 megapixels.
 JPEG_PIXELS = 4
 # Each scan of a progressive JPEG is a pass over the whole picture. Cameras and editors write about 10. The marker and
@@ -25,16 +27,16 @@ def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
 
     max_bytes: of all files. max_pixels: of all, before a pixel is decoded, so a decompression bomb stays folded.
     """
-    if sum(len(text) - _start(text) for text in texts) > (max_bytes + 2) // 3 * 4:
+    encoded = [_encoded(text) for text in texts]
+    if sum(map(len, encoded)) > (max_bytes + 2) // 3 * 4:
         they, smaller = ("all pictures are", "smaller files") if len(texts) > 1 else ("it is", "a smaller file")
         raise ValueError(f"{they} larger than {max_bytes} bytes: send {smaller}")
     pixels = 0.0
-    for text in texts:
-        encoded = text[_start(text) :]
-        head = _bytes(encoded[:HEADER_CHARACTERS])
+    for whole in encoded:
+        head = _bytes(whole[:HEADER_CHARACTERS])
         # Pillow opens a WebP only when it is whole, and a JPEG may have more metadata than that.
-        picture = _open(_bytes(encoded) if head.startswith((b"RIFF", b"\xff\xd8")) else head)
-        counts = 1 / JPEG_PIXELS if picture.format == "JPEG" else 1
+        picture = _open(_bytes(whole) if head.startswith((b"RIFF", JPEG)) else head)
+        counts = 1 / JPEG_PIXELS if head.startswith(JPEG) else 1
         if picture.width * picture.height * counts > max_pixels:
             most = int(max_pixels / counts)
             raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {most}: send a smaller one")
@@ -73,10 +75,10 @@ def _decode(text: str, side: int, background: str, fit: Callable[[Any], Any]) ->
     """Return fit(picture). side: no smaller than that is a JPEG scaled down while it is decoded."""
     from PIL import Image, ImageOps
 
-    file = _bytes(text[_start(text) :])
+    file = _bytes(_encoded(text))
     picture = _open(file)
     size = picture.size
-    if picture.format == "JPEG" and len(SCAN.findall(file)) > JPEG_SCANS:
+    if file.startswith(JPEG) and len(SCAN.findall(file)) > JPEG_SCANS:
         raise ValueError(f"it has more than {JPEG_SCANS} scans: save it as an ordinary JPEG")
     try:
         # A JPEG then comes at the least of 1/8, 1/4, 1/2 and 1 that is no smaller than asked, however it is turned.
@@ -104,15 +106,15 @@ def encode(picture: Any, output_format: str, quality: int, compress_level: int) 
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _start(text: str) -> int:
+def _encoded(text: str) -> str:
+    """Return the base64 in text, without line breaks: as `base64 FILE` writes them, they are no harm."""
     url = DATA_URL.match(text)
-    return url.end() if url else 0
+    return text[url.end() if url else 0 :].replace("\n", "").replace("\r", "")
 
 
 def _bytes(encoded: str) -> bytes:
     try:
-        # Line breaks, as `base64 FILE` writes them, are no harm.
-        return base64.b64decode(encoded.encode("ascii").translate(None, b"\r\n"), validate=True)
+        return base64.b64decode(encoded, validate=True)
     except ValueError as error:
         raise ValueError("it is not base64: send the bytes of the file in base64, or a data: URL of them") from error
 

@@ -210,10 +210,35 @@ def test_pictures_are_bounded_together() -> None:
         picture.check([png, jpeg], size, PIXELS)
 
 
-def test_base64_may_have_line_breaks() -> None:
-    lines = base64.encodebytes(base64.b64decode(text_of(Image.new("RGB", (64, 64), "red")))).decode()
-    assert "\n" in lines
-    assert taken(lines)[0, 0].tolist() == [255, 0, 0]
+# As a phone writes it: a small picture behind the large one. Pillow calls that MPO.
+def test_a_jpeg_with_a_second_picture_is_a_jpeg() -> None:
+    large = Image.linear_gradient("L").resize((6000, 4000)).convert("RGB")
+    two = {"file_format": "MPO", "save_all": True, "append_images": [large.resize((64, 64))]}
+    text = text_of(large, quality=30, **two)
+    assert picture._open(base64.b64decode(text)).format == "MPO"
+    pixels = taken(text)
+    assert pixels[2].mean() < 20 < 235 < pixels[-2].mean()
+    file = base64.b64decode(text_of(large.resize((64, 64)), progressive=True, **two))
+    # Its last scan, again and again.
+    first, second = file.split(b"\xff\xd9", 1)
+    scan = first[first.rindex(b"\xff\xda") :]
+    many = base64.b64encode(first + scan * picture.JPEG_SCANS + b"\xff\xd9" + second).decode()
+    with pytest.raises(ValueError, match="more than 100 scans"):
+        taken(many)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("side", [64, 1000])
+def test_base64_may_have_line_breaks(side: int, ending: str) -> None:
+    # A PNG of 1000 x 1000 such pixels is longer than what holds its size.
+    noise = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (side, side, 3), dtype="uint8"))
+    text = text_of(noise)
+    assert (len(text) > picture.HEADER_CHARACTERS) == (side == 1000)
+    lines = base64.encodebytes(base64.b64decode(text)).decode().replace("\n", ending)
+    assert (taken(lines) == taken(text)).all()
+    # They are no bytes of the file.
+    size = len(base64.b64decode(text))
+    picture.check([lines], size, PIXELS)
 
 
 def test_a_picture_of_billions_of_pixels_is_told_so() -> None:
