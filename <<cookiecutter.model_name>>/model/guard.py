@@ -9,8 +9,6 @@ from typing import Any
 
 from fastapi import HTTPException
 
-# A visitor's odd request may make one such picture. Broken weights make nothing else.
-NOT_NUMBERS_IN_A_ROW = 3
 NO_MEMORY = "The GPU has too little memory for this request: ask for a smaller width or height."
 NO_NUMBERS = "The model made a picture that is not a number: ask for another guidance_scale or num_inference_steps."
 
@@ -26,18 +24,21 @@ class Guard:
         # A pipeline keeps state between steps: two requests must not share it.
         self._lock = threading.Lock()
         self._dtypes: dict[Any, set[Any]] = {}
-        self._device_failed = False
-        self._not_numbers = 0
+        self._failed = False
 
-    def watch(self, pipeline: Any) -> None:
-        """Remember the dtypes of the pipeline's models, which a fault must not change, and look at what they decode."""
+    def watch(self, pipeline: Any, make_usual: Callable[[], Any]) -> None:
+        """Remember the dtypes of the pipeline's models, which a fault must not change, and look at what they decode.
+
+        make_usual: makes a picture as any healthy replica can.
+        """
         self._dtypes = {part: _dtypes(part) for part in pipeline.components.values() if hasattr(part, "parameters")}
+        self._make_usual = make_usual
         # Here, as the pipeline makes white of infinity.
         pipeline.vae.decoder.register_forward_hook(_refuse_what_is_no_number)
 
     def is_healthy(self) -> bool:
         """Return False before watch(), and while the last that was seen of the device or the weights is a fault."""
-        return bool(self._dtypes) and not self._device_failed and self._not_numbers < NOT_NUMBERS_IN_A_ROW
+        return bool(self._dtypes) and not self._failed
 
     def run(self, work: Callable[[], Any]) -> tuple[Any, float, float]:
         """Return what work returns, the seconds that it waited for its turn, and those that it took.
@@ -54,7 +55,7 @@ class Guard:
                 traceback.clear_frames(error.__traceback__)
                 fault = error
             else:
-                self._device_failed, self._not_numbers = False, 0
+                self._failed = False
                 return result, started - asked, time.perf_counter() - started
             # Out of the except, which holds them too.
             raise self._recover(fault)
@@ -63,13 +64,25 @@ class Guard:
         """Leave the pipeline as it was before fault, and return what to tell the client."""
         import torch
 
-        no_number = isinstance(fault, NotANumberError)
-        self._not_numbers += no_number
         # cuBLAS and cuDNN raise plain RuntimeErrors.
         full = isinstance(fault, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(fault)
         device = isinstance(fault, torch.AcceleratorError) or "CUDA error" in str(fault) or "cuDNN error" in str(fault)
         # Most of these are for good: the process can only be replaced. A picture proves the others wrong.
-        self._device_failed |= device and not full
+        self._failed |= device and not full
+        self._clean_up()
+        if isinstance(fault, NotANumberError):
+            # A visitor's odd request may make one. Broken weights make nothing else.
+            try:
+                self._make_usual()
+            except Exception:
+                self._failed = True
+            self._clean_up()
+            return HTTPException(500, NO_NUMBERS)
+        return HTTPException(503, NO_MEMORY) if full else fault
+
+    def _clean_up(self) -> None:
+        import torch
+
         try:
             for model, dtypes in self._dtypes.items():
                 # Some pipelines decode in float32, and put their VAE back afterwards.
@@ -79,10 +92,7 @@ class Guard:
             gc.collect()
             torch.cuda.empty_cache()
         except Exception:
-            self._device_failed = True
-        if no_number:
-            return HTTPException(500, NO_NUMBERS)
-        return HTTPException(503, NO_MEMORY) if full else fault
+            self._failed = True
 
 
 def _refuse_what_is_no_number(_decoder: Any, _latents: Any, decoded: Any) -> None:

@@ -57,10 +57,11 @@ class Model:
             with phase("read_weights"):
                 self._pipeline = read_pipeline(SETTINGS, "cuda" if torch.cuda.is_available() else "cpu")
             self._scheduler = copy.deepcopy(self._pipeline.scheduler)
-            self._guard.watch(self._pipeline)
+            defaults = SETTINGS.defaults
+            self._guard.watch(self._pipeline, lambda: self._usual_image(defaults.width, defaults.height))
             if SETTINGS.warm_up:
                 with phase("warm_up"):
-                    warm_up(self._pipeline, SETTINGS, self._warm_up_image)
+                    warm_up(self._pipeline, SETTINGS, lambda *size: self._guard.run(lambda: self._usual_image(*size)))
 
     # Union: of this notation alone Truss reads that there may be a stream.
     def predict(self, inputs: GenerationRequest, request: Request) -> Union[GenerationResponse, Iterator[str]]:  # noqa: UP007
@@ -98,12 +99,9 @@ class Model:
 
         (pictures, warnings), wait, generate = self._guard.run(work)
         started = time.perf_counter()
-        images = [
-            GeneratedImage(
-                image=picture.encode(made, inputs.output_format, inputs.quality, SETTINGS.png_compress_level), seed=seed
-            )
-            for made, seed in zip(pictures, seeds, strict=True)
-        ]
+        level = SETTINGS.png_compress_level
+        files = [picture.encode(made, inputs.output_format, inputs.quality, level) for made in pictures]
+        images = [GeneratedImage(image=file, seed=seed) for file, seed in zip(files, seeds, strict=True)]
         ended = time.perf_counter()
         seconds = {"wait": wait, "generate": generate, **progress.seconds, "encode": ended - started}
         return GenerationResponse(
@@ -113,12 +111,13 @@ class Model:
             timings=Timings(**seconds, cold_start=self._cold_start.first_answer(ended - began)),
         )
 
-    def _warm_up_image(self, width: int, height: int) -> None:
+    def _usual_image(self, width: int, height: int) -> None:
+        """Make an image that nobody gets: of few steps, without LoRAs."""
+        if SETTINGS.lora_names:
+            lora.choose(self._pipeline, {})
         few = SETTINGS.limits.min_steps
-        asked = arguments.of_request(
-            GenerationRequest(prompt="warm up", num_inference_steps=few, width=width, height=height)
-        )
-        self._guard.run(functools.partial(self._generate, asked, 0, Progress(threading.Event())))
+        usual = GenerationRequest(prompt="warm up", num_inference_steps=few, width=width, height=height)
+        self._generate(arguments.of_request(usual), 0, Progress(threading.Event()))
 
     def _generate(self, asked: arguments.Asked, seed: int, progress: Progress) -> Any:
         """Return one picture. Raises NotANumberError."""

@@ -61,6 +61,8 @@ def settings_of(weights: Callable[[str], Path]) -> Make:
 
     def settings(preset: str, folder: Path | None = None, **changes: Any) -> Settings:
         block = {**BLOCKS[preset], "cpu_dtype": BLOCKS[preset]["dtype"], "weights_dir": str(folder or weights(preset))}
+        # The image that a fault is judged by has the default size.
+        block["defaults"] = {**block["defaults"], "width": 64, "height": 64}
         return Settings.model_validate({**block, **changes})
 
     return settings

@@ -132,12 +132,44 @@ def test_weights_that_make_no_numbers_are_an_error_and_then_not_healthy(
     *_, last = model.parameters()
     kept = last.data.clone()
     last.data.fill_(float(number))
-    for _ in range(3):
+    for _ in range(2):
         answer = served.ask()
         assert answer.status_code == 500
         assert b"not a number" in answer.body
-    assert not served.healthy()
+        # The first is enough, as no other picture can be made either.
+        assert not served.healthy()
     last.data.copy_(kept)
+    assert served.picture() == usual
+    assert served.healthy()
+
+
+@pytest.mark.parametrize("preset", ["sd15", "sdxl-turbo"])
+def test_requests_that_make_no_numbers_end_no_healthy_replica(
+    preset: str, settings_of: Make, serve: Callable[..., Served]
+) -> None:
+    served = serve(settings_of(preset))
+    usual = served.picture()
+    for stage in ("text encoder", "step", "decode", "step"):
+        with pytest.MonkeyPatch.context() as patch:
+            fail_once(*place(served, stage), None, patch)
+            assert served.ask().status_code == 500
+        assert served.healthy()
+    assert served.picture() == usual
+
+
+@pytest.mark.parametrize("fault", ["out of memory", "device"])
+def test_a_model_that_can_make_no_usual_picture_either_is_not_healthy(
+    fault: str, settings_of: Make, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(settings_of("sdxl-turbo"))
+    usual = served.picture()
+    with monkeypatch.context() as patch:
+        fail_once(*place(served, "decode"), None, patch)
+        # The second decode is that of the picture by which the first is judged.
+        fail_once(served.pipeline.vae, "decode", 2, FAULTS[fault], patch)
+        assert served.ask().status_code == 500
+    assert not served.healthy()
+    # Also this one's VAE is back in its dtype.
     assert served.picture() == usual
     assert served.healthy()
 

@@ -423,6 +423,18 @@ def test_a_fault_leaves_the_base_model(
         assert served.picture(loras=choose(ink=0.5)) == chosen, name
 
 
+def test_a_lora_that_makes_no_numbers_ends_no_replica(
+    plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served]
+) -> None:
+    huge = {name: tensor * 1e30 for name, tensor in some_tensors(plain("sd15")).items()}
+    served = serve(loras_of("sd15", {"ink": huge}, {}))
+    base = served.picture()
+    for _ in range(3):
+        assert served.ask(loras=choose(ink=1.0)).status_code == 500
+        assert served.healthy()
+    assert served.picture() == base
+
+
 def test_requests_at_the_same_time_do_not_mix(
     plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served]
 ) -> None:
