@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -60,6 +61,8 @@ def of_request(request: GenerationRequest) -> Asked:
         return Asked(arguments | {"image": start} | (size if other.takes_size else {}), other)
     with _of_field("mask"):
         shape = mask.decode(request.mask, **size, blur=request.mask_blur)
+        if not math.isclose(shape.info["shape"], start.info["shape"], rel_tol=0.02):
+            raise ValueError("it has another shape than image: make it as wide and high")
     image, mask_image, finish = mask.cut_out(start, shape, request.mask_padding, multiple)
     return Asked(arguments | size | {"image": image, "mask_image": mask_image}, SETTINGS.inpaint, finish)
 
@@ -90,9 +93,8 @@ def of_image(seed: int, steps: int, stepped: Callable[[int], None]) -> dict[str,
 def loras(request: GenerationRequest) -> dict[str, float]:
     """Return the scale of each LoRA that the request chooses, by its folder: see lora.choose()."""
     known = {lora.name: lora for lora in SETTINGS.loras}
-    return {
-        known[each.name].folder: known[each.name].scale if each.scale is None else each.scale for each in request.loras
-    }
+    chosen = [(known[each.name], each.scale) for each in request.loras]
+    return {lora.folder: lora.scale if scale is None else scale for lora, scale in chosen}
 
 
 def warnings(request: GenerationRequest, pipeline: Any, asked: Asked) -> list[str]:

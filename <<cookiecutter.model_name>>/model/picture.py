@@ -48,8 +48,8 @@ def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
 def decode(text: str, width: int, height: int, background: str = "white") -> Any:
     """Return the RGB picture in text: upright, laid on the background, scaled and cropped to width x height.
 
-    Its info["cropped"] is the share that was cut off. Raises ValueError with a sentence if it is damaged. It decodes
-    whatever it is given: call check() first.
+    Its info tells the share that was cut off (cropped), and how many times as wide as high it was (shape). Raises
+    ValueError with a sentence if it is damaged. It decodes whatever it is given: call check() first.
     """
     from PIL import ImageOps
 
@@ -91,8 +91,8 @@ def _decode(text: str, side: int, background: str, fit: Callable[[Any], Any]) ->
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
         made = fit(picture.convert("RGB"))
         wide, high = sorted(size, reverse=picture.width > picture.height)
-        shape = (wide * made.height) / (high * made.width)
-        made.info["cropped"] = 1 - min(shape, 1 / shape)
+        fits = (wide * made.height) / (high * made.width)
+        made.info |= {"shape": wide / high, "cropped": 1 - min(fits, 1 / fits)}
         return made
     # For a damaged file Pillow raises whatever its parsers run into, AttributeError and struct.error among them.
     except Exception as error:

@@ -208,6 +208,19 @@ def test_a_mask_that_paints_nothing_is_refused(
     assert b"`mask`: Value error, it is black, so nothing would be painted" in answer.body
 
 
+@pytest.mark.parametrize(
+    ("size", "status"), [((512, 256), None), ((257, 128), None), ((64, 64), 400), ((64, 128), 400)]
+)
+def test_a_mask_of_another_shape_is_refused(
+    size: tuple[int, int], status: int | None, settings_of: Make, serve: Callable[..., Served]
+) -> None:
+    # It would be cropped in another way, and lie elsewhere.
+    answer = serve(settings_of("sd15")).ask(image=text_of(noise(128, 64)), mask=text_of(Image.new("L", size, 255)))
+    assert getattr(answer, "status_code", None) == status
+    if status:
+        assert b"`mask`: Value error, it has another shape than image: make it as wide and high" in answer.body
+
+
 def test_a_damaged_mask_is_refused_by_its_name(settings_of: Make, serve: Callable[..., Served]) -> None:
     served = serve(settings_of("sd15"))
     damaged = base64.b64encode(base64.b64decode(text_of(noise()))[:2000]).decode()
