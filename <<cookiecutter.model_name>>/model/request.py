@@ -42,10 +42,7 @@ class LoraChoice(BaseModel):
 
     name: str = Field(description="One of config.yaml.", json_schema_extra=_NAMES)
     scale: float | None = Field(
-        None,
-        ge=-_LIMITS.lora_scale,
-        le=_LIMITS.lora_scale,
-        description="How much of it. Left out: as config.yaml says.",
+        None, ge=-_LIMITS.lora_scale, le=_LIMITS.lora_scale, description="How much. Left out: as config.yaml says."
     )
 
 

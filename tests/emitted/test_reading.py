@@ -271,6 +271,9 @@ def test_a_tokenizer_of_one_file_is_read(settings_of: Make, copy_of: Callable[[s
         ({"scheduler": {"class_name": "EulerDiscretScheduler"}}, "did you mean EulerDiscreteScheduler"),
         ({"scheduler": {"beta_shedule": "linear"}}, "scheduler.beta_shedule: .* did you mean beta_schedule"),
         ({"scheduler": {"beta_start": "low"}}, "config.yaml, scheduler: "),
+        ({"scheduler": {"skip_prk_steps": "no"}}, "scheduler.skip_prk_steps: use a value such as false"),
+        ({"scheduler": {"steps_offset": True}}, "scheduler.steps_offset: use a value such as 0"),
+        ({"scheduler": {"class_name": "LCMScheduler", "original_inference_steps": 0}}, "config.yaml, scheduler: "),
         ({"scheduler": {"num_train_timesteps": -1}}, "config.yaml, scheduler: "),
         ({"scheduler": {"class_name": "StableDiffusionPipeline"}}, "config.yaml, scheduler: "),
         ({"scheduler": {"class_name": "logging"}}, "config.yaml, scheduler: "),
@@ -323,10 +326,18 @@ def test_clip_skip_works_or_is_refused(preset: str, settings_of: Make, serve: An
     assert served.picture()
 
 
-@pytest.mark.parametrize("preset", ["flux-schnell", "z-image-turbo", "lcm-dreamshaper", "sd3-medium"])
-def test_a_scheduler_that_does_not_fit_the_family_is_refused(preset: str, settings_of: Make) -> None:
-    with pytest.raises(SettingsError, match="a DPMSolverMultistepScheduler does not fit this pipeline"):
-        read_pipeline(settings_of(preset, scheduler={"class_name": "DPMSolverMultistepScheduler"}), "cpu")
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        *[(preset, "DPMSolverMultistepScheduler") for preset in ("flux-schnell", "lcm-dreamshaper", "sd3-medium")],
+        # These know sigmas, but not how a flow model mixes a start image with noise.
+        *[(preset, "EulerDiscreteScheduler") for preset in ("flux-schnell", "qwen-image-2512", "sd3-medium")],
+        ("z-image-turbo", "UniPCMultistepScheduler"),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_the_family_is_refused(preset: str, name: str, settings_of: Make) -> None:
+    with pytest.raises(SettingsError, match=f"a {name} does not fit this pipeline"):
+        read_pipeline(settings_of(preset, scheduler={"class_name": name}), "cpu")
 
 
 def test_a_negative_prompt_that_the_pipeline_does_not_know_is_refused(settings_of: Make) -> None:

@@ -181,8 +181,13 @@ def _scheduler(wanted: dict[str, Any], scheduler: Any) -> Any:
 
     class_ = _named(diffusers, wanted.get("class_name", type(scheduler).__name__), "scheduler.class_name")
     changes = {name: value for name, value in wanted.items() if name != "class_name"}
-    for name in changes:
-        _check(name, inspect.signature(class_.__init__).parameters, f"scheduler.{name}")
+    known = inspect.signature(class_.__init__).parameters
+    for name, value in changes.items():
+        _check(name, known, f"scheduler.{name}")
+        default = known[name].default
+        # Of text every word is true, "no" and "false" among them.
+        if default is not None and isinstance(default, bool) != isinstance(value, bool):
+            raise SettingsError(f"config.yaml, scheduler.{name}: use a value such as {str(default).lower()}.")
     try:
         made = class_.from_config(scheduler.config, **changes)
         trial = class_.from_config(made.config)
@@ -190,7 +195,8 @@ def _scheduler(wanted: dict[str, Any], scheduler: Any) -> Any:
             trial.set_timesteps(4)
             sample = torch.zeros(1, 1, 4, 4)
             trial.step(sample, trial.timesteps[0], sample)
-    except (ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    # It raises whatever its formulas run into, ZeroDivisionError among them.
+    except Exception as error:
         raise SettingsError(f"config.yaml, scheduler: {one_line(error)}.") from error
     # Only pipelines whose schedulers scale no input, those of flow models, set the sigmas themselves.
     optional = {"sigmas"} if hasattr(scheduler, "scale_model_input") else set()
@@ -203,4 +209,5 @@ def _abilities(scheduler: Any) -> set[str]:
     """Return which of those things a scheduler can do that pipelines ask of it."""
     arguments = inspect.signature(scheduler.set_timesteps).parameters
     found = {name for name in ("sigmas", "original_inference_steps") if name in arguments}
-    return found | {name for name in ("scale_model_input", "init_noise_sigma", "add_noise") if hasattr(scheduler, name)}
+    methods = ("scale_model_input", "init_noise_sigma", "add_noise", "scale_noise")
+    return found | {name for name in methods if hasattr(scheduler, name)}
