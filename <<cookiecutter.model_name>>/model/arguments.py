@@ -99,8 +99,9 @@ def loras(request: GenerationRequest) -> dict[str, float]:
 
 def warnings(request: GenerationRequest, pipeline: Any, asked: Asked) -> list[str]:
     """Return a sentence for each part of the request that had no effect. asked: what of_request() made of it."""
-    tokenizer, count = getattr(pipeline, SETTINGS.prompt_tokens.tokenizer), SETTINGS.prompt_tokens.count
-    if tokenizer is None:
+    name, count = SETTINGS.prompt_tokens.tokenizer, SETTINGS.prompt_tokens.count
+    tokenizer = getattr(pipeline, name)
+    if getattr(pipeline, name.replace("tokenizer", "text_encoder")) is None:
         # Left out by load_kwargs. What is left is CLIP's, which puts a token at each end of a text.
         tokenizer, count = pipeline.tokenizer, pipeline.tokenizer.model_max_length - 2
     found = []

@@ -36,6 +36,15 @@ def test_the_words_that_the_text_encoder_does_not_read_are_told(
     assert served.ask(**guidance, **{field: read}).warnings == []
 
 
+@pytest.mark.parametrize("left_out", [["text_encoder_3"], ["text_encoder_3", "tokenizer_3"]])
+def test_without_its_largest_text_encoder_less_is_read(
+    left_out: list[str], settings_of: Make, serve: Callable[..., Served]
+) -> None:
+    served = serve(settings_of("sd3-medium", load_kwargs=dict.fromkeys(left_out)))
+    (warning,) = served.ask(prompt="x" * 80).warnings
+    assert warning == "prompt: the model reads 75 tokens of it, so this rest had no effect: xxxxx"
+
+
 def test_each_of_two_texts_is_told(settings_of: Make, serve: Callable[..., Served]) -> None:
     served = serve(settings_of("sd15"))
     found = served.ask(prompt="x" * 100, negative_prompt="y" * 100, guidance_scale=5.0).warnings
