@@ -86,6 +86,15 @@ def test_a_wrong_key_or_value_is_one_sentence(tmp_path: Path, path: str, value: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_misspelt_key_is_told_and_not_the_one_that_is_missing(tmp_path: Path) -> None:
+    config = changed(f"{BLOCK}/warm_pu", False)
+    del config["model_metadata"]["pipeline"]["warm_up"]
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(SettingsError, match=r"warm_pu: there is no such key, did you mean warm_up\?"):
+        read_settings(file)
+
+
 @pytest.mark.parametrize("text", ["a:\n\t- b", "a: [", "", "just words", "a: \x07"])
 def test_what_is_no_yaml_is_one_sentence(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.yaml"

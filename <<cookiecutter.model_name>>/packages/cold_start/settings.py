@@ -218,7 +218,9 @@ def read_settings(config: Path) -> Settings:
     try:
         settings = Settings.model_validate(block)
     except ValidationError as error:
-        raise SettingsError(_sentence(error.errors()[0])) from None
+        # A key that is not known first: most often it is the one that then is missing, misspelt.
+        faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        raise SettingsError(_sentence(faults[0])) from None
     if settings.check_hashes and content.get("weights"):
         raise SettingsError(f"config.yaml, {BLOCK}.check_hashes: weights brings no hashes, so use false.")
     return settings
