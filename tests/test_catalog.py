@@ -23,6 +23,7 @@ COMPONENTS = {
     "LatentConsistencyModelPipeline": "scheduler text_encoder tokenizer unet vae",
     "Flux2KleinPipeline": "scheduler text_encoder tokenizer transformer vae",
     "PixArtSigmaPipeline": "scheduler text_encoder tokenizer transformer vae",
+    "SanaSprintPipeline": "scheduler text_encoder tokenizer transformer vae",
     "ZImagePipeline": "scheduler text_encoder tokenizer transformer vae",
     "QwenImagePipeline": "scheduler text_encoder tokenizer transformer vae",
     "ErnieImagePipeline": "scheduler text_encoder tokenizer transformer vae",

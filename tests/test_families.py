@@ -28,6 +28,7 @@ FAMILIES = (
     "flux-dev",
     "lcm-dreamshaper",
     "pixart-sigma",
+    "sana-sprint",
     "z-image-turbo",
     "qwen-image-2512",
     "ernie-image-turbo",

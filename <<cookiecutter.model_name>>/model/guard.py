@@ -52,7 +52,8 @@ class Guard:
                 result = work()
             except Exception as error:
                 # Its frames hold the tensors that filled the memory.
-                traceback.clear_frames(error.__traceback__)
+                for each in filter(None, (error, error.__context__)):
+                    traceback.clear_frames(each.__traceback__)
                 fault = error
             else:
                 self._failed = False
@@ -64,8 +65,9 @@ class Guard:
         """Leave the pipeline as it was before fault, and return what to tell the client."""
         import torch
 
-        # cuBLAS and cuDNN raise plain RuntimeErrors.
-        full = isinstance(fault, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(fault)
+        # cuBLAS and cuDNN raise plain RuntimeErrors, and SANA's pipelines a warning about the error.
+        full = any(isinstance(each, torch.OutOfMemoryError) for each in (fault, fault.__context__))
+        full |= "ALLOC_FAILED" in str(fault)
         device = isinstance(fault, torch.AcceleratorError) or "CUDA error" in str(fault) or "cuDNN error" in str(fault)
         # Most of these are for good: the process can only be replaced. A picture proves the others wrong.
         self._failed |= device and not full

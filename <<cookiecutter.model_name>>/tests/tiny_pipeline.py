@@ -280,6 +280,21 @@ def _qwen_tokenizer(folder: Path) -> transformers.Qwen2Tokenizer:
     return tokenizer
 
 
+def _gemma_tokenizer(folder: Path) -> transformers.GemmaTokenizer:
+    """One token per character, with the space before it, as in most words of the real vocabulary."""
+    characters = [chr(code) for code in range(33, 127)]
+    special, octets = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], [f"<0x{octet:02X}>" for octet in range(256)]
+    tokens = [*special, *octets, "▁", *characters, *(f"▁{character}" for character in characters)]
+    tokenizer = transformers.GemmaTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[("▁", character) for character in characters],
+        add_bos_token=True,
+        add_eos_token=False,
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
 def _clip_config(tokenizer: transformers.CLIPTokenizer, options: Published) -> transformers.CLIPTextConfig:
     # The published eos_token_id of 2 is no token of theirs: then the end is the highest token, as it is here.
     return transformers.CLIPTextConfig(
@@ -453,6 +468,47 @@ def _pixart_sigma(folder: Path, published: Published) -> dict[str, Any]:
     }
 
 
+def _sana_sprint(folder: Path, published: Published) -> dict[str, Any]:
+    tokenizer = _gemma_tokenizer(folder / "tokenizer")
+    config = transformers.Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        **published["text_encoder"],
+    )
+    latents = published["vae"]["latent_channels"]
+    # Six levels: 32 pixels a latent, as in the real one.
+    channels = (8, 8, 8, 8, 8, latents)
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": transformers.Gemma2Model(config),
+        "vae": diffusers.AutoencoderDC(
+            attention_head_dim=4,
+            encoder_block_out_channels=channels,
+            decoder_block_out_channels=channels,
+            encoder_layers_per_block=(1,) * len(channels),
+            decoder_layers_per_block=(1,) * len(channels),
+            **published["vae"],
+        ),
+        "transformer": diffusers.SanaTransformer2DModel(
+            in_channels=latents,
+            out_channels=latents,
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
+            **published["transformer"],
+        ),
+    }
+
+
 def _z_image(folder: Path, published: Published) -> dict[str, Any]:
     tokenizer = _qwen_tokenizer(folder / "tokenizer")
     transformer = diffusers.ZImageTransformer2DModel(
@@ -595,6 +651,7 @@ FAMILIES = {
     "FluxPipeline": _flux,
     "LatentConsistencyModelPipeline": _stable_diffusion,
     "PixArtSigmaPipeline": _pixart_sigma,
+    "SanaSprintPipeline": _sana_sprint,
     "ZImagePipeline": _z_image,
     "QwenImagePipeline": _qwen_image,
     "Flux2KleinPipeline": _flux2_klein,

@@ -25,8 +25,8 @@ needs_a_compiler = pytest.mark.skipif(
 )
 # Not 64 x 64: sizes that are equal by chance, of a tiny picture and of tiny heads, torch takes for one and the same.
 REGIONAL = {"compile": "regional", "warm_up": True, "warm_up_sizes": [[96, 160]], "cpu_dtype": "float32"}
-# The transformers of these two name no blocks in diffusers 0.42.1.
-WITHOUT_BLOCKS = {"StableDiffusion3Pipeline", "PixArtSigmaPipeline"}
+# The transformers of these name no blocks in diffusers 0.42.1.
+WITHOUT_BLOCKS = {"StableDiffusion3Pipeline", "PixArtSigmaPipeline", "SanaSprintPipeline"}
 
 
 @pytest.fixture(scope="module")

@@ -251,7 +251,8 @@ def test_an_image_request_changes_nothing_for_the_next(
     before = dtypes(served)
     usual = served.picture()
     served.ask(image=usual, strength=0.5)
-    served.ask(image=usual, mask=WHITE, strength=0.5)
+    if served.settings.inpaint:
+        served.ask(image=usual, mask=WHITE, strength=0.5)
     assert served.picture() == usual
     assert dtypes(served) == before
 

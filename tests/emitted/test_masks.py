@@ -48,7 +48,7 @@ def white(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (SIDE, SIDE
 
 def test_every_family_of_which_diffusers_has_a_pipeline_can_use_a_mask() -> None:
     without = {BLOCKS[preset]["class_name"] for preset in FAMILIES if not BLOCKS[preset]["inpaint"]}
-    assert without == {"PixArtSigmaPipeline", "ErnieImagePipeline"}
+    assert without == {"PixArtSigmaPipeline", "ErnieImagePipeline", "SanaSprintPipeline"}
 
 
 @pytest.mark.parametrize("preset", INPAINT)

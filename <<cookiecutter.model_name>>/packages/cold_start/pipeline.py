@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import json
+import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,8 @@ def read_pipeline(settings: Settings, device: str) -> Any:
     # Their warnings repeat what they cut off a prompt, and that belongs in no log.
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
+    # SANA's pipelines warn when it runs out while they decode, and go on without a picture. It must be an error.
+    warnings.filterwarnings("error", ".*out of memory", UserWarning)
     pipeline_class = _named(diffusers, settings.class_name, "class_name")
     known = inspect.signature(pipeline_class.__call__).parameters
     _check(settings.guidance_parameter, known, "guidance_parameter")
