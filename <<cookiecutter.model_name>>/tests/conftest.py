@@ -88,7 +88,9 @@ def run_in_app(app: Path, config: dict[str, Any]) -> Callable[..., subprocess.Co
     """Run Python code where the server runs, with the environment that config.yaml declares."""
 
     def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
-        environment = {"PATH": "", "HOME": str(app), **config["environment_variables"]}
+        # As the server finds /packages in the image.
+        found = {"PYTHONPATH": str(app / "packages")}
+        environment = {"PATH": "", "HOME": str(app), **found, **config["environment_variables"]}
         command = [sys.executable, "-c", code, *arguments]
         return subprocess.run(command, cwd=app, env=environment, capture_output=True, text=True, timeout=600)
 
