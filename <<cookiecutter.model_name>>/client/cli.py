@@ -98,25 +98,25 @@ def generate(
     guidance_scale: Annotated[float | None, typer.Option(help="How closely it follows the prompt.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    num_images: Annotated[int | None, typer.Option(help="How many: out-1.png, out-2.png and so on.")] = None,
+    num_images: Annotated[int | None, typer.Option(help="How many: image-1.png, image-2.png and so on.")] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="A picture to start from; several where the model takes references.")
     ] = None,
-    strength: Annotated[float | None, typer.Option(help="How much of it is painted over.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="A picture as large: only what is white is painted over.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of --image is painted over, above 0 to 1.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="A picture: what is white in it is painted over.")] = None,
     mask_blur: Annotated[int | None, typer.Option(help="Pixels, of the edges of the mask.")] = None,
     mask_padding: Annotated[
         int | None, typer.Option(help="Paint only the mask and so many pixels around it, at the whole size.")
     ] = None,
     quality: Annotated[int | None, typer.Option(help="Of .jpg and .webp, 1 to 100.")] = None,
     lora: Annotated[
-        list[str] | None, typer.Option(help="One of config.yaml, as NAME or NAME:SCALE; give it once for each.")
+        list[str] | None, typer.Option(help="One that config.yaml names, as NAME or NAME:SCALE. Once for each.")
     ] = None,
     webhook: Annotated[
         str | None, typer.Option(help="Queue the request, and send the answer to this address: for long queues.")
     ] = None,
     stream: Annotated[
-        bool | None, typer.Option("--stream/--no-stream", help="Show each step. Left out: on a terminal.")
+        bool | None, typer.Option("--stream/--no-stream", help="Show each step. Default: on a terminal only.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -156,11 +156,13 @@ def generate(
 def autoscaling(
     where: Where,
     min_replica: Annotated[int | None, typer.Option(help="0: scale to zero.")] = None,
-    max_replica: Annotated[int | None, typer.Option()] = None,
+    max_replica: Annotated[int | None, typer.Option(help="Never more than these.")] = None,
     autoscaling_window: Annotated[int | None, typer.Option(help="Seconds of traffic to look at.")] = None,
     scale_down_delay: Annotated[int | None, typer.Option(help="Seconds without traffic before a replica ends.")] = None,
     concurrency_target: Annotated[int | None, typer.Option(help="Requests at once for one replica.")] = None,
-    target_utilization_percentage: Annotated[int | None, typer.Option()] = None,
+    target_utilization_percentage: Annotated[
+        int | None, typer.Option(help="How full, of concurrency_target, before one more starts.")
+    ] = None,
     max_scale_down_rate: Annotated[int | None, typer.Option(help="Percent of the replicas, 1 to 50.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -312,9 +314,9 @@ def pushed(
 @on_target
 def load(
     where: Where,
-    requests: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    requests: Annotated[int, typer.Option(min=1, max=10_000, help="How many in all.")] = 100,
     concurrency: Annotated[int, typer.Option(min=1, max=100, help="Requests at once.")] = 4,
-    prompt: Annotated[str, typer.Option()] = "a lighthouse on a cliff at dawn",
+    prompt: Annotated[str, typer.Option(help="What each image shows.")] = "a lighthouse on a cliff at dawn",
     num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
