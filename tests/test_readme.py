@@ -191,7 +191,8 @@ def test_the_emitted_readme_has_no_dead_link_and_no_command_that_is_missing(
     no_dead_links(project / "README.md")
     text = (project / "README.md").read_text("utf-8")
     assert missing_commands(text, project, targets(project / "Makefile")) == []
-    for name in re.findall(r"^\| `([^`]+)` \| .*\|$", text.split("its one job")[1], re.MULTILINE):
+    (table,) = re.findall(r"its one job \|\n(.*?)\n\n", text, re.DOTALL)
+    for name in re.findall(r"^\| `([^`]+)` \| .*\|$", table, re.MULTILINE):
         assert (project / name).exists(), name
 
 
