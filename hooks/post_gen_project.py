@@ -39,6 +39,7 @@ Next:
   make test     the tests of the real server, without GPU, Docker or weights
   make serve    the local Truss server
   make push     to Baseten
+The first of them installs about 5 GB on Linux. README.md there tells the rest.
 """
 
 

@@ -156,12 +156,12 @@ def generate(
 def autoscaling(
     where: Where,
     min_replica: Annotated[int | None, typer.Option(help="0: scale to zero.")] = None,
-    max_replica: Annotated[int | None, typer.Option(help="Never more than these.")] = None,
+    max_replica: Annotated[int | None, typer.Option(help="Never more replicas than these.")] = None,
     autoscaling_window: Annotated[int | None, typer.Option(help="Seconds of traffic to look at.")] = None,
     scale_down_delay: Annotated[int | None, typer.Option(help="Seconds without traffic before a replica ends.")] = None,
     concurrency_target: Annotated[int | None, typer.Option(help="Requests at once for one replica.")] = None,
     target_utilization_percentage: Annotated[
-        int | None, typer.Option(help="How full, of concurrency_target, before one more starts.")
+        int | None, typer.Option(help="Percent of --concurrency-target at which it scales.")
     ] = None,
     max_scale_down_rate: Annotated[int | None, typer.Option(help="Percent of the replicas, 1 to 50.")] = None,
     as_json: AsJson = False,
