@@ -47,7 +47,7 @@ def problems(answers: dict[str, Any]) -> list[str]:
 
 
 def accelerator_problems(answers: dict[str, Any]) -> list[str]:
-    """Return a sentence if there is no such accelerator, torch cannot use it, or the preset does not fit on it."""
+    """Return a sentence if there is no such accelerator, torch cannot use it, or the preset does not fit it."""
     name, preset = answers["accelerator"], answers["_presets"].get(answers["preset"])
     memory, unusable = answers["_accelerators"], answers["_unusable_accelerators"]
     usable = sorted((other for other in memory if other not in unusable), key=memory.get)
@@ -57,7 +57,8 @@ def accelerator_problems(answers: dict[str, Any]) -> list[str]:
         return [f"accelerator is {shown(name)}: use one of preset, {', '.join(usable)}."]
     # Of a preset that is none, the memory is not known.
     needed = preset["weights_gb"] + preset["activations_gb"] if preset else 0
-    fitting = ", ".join(other for other in usable if memory[other] >= needed)
+    slow = answers["_without_bfloat16"] if preset and preset["dtype"] == "bfloat16" else []
+    fitting = ", ".join(other for other in usable if memory[other] >= needed and other not in slow)
     if name in unusable:
         return [f"accelerator is {name!r}: {unusable[name]}: use one of {fitting}."]
     if memory[name] < needed:
@@ -65,6 +66,8 @@ def accelerator_problems(answers: dict[str, Any]) -> list[str]:
             f"accelerator is {name!r}: it has {memory[name]} GB of memory, and {answers['preset']} needs about "
             f"{needed:.0f}: use one of {fitting}."
         ]
+    if name in slow:
+        return [f"accelerator is {name!r}: {answers['preset']} runs in bfloat16, which it lacks: use one of {fitting}."]
     return []
 
 

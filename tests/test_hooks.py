@@ -155,6 +155,11 @@ def test_an_accelerator_without_kernels_is_refused_with_the_reason(preset: str) 
     assert "V100" not in sentence.split("use one of")[1]
 
 
+def test_an_accelerator_without_bfloat16_is_refused_where_the_preset_needs_it() -> None:
+    (sentence,) = hook("pre_gen_project").problems({**GOOD, "preset": "sana-sprint", "accelerator": "T4"})
+    assert sentence.startswith("accelerator is 'T4': sana-sprint runs in bfloat16, which it lacks: use one of L4, ")
+
+
 def test_a_fine_tune_end_to_end(bake: Callable[..., BakedProject]) -> None:
     project = bake(hf_repo_id="owner/name", hf_revision=SHA, _hf_variant="")
     (pipeline,) = project.config["model_cache"]
