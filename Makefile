@@ -9,7 +9,7 @@ DEMO = build/my-stable-diffusion
 GGUF = $$(sed -n 's/^  - \(gguf==.*\)/\1/p' *cookiecutter.model_name*/config.yaml)
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test test-bake test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu
+.PHONY: help demo test test-bake test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu train-demo judge-demo
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
@@ -21,11 +21,13 @@ help:
 	@echo "make bench-under-load   how soon health answers while requests run and hostile ones are refused: 5 minutes"
 	@echo "make bench-compile   what compile: regional adds to a cold start: 15 minutes"
 	@echo "make bench-loras   what LoRAs to choose from add to load(), and one to an image: about 15 minutes"
+	@echo "make train-demo   train the demo's weights, which the template holds, its LoRA, and judge them: half an hour on one core"
+	@echo "make judge-demo   how many of 200 pictures of the demo are right: half a minute"
 	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 40 minutes"
 
 demo: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) image VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
-	@echo "The PNG is $(DEMO)/image.png: noise, because the weights are tiny and random"
+	@echo "The PNG is $(DEMO)/image.png"
 
 # Generated once. `rm -rf build` to start over.
 $(DEMO)/config.yaml: $(VENV)/.ready
@@ -75,6 +77,15 @@ bench-gpu: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(PROJECT_VENV)/bin/python benchmarks/full_size_weights.py sdxl build/weights/sdxl/pipeline
 	$(PROJECT_VENV)/bin/python benchmarks/gpu.py build/weights/sdxl/pipeline
+
+train-demo: $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	$(PROJECT_VENV)/bin/python demo/train.py
+	$(PROJECT_VENV)/bin/python demo/train_lora.py
+
+judge-demo: $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	$(PROJECT_VENV)/bin/python demo/evaluate.py
 
 .venv-bench/.ready: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench

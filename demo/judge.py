@@ -1,0 +1,68 @@
+"""Say what a picture of the demo shows, by its pixels alone. It shares no drawing with the training."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy
+
+# The part of shape and outline together that they must have in common.
+LEAST_OVERLAP = 0.75
+# A picture has a shape if something differs so much from its edge, in levels of 0 to 255.
+LEAST_CONTRAST = 60
+# Whether the points (u, v), right and down from the middle of the shape's box, -1 to 1, belong to it.
+OUTLINES = {
+    "circle": lambda u, v: u**2 + v**2 <= 1,
+    "square": lambda u, v: (abs(u) <= 1) & (abs(v) <= 1),
+    "triangle": lambda u, v: (abs(u) <= (v + 1) / 2) & (v <= 1),
+    "cross": lambda u, v: ((abs(u) <= 1 / 3) & (abs(v) <= 1)) | ((abs(v) <= 1 / 3) & (abs(u) <= 1)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a picture shows. "none": nothing that has a name."""
+
+    shape: str
+    colour: str
+    background: str
+
+
+def look(picture: numpy.ndarray, palette: Mapping[str, tuple[int, int, int]]) -> Seen:
+    """Return what the picture (uint8, [height, width, 3]) shows, in the words of the palette."""
+    pixels = picture.astype(float)
+    edge = numpy.ones(pixels.shape[:2], bool)
+    edge[3:-3, 3:-3] = False
+    ground = numpy.median(pixels[edge], axis=0)
+    background = nearest(ground, palette)
+    contrast = numpy.linalg.norm(pixels - ground, axis=-1)
+    # A shape fills 10 to 40% of the picture, and none of its edge.
+    most = numpy.percentile(contrast, 95)
+    if most < LEAST_CONTRAST:
+        return Seen("none", "none", background)
+    mask = contrast > most / 2
+    if mask[edge].mean() > 0.1:
+        return Seen("none", "none", background)
+    return Seen(outline(mask), nearest(numpy.median(pixels[mask], axis=0), palette), background)
+
+
+def nearest(colour: numpy.ndarray, palette: Mapping[str, tuple[int, int, int]]) -> str:
+    """Return the word for the colour (3 levels)."""
+    return min(palette, key=lambda word: float(numpy.linalg.norm(colour - palette[word])))
+
+
+def outline(mask: numpy.ndarray) -> str:
+    """Return the shape that covers best what is True."""
+    # A few stray pixels do not stretch the box.
+    rows, columns = (numpy.flatnonzero(mask.sum(axis) >= 3) for axis in (1, 0))
+    if not len(rows) or not len(columns):
+        return "none"
+    v, u = (
+        (numpy.arange(size) - (found[0] + found[-1]) / 2) / ((found[-1] - found[0] + 1) / 2)
+        for size, found in zip(mask.shape, (rows, columns), strict=True)
+    )
+    overlaps = {}
+    for shape, inside in OUTLINES.items():
+        filled = inside(u[None, :], v[:, None])
+        overlaps[shape] = (filled & mask).sum() / (filled | mask).sum()
+    best = max(overlaps, key=lambda shape: overlaps[shape])
+    return best if overlaps[best] >= LEAST_OVERLAP else "none"
