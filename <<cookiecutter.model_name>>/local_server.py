@@ -8,6 +8,7 @@ import argparse
 import base64
 import difflib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent
 REAL_WEIGHTS = PROJECT / ".weights"
+# A small trained pipeline of one family, and the request that it was made for.
+DEMO = PROJECT / "tests" / "demo"
 PREDICT = "/v1/models/model:predict"
 READY = "/v1/models/model/loaded"
 # What the server may need of this shell: programs, libraries, the GPU, the language, threads, secrets that Truss reads,
@@ -112,8 +115,11 @@ def build_context(target: Path) -> None:
         raise ConfigError(f"Truss cannot build this project: {built.stdout.strip()}")
 
 
-def build_app(app: Path, weights: Path) -> None:
-    """Lay out app as /app is in the image, with weights (a folder) in the place of the cache."""
+def build_app(app: Path, weights: Path, defaults: dict[str, Any] | None = None) -> None:
+    """Lay out app as /app is in the image, with weights (a folder) in the place of the cache.
+
+    defaults: of a request, in place of those in config.yaml where limits allow them.
+    """
     build_context(app / "context")
     shutil.copytree(app / "context" / "server", app, dirs_exist_ok=True)
     for folder in ("model", "data", "packages"):
@@ -121,8 +127,21 @@ def build_app(app: Path, weights: Path) -> None:
             shutil.copytree(app / "context" / folder, app / folder)
     # Truss fills in its defaults: the server needs its copy, not the one in this repository.
     config = yaml.safe_load((app / "context" / "config.yaml").read_text("utf-8"))
-    config["model_metadata"]["pipeline"]["weights_dir"] = str(weights.resolve())
+    pipeline = config["model_metadata"]["pipeline"]
+    pipeline["weights_dir"] = str(weights.resolve())
+    for name, value in (defaults or {}).items():
+        pipeline["defaults"][name] = _within(pipeline["limits"], name, value)
     (app / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+
+
+def _within(limits: dict[str, Any], name: str, value: float) -> float:
+    bounds: dict[str, tuple[float, float]] = {
+        "num_inference_steps": (limits["min_steps"], limits["max_steps"]),
+        "guidance_scale": (0.0, limits["guidance_scale"]),
+    }
+    size: tuple[float, float] = (limits["min_size"], limits["max_size"])
+    low, high = bounds.get(name, size)
+    return min(max(value, low), high)
 
 
 def start(app: Path, port: int, host: str = "127.0.0.1", **options: Any) -> subprocess.Popen[bytes]:
@@ -220,28 +239,39 @@ def download_weights() -> Path:
     return REAL_WEIGHTS
 
 
+def demo_request() -> dict[str, Any] | None:
+    """Return the request that the demo's weights were made for, or None if this project cannot use them."""
+    pipeline = read_config()["model_metadata"]["pipeline"]
+    fits = json.loads((DEMO / "model_index.json").read_text("utf-8"))["_class_name"] == pipeline["class_name"]
+    # The tiny LoRAs are random.
+    if not fits or pipeline["loras"]:
+        return None
+    return dict(json.loads((DEMO / "request.json").read_text("utf-8")))
+
+
 def find_weights(choice: str, temporary: Path) -> Path:
-    """Return the folder that --weights means; the tiny pipeline is made in temporary."""
+    """Return the folder that --weights means; demo and tiny are made in temporary."""
     if choice == "real":
         return download_weights()
-    if choice != "tiny":
+    if choice not in ("demo", "tiny"):
         return Path(choice)
     # A process of its own: this one stays light, and needs no torch.
-    tiny = temporary / "weights"
-    subprocess.run([sys.executable, PROJECT / "tests" / "tiny_pipeline.py", tiny], check=True)
-    return tiny
+    made, trained = temporary / "weights", choice == "demo" and demo_request() is not None
+    if choice == "demo" and not trained:
+        print("There are no demo weights for this project: these are tiny and random, and the picture is noise.")
+    program = PROJECT / "tests" / "tiny_pipeline.py"
+    subprocess.run([sys.executable, program, made, *(["--trained"] if trained else [])], check=True)
+    return made
 
 
-def save_first_image(url: str, prompt: str, output: Path) -> None:
-    """Send prompt, write the PNG, and print where the cold start went."""
-    config = read_config()["model_metadata"]
-    body = {**config["example_model_input"], "prompt": prompt}
-    response = local_session().post(url + PREDICT, json=body, timeout=3600)
+def save_first_image(url: str, example: dict[str, Any], output: Path) -> None:
+    """Send example, write the PNG, and print where the cold start went."""
+    response = local_session().post(url + PREDICT, json=example, timeout=3600)
     if not response.ok:
         sys.exit(f"The server answered {response.status_code}: {response.text}")
     answer = response.json()
     output.write_bytes(base64.b64decode(answer["images"][0]["image"]))
-    print(f"\nImage: {output} (seed {answer['images'][0]['seed']})\nCold start, in seconds:")
+    print(f"\nImage: {output}: {example['prompt']} (seed {answer['images'][0]['seed']})\nCold start, in seconds:")
     for name, seconds in answer["timings"]["cold_start"].items():
         print(f"  {name:<18}{seconds:8.2f}")
 
@@ -251,10 +281,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve this Truss on this machine.")
     parser.add_argument(
         "--weights",
-        default="tiny",
-        metavar="tiny|real|DIR",
-        help="tiny: random weights of the same family, made here. real: downloaded at the commit in config.yaml. "
-        "DIR: a folder that holds them as .weights does. Default: tiny.",
+        default="demo",
+        metavar="demo|tiny|real|DIR",
+        help="demo: small ones that paint flat shapes as the prompt says, and tiny where this family has none. "
+        "tiny: random weights of the same family, made here. real: downloaded at the commit in config.yaml. "
+        "DIR: a folder that holds them as .weights does. Default: demo.",
     )
     parser.add_argument("--port", type=int, default=8000, help="Default: 8000. 0: any free port.")
     parser.add_argument(
@@ -263,12 +294,12 @@ def parse_arguments() -> argparse.Namespace:
         help="The address to listen on. Default: 127.0.0.1, this machine alone. 0.0.0.0: whoever reaches this machine "
         "can use the server, and reload its code.",
     )
-    parser.add_argument("--prompt", help="Make one image, print the phases of the cold start, and stop.")
+    parser.add_argument("--prompt", help="Make one image, print the phases of the cold start, stop. Empty: an example.")
     parser.add_argument("--output", type=Path, default=Path("image.png"), help="Where --prompt puts the PNG.")
     parser.add_argument("--context", type=Path, help="Only write the image's build context to this folder.")
     arguments = parser.parse_args()
-    if arguments.weights not in ("tiny", "real") and not Path(arguments.weights).is_dir():
-        parser.error(f"--weights must be tiny, real or a folder, and {arguments.weights!r} is none of them.")
+    if arguments.weights not in ("demo", "tiny", "real") and not Path(arguments.weights).is_dir():
+        parser.error(f"--weights must be demo, tiny, real or a folder, and {arguments.weights!r} is none of them.")
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port must be 0 to 65535, and is {arguments.port}.")
     return arguments
@@ -297,18 +328,21 @@ def serve(arguments: argparse.Namespace) -> None:
     check_with_truss(read_config())
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    request = (demo_request() if arguments.weights == "demo" else None) or {}
+    example = read_config()["model_metadata"]["example_model_input"]
+    example = {**example, "prompt": request.pop("prompt", example["prompt"])}
+    if arguments.prompt:
+        example["prompt"] = arguments.prompt
     with tempfile.TemporaryDirectory(prefix="truss-") as temporary:
         app = Path(temporary) / "app"
-        build_app(app, find_weights(arguments.weights, Path(temporary)))
+        build_app(app, find_weights(arguments.weights, Path(temporary)), request)
         process = start(app, port, host)
         try:
             wait_until_ready(process, url)
             if arguments.prompt is not None:
-                return save_first_image(url, arguments.prompt, arguments.output)
-            print(
-                f'\nReady. Ctrl-C stops it. Try:\n  curl {url}{PREDICT} -d \'{{"prompt": "a lighthouse"}}\'\n',
-                flush=True,
-            )
+                return save_first_image(url, example, arguments.output)
+            body = json.dumps({"prompt": example["prompt"]})
+            print(f"\nReady. Ctrl-C stops it. Try:\n  curl {url}{PREDICT} -d '{body}'\n", flush=True)
             process.wait()
             raise RuntimeError("The server stopped: its log says why.")
         finally:

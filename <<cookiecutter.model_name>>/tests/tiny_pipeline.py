@@ -1,4 +1,4 @@
-"""Make a tiny pipeline with random weights, laid out as the real repositories are, for tests on a CPU."""
+"""Make a tiny pipeline, laid out as the real repositories are, for a CPU: with random weights, or with the demo's."""
 
 import json
 import re
@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 PROJECT = Path(__file__).resolve().parent.parent
+# A trained pipeline: it paints flat shapes as the prompt says.
+DEMO = Path(__file__).resolve().parent / "demo"
 # What the real repositories say of their parts, apart from sizes: by preset.
 PUBLISHED = yaml.safe_load((Path(__file__).parent / "published_settings.yaml").read_text("utf-8"))
 # What the real model_index.json names and load() leaves out, so that the tests prove that it does.
@@ -27,10 +29,11 @@ REAL_ONLY_COMPONENTS = {
 Published = dict[str, Any]
 
 
-def make(folder: Path, settings: dict[str, Any], preset: str = "") -> None:
+def make(folder: Path, settings: dict[str, Any], preset: str = "", trained: bool = False) -> None:
     """Write what settings (model_metadata.pipeline in config.yaml) name: one folder for each cached repository.
 
     preset: whose real repositories it resembles. Left out, it is this project's, as the tags in config.yaml say.
+    trained: with the weights of the demo, which are of one family.
     """
     torch.manual_seed(0)
     class_name = settings["class_name"]
@@ -41,7 +44,9 @@ def make(folder: Path, settings: dict[str, Any], preset: str = "") -> None:
     target.mkdir(parents=True, exist_ok=True)
     if "vae" in settings["components"]:
         published = {**published, "vae": published.get("component_vae", published["vae"])}
-    parts = FAMILIES[class_name](target, published)
+    if trained:
+        published = {**published, "scheduler": {**published["scheduler"], **_demo_prediction()}}
+    parts = _demo(target) if trained else FAMILIES[class_name](target, published)
     scheduler = getattr(diffusers, published["scheduler"]["_class_name"]).from_config(published["scheduler"])
     absent = {name: None for name in REAL_ONLY_COMPONENTS if name in settings["load_kwargs"]}
     pipeline = getattr(diffusers, class_name)(
@@ -81,6 +86,21 @@ def published_settings(class_name: str, preset: str = "") -> Published:
     config = yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
     names = [preset, *config["model_metadata"].get("tags", []), *PUBLISHED]
     return next(PUBLISHED[name] for name in names if name in PUBLISHED and PUBLISHED[name]["class_name"] == class_name)
+
+
+def _demo(folder: Path) -> dict[str, Any]:
+    """Return the trained parts, but for the scheduler. folder gets their tokenizers."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(DEMO, dtype=torch.float32, local_files_only=True)
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(DEMO / name, folder / name, dirs_exist_ok=True)
+    return {name: part for name, part in pipeline.components.items() if part is not None and name != "scheduler"}
+
+
+def _demo_prediction() -> dict[str, Any]:
+    """Return what of the scheduler's settings belongs to the trained weights. All else is as published."""
+    return {
+        "prediction_type": json.loads((DEMO / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
+    }
 
 
 def make_lora(folder: Path, pipeline: Any, lora: str) -> tuple[str, str, torch.Tensor]:
@@ -661,4 +681,4 @@ FAMILIES = {
 
 if __name__ == "__main__":
     config = yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
-    make(Path(sys.argv[1]), config["model_metadata"]["pipeline"])
+    make(Path(sys.argv[1]), config["model_metadata"]["pipeline"], trained="--trained" in sys.argv)
