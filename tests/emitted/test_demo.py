@@ -1,0 +1,177 @@
+"""The demo's weights: settings of a request do what they are there for, and not only change bytes."""
+
+import base64
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from conftest import BLOCKS, PROJECT, Make, Served
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[2] / "demo"))
+from judge import Seen, look
+from shapes import COLOURS, NEW_COLOURS, SHAPES
+from test_schedulers import SCHEDULERS
+
+DEMO = PROJECT / "tests" / "demo"
+# A colour that none of the training's pictures has.
+LORA = Path(__file__).parents[2] / "demo" / "orange.safetensors"
+REQUEST = json.loads((DEMO / "request.json").read_text("utf-8"))
+# Each of the presets whose pipeline it is.
+PRESETS = [name for name, block in BLOCKS.items() if block["class_name"] == "StableDiffusionXLPipeline"]
+SAID = Seen("square", "yellow", "green")
+# Pairs of colours that differ, so that each shape and each colour comes once or more. Nobody gets 3 of 4 by chance, and
+# on another machine one may differ.
+ALL = [Seen(SHAPES[i % len(SHAPES)], colour, list(COLOURS)[(i + 3) % len(COLOURS)]) for i, colour in enumerate(COLOURS)]
+
+
+def prompt(said: Seen) -> str:
+    return f"a {said.colour} {said.shape} on a {said.background} background"
+
+
+def text_of(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+class Demo:
+    """Asks for pictures, and says what they show."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+
+    def pixels(self, text: str, seed: int = 0, **more: Any) -> numpy.ndarray:
+        picture = self.served.picture(**{**REQUEST, "prompt": text, "seed": seed, **more})
+        return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+
+    def see(self, text: str, seed: int = 0, **more: Any) -> Seen:
+        return look(self.pixels(text, seed, **more), {**COLOURS, **NEW_COLOURS})
+
+    def right(self, said: list[Seen], **more: Any) -> int:
+        """Return how many of the pictures show what was said, each from a seed of its own."""
+        return sum(self.see(prompt(each), seed, **more) == each for seed, each in enumerate(said))
+
+
+Ask = Callable[..., Demo]
+
+
+@pytest.fixture(scope="session")
+def folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def _folder(preset: str) -> Path:
+        if preset not in made:
+            made[preset] = tmp_path_factory.mktemp("demo")
+            tiny.make(made[preset], BLOCKS[preset], preset, trained=True)
+        return made[preset]
+
+    return _folder
+
+
+@pytest.fixture
+def demo(folder: Callable[[str], Path], settings_of: Make, serve: Callable[..., Served]) -> Ask:
+    """Return the demo as a preset serves it, but in float32."""
+
+    def _demo(preset: str = "sdxl", **changes: Any) -> Demo:
+        return Demo(serve(settings_of(preset, folder(preset), **{"cpu_dtype": "float32", **changes})))
+
+    return _demo
+
+
+def test_the_weights_are_small() -> None:
+    assert sum(file.stat().st_size for file in DEMO.rglob("*.safetensors")) <= 6_000_000
+
+
+# README.md says how many of 200: `make judge-demo`.
+@pytest.mark.parametrize("preset", PRESETS)
+def test_it_paints_what_the_prompt_says(preset: str, demo: Ask) -> None:
+    assert demo(preset).right(ALL) >= 7
+
+
+def test_it_does_so_in_half_precision(demo: Ask) -> None:
+    assert demo(cpu_dtype="float16").right(ALL[:4]) >= 3
+
+
+@pytest.mark.parametrize("scheduler", [{}, *SCHEDULERS], ids=lambda scheduler: "-".join(map(str, scheduler.values())))
+def test_every_scheduler_that_can_be_chosen_obeys(scheduler: dict[str, Any], demo: Ask) -> None:
+    # load() asks for a number of steps that each of them can do.
+    limits = {**BLOCKS["sdxl"]["limits"], "min_steps": 4, "max_steps": 50}
+    assert demo(scheduler=scheduler, limits=limits).right(ALL[:4]) >= 3
+
+
+def test_a_negative_prompt_turns_away(demo: Ask) -> None:
+    served = demo()
+    for seed in range(4):
+        usual = served.see("a circle", seed)
+        turned = served.see("a circle", seed, negative_prompt=f"a {usual.background} background")
+        assert turned.background != usual.background
+
+
+def test_guidance_strengthens(demo: Ask) -> None:
+    served = demo()
+    first, second = Seen("square", "yellow", "blue"), Seen("square", "blue", "yellow")
+
+    def apart(guidance: float) -> float:
+        """How far prompts that say opposites take the same noise."""
+        pictures = [served.pixels(prompt(each), 0, guidance_scale=guidance) for each in (first, second)]
+        return float(numpy.abs(pictures[0].astype(float) - pictures[1]).mean())
+
+    assert apart(0.0) < apart(3.0)
+
+
+def test_strength_says_how_much_of_a_picture_stays(demo: Ask) -> None:
+    served = demo()
+    first = Seen("circle", "red", "blue")
+    start = served.served.picture(**{**REQUEST, "prompt": prompt(first)})
+    # Of twenty steps, six and twenty. In six the outline follows the prompt already, and the colours do not.
+    kept = served.see(prompt(SAID), image=start, strength=0.3)
+    assert (kept.colour, kept.background) == (first.colour, first.background)
+    assert served.see(prompt(SAID), image=start, strength=1.0) == SAID
+
+
+def test_words_that_it_does_not_know_do_not_disturb(demo: Ask) -> None:
+    assert demo().see("a shiny yellow square on a calm green background, oil painting") == SAID
+
+
+def test_a_mask_changes_only_what_is_inside(demo: Ask) -> None:
+    start = Image.new("RGB", (REQUEST["width"], REQUEST["height"]), COLOURS["green"])
+    start.paste(COLOURS["red"], (26, 26, 38, 38))
+    mask = Image.new("L", start.size)
+    mask.paste(255, (8, 8, 56, 56))
+    body = {"image": text_of(start), "mask": text_of(mask), "mask_blur": 0, "strength": 1.0}
+    pixels = demo().pixels(prompt(SAID), **body)
+    assert look(pixels, COLOURS) == SAID
+    kept = numpy.asarray(mask) == 0
+    assert (pixels[kept] == numpy.asarray(start)[kept]).all()
+
+
+@pytest.fixture
+def with_orange(folder: Callable[[str], Path], demo: Ask, settings_of: Make, serve: Any, tmp_path: Path) -> Demo:
+    """Return the demo with a LoRA that a request can choose: `python demo/train_lora.py` made it."""
+    for each in folder("sdxl").iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    (tmp_path / "lora-orange").mkdir()
+    shutil.copy(LORA, tmp_path / "lora-orange")
+    files = {**BLOCKS["sdxl"]["weight_files"], "lora-orange": [LORA.name]}
+    loras = [{"name": "orange", "scale": 1.0, "fused": False}]
+    return Demo(serve(settings_of("sdxl", tmp_path, cpu_dtype="float32", loras=loras, weight_files=files)))
+
+
+def test_a_lora_teaches_a_word_and_can_be_turned_off(with_orange: Demo, demo: Ask) -> None:
+    new = [Seen("circle", "orange", "blue"), Seen("square", "orange", "black"), Seen("cross", "orange", "green")]
+    new.append(Seen("cross", "black", "orange"))
+    # As in train_lora.py: orange lies between red and yellow.
+    chosen = {"loras": [{"name": "orange"}], "guidance_scale": 2.0}
+    assert with_orange.right(new, **chosen) >= 3
+    assert with_orange.right(new, guidance_scale=2.0) == 0
+    assert with_orange.right(new, guidance_scale=2.0, loras=[{"name": "orange", "scale": 0.0}]) == 0
+    # What it was not taught stays as it was.
+    assert with_orange.right(ALL[:4], **chosen) >= 3
+    assert (with_orange.pixels(prompt(SAID)) == demo().pixels(prompt(SAID))).all()
