@@ -404,4 +404,4 @@ def serve_page(
         from client.page import launch
     except ModuleNotFoundError as error:
         raise InvalidInput(f"{error.name} is not installed: pip install -r requirements-app.txt") from None
-    launch(client, port)
+    launch(client, port, where.url)

@@ -18,7 +18,7 @@ from client import form
 from client.api import AsyncClient, image_bytes
 from client.errors import ClientError
 from client.events import Event
-from client.settings import read_config, usual_sides
+from client.settings import as_served, read_config, usual_sides
 from client.watcher import Watcher, generating_words
 
 # Pictures older than a day go; it looks once an hour.
@@ -110,12 +110,13 @@ def page(client: AsyncClient, config: dict[str, Any]) -> gradio.Blocks:
     return blocks
 
 
-def launch(client: AsyncClient, port: int) -> None:
-    """Serve the page on 127.0.0.1 until it is stopped."""
+def launch(client: AsyncClient, port: int, url: str | None) -> None:
+    """Serve the page on 127.0.0.1 until it is stopped. url: of a local server, if it is for one."""
     # When it starts, gradio asks its own address: that must not go through a proxy.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
-    blocks = page(client, read_config())
+    config = read_config()
+    blocks = page(client, as_served(config, url) if url else config)
     blocks.launch(server_name="127.0.0.1", server_port=port, css=CSS, footer_links=[], theme=gradio.themes.Default())
 
 

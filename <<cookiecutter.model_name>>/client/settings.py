@@ -19,6 +19,23 @@ def read_config() -> Any:
     return yaml.safe_load(CONFIG.read_text("utf-8"))
 
 
+def as_served(config: dict[str, Any], url: str) -> dict[str, Any]:
+    """Return config with the defaults of the local server at url: those of the demo's weights are their own.
+
+    A server that does not answer yet changes nothing.
+    """
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url}/v1/models/model/schema", timeout=5).raise_for_status()
+        fields = answer.json()["input_schema"]["properties"]
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        return config
+    pipeline = config["model_metadata"]["pipeline"]
+    served = {name: fields.get(name, {}).get("default") or value for name, value in pipeline["defaults"].items()}
+    return {**config, "model_metadata": {**config["model_metadata"], "pipeline": {**pipeline, "defaults": served}}}
+
+
 def usual_sides(default: int, limits: dict[str, Any]) -> list[int]:
     """Return the pixels that a side can have on the page: the family's usual ones, and always the default."""
     family = min(USUAL_SIDES, key=lambda side: abs(side - default))
