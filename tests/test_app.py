@@ -215,7 +215,6 @@ def test_the_page_fits_the_screen(
         wait_for(lambda script=loaded: browser.execute_script(script) == 512, f"{name} is not shown")
     make_picture(browser)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    # docs/ has two of them.
     browser.save_screenshot(str(SCREENSHOTS / f"{width}-{theme}.png"))
     unfold(browser, "more")
     wait_for(lambda: browser.find_element("id", "steps").is_displayed(), "it does not open")
