@@ -40,14 +40,15 @@ root=$1 app=$2 environment=$3
 shift 3
 mount -t tmpfs none "$root"
 for entry in /*; do
-  case $entry in /app | /bptr | /static-bptr | /cache | /secrets | /tmp) continue ;; esac
+  case $entry in /app | /bptr | /static-bptr | /cache | /packages | /secrets | /tmp) continue ;; esac
   if [ -L "$entry" ]; then cp -P "$entry" "$root"
   elif [ -d "$entry" ]; then mkdir "$root$entry"; mount --rbind "$entry" "$root$entry"
   fi
 done
-mkdir -p "$root/tmp" "$root/app" "$root/static-bptr" "$root$environment"
+mkdir -p "$root/tmp" "$root/app" "$root/packages" "$root/static-bptr" "$root$environment"
 mount --rbind "$environment" "$root$environment"
 mount --rbind "$app" "$root/app"
+mount --rbind "$app/packages" "$root/packages"
 cp "$app/bptr-manifest" "$root/static-bptr/static-bptr-manifest.json"
 exec chroot "$root" sh -c 'cd /app && exec "$@"' sh "$@"
 """
@@ -147,7 +148,7 @@ def start(prepared: Path, tmp_path: Path) -> Iterator[Start]:
 
 
 def test_load_waits_for_the_last_byte_and_the_imports_do_not(prepared: Path, start: Start, tmp_path: Path) -> None:
-    # What a download that was cut off leaves behind: read_ahead() finds one file half there, and the others absent.
+    # What a download that was cut off leaves behind: read_ahead finds one file half there, and the others absent.
     half = tmp_path / "app" / "model_cache" / UNET
     half.parent.mkdir(parents=True)
     half.write_bytes((prepared / "weights" / UNET).read_bytes()[:-1000])
@@ -244,7 +245,7 @@ def failure_of(server: Server) -> str:
 
 def test_the_downloader_compares_lengths_and_not_hashes(prepared: Path, tmp_path: Path) -> None:
     """So there is check_hashes: if this fails, truss_transfer now finds the wrong byte, and it can go."""
-    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "packages").mkdir(parents=True)
     with serve(prepared / "weights", faults={UNET: flipped}) as files:
         fetch = "import truss_transfer; truss_transfer.lazy_data_resolve('data')"
         subprocess.run(command(files, tmp_path, "-c", fetch), check=True, capture_output=True, timeout=120)

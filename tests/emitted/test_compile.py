@@ -189,7 +189,7 @@ def test_each_size_that_config_yaml_names_is_warmed_up(
     serve(settings_of("sd15"))
     assert sizes == []
     serve(settings_of("sd15", warm_up=True))
-    assert sizes == [(512, 512)]
+    assert sizes == [(64, 64)]
     serve(settings_of("sd15", warm_up=True, warm_up_sizes=[[512, 768], [64, 64]]))
     assert sizes[1:] == [(512, 768), (64, 64)]
 
