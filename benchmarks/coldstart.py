@@ -105,8 +105,7 @@ def build_images(model: str, cache: Path) -> tuple[str, str]:
     shutil.rmtree(other / "model")
     (other / "model").mkdir()
     shutil.copy(HERE / "baseline_model.py", other / "model" / "model.py")
-    # local_server.py checks config.yaml with it. The baselines do not import it.
-    shutil.copy(project / "model" / "settings.py", other / "model")
+    # packages/ stays: local_server.py checks config.yaml with it. The baselines do not import it.
     for folder, name in zip((project, other), names, strict=True):
         context = cache / "contexts" / name
         shutil.rmtree(context, ignore_errors=True)

@@ -566,6 +566,14 @@ def test_what_a_push_did_not_write_is_a_sentence(awake: Platform, tmp_path: Path
     refused(awake.run("pushed", str(file)), "is not what `truss push --output json` writes", 2)
 
 
+def test_what_is_said_around_the_record_of_a_push_does_no_harm(awake: Platform, tmp_path: Path) -> None:
+    record = json.dumps({"model_id": "model", "model_version_id": "dep1"}, indent=2)
+    (tmp_path / "pushed.json").write_text(f"a warning of somebody's\n{record}\nand more\n")
+    result = awake.run("pushed", str(tmp_path / "pushed.json"))
+    assert "is not what" not in result.stderr
+    assert result.stdout.startswith("ok ")
+
+
 @pytest.mark.parametrize(
     "command", ["", "wake", "generate", "coldstart", "schedule", "doctor", "pushed", "load", "app"]
 )

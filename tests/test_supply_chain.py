@@ -86,6 +86,6 @@ def test_no_package_of_the_image_has_a_known_vulnerability(resolved: dict[str, s
 
 def test_nothing_asks_for_the_code_of_a_repository() -> None:
     files = [file for file in PROJECT.rglob("*") if file.suffix in (".py", ".yaml", ".yml") or file.name == "Makefile"]
-    assert PROJECT / "model" / "pipeline.py" in files
+    assert PROJECT / "packages" / "cold_start" / "pipeline.py" in files
     for file in files:
         assert "trust_remote_code" not in file.read_text("utf-8"), file

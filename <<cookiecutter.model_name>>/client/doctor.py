@@ -83,7 +83,9 @@ def after_the_push(client: Client, timeout: float, with_image: bool, output: Pat
 def pushed_target(file: Path) -> Target:
     """Return the deployment that `truss push --output json` wrote into file. Raises InvalidInput."""
     try:
-        answer = json.loads(file.read_bytes())
+        text = file.read_text("utf-8")
+        # Truss, or Python, may say something before it.
+        answer, _ = json.JSONDecoder().raw_decode(text[max(text.find("{\n"), 0) :])
         return Target(answer["model_id"], "deployment", answer["model_version_id"])
     except OSError as error:
         raise InvalidInput(f"{file} cannot be read ({error.strerror}): run `make push`.") from None
