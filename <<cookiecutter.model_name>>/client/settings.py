@@ -26,8 +26,10 @@ def as_served(config: dict[str, Any], url: str) -> dict[str, Any]:
     """
     import httpx
 
+    from client.transport import local_address
+
     try:
-        answer = httpx.get(f"{url}/v1/models/model/schema", timeout=5).raise_for_status()
+        answer = httpx.get(f"{local_address(url)}/v1/models/model/schema", timeout=5).raise_for_status()
         fields = answer.json()["input_schema"]["properties"]
     except (httpx.HTTPError, ValueError, LookupError, TypeError):
         return config
