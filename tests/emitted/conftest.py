@@ -3,8 +3,11 @@
 One process reads the tiny pipelines of all families, so the imports are paid for once.
 """
 
+import base64
 import contextlib
+import functools
 import importlib.util
+import io
 import json
 import os
 import sys
@@ -14,7 +17,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
+from PIL import Image
 
 PROJECT = Path(os.environ["EMITTED_PROJECT"])
 # The block model_metadata.pipeline of each preset.
@@ -33,6 +38,18 @@ def _tiny_pipeline() -> Any:
     return module
 
 
+def text_of(image: Image.Image, file_format: str = "PNG", **options: Any) -> str:
+    """Return the file in base64, as requests bring it."""
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def pixels_of(text: str) -> numpy.ndarray:
+    """Return the levels, [height, width, 3], of a picture in base64, as answers hold it."""
+    return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")).astype(int)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Any:
     return _tiny_pipeline()
@@ -42,15 +59,14 @@ Make = Callable[..., Settings]
 
 
 @pytest.fixture(scope="session")
-def weights(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return the folder of a preset's tiny weights. Nobody writes to it."""
-    made: dict[str, Path] = {}
+def weights(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return the folder of a preset's tiny weights, or of the demo's, which are trained. Nobody writes to it."""
 
-    def folder(preset: str) -> Path:
-        if preset not in made:
-            made[preset] = tmp_path_factory.mktemp(preset)
-            tiny.make(made[preset], BLOCKS[preset], preset)
-        return made[preset]
+    @functools.cache
+    def folder(preset: str, trained: bool = False) -> Path:
+        made = tmp_path_factory.mktemp(preset)
+        tiny.make(made, BLOCKS[preset], preset, trained)
+        return made
 
     return folder
 

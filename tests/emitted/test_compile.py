@@ -1,7 +1,5 @@
 """compile: regional makes the same pictures, and no request waits for a compiler."""
 
-import base64
-import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,8 +13,7 @@ import torch
 from cold_start.pipeline import denoiser, read_pipeline
 from cold_start.settings import SettingsError
 from cold_start.warm_up import compiled_blocks
-from conftest import BLOCKS, FAMILIES, Make, Served
-from PIL import Image
+from conftest import BLOCKS, FAMILIES, Make, Served, pixels_of
 from safetensors.torch import save_file
 
 COMPILER = os.environ.get("CXX", "g++")
@@ -42,15 +39,11 @@ def _as_in_a_new_process(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     torch.compiler.reset()
 
 
-def pixels(picture: str) -> numpy.ndarray:
-    return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
-
-
 def asked(served: Served, **body: Any) -> tuple[numpy.ndarray, int]:
     """Return the pixels, and how often compiled code ran."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         picture = served.picture(**body)
-    return pixels(picture), sum(event.name.startswith("Torch-Compiled Region") for event in profile.events())
+    return pixels_of(picture), sum(event.name.startswith("Torch-Compiled Region") for event in profile.events())
 
 
 def make_strong_lora(folder: Path, pipeline: Any) -> None:
@@ -112,7 +105,7 @@ def test_the_picture_is_the_same_in_every_size_and_thread(
 def test_what_the_warm_up_did_not_meet_is_not_compiled(
     cache: Path, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
-    usual = pixels(serve(settings_of("sd15", cpu_dtype="float32")).picture(guidance_scale=1.0))
+    usual = pixels_of(serve(settings_of("sd15", cpu_dtype="float32")).picture(guidance_scale=1.0))
     served = serve(settings_of("sd15", **REGIONAL))
     files = set(cache.rglob("*"))
     # Without guidance one text goes through the UNet, and not two.
@@ -128,8 +121,8 @@ def test_what_the_warm_up_did_not_meet_is_not_compiled(
 def test_a_fused_lora_is_compiled_with_the_weights(
     with_lora: Make, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
-    without = pixels(serve(settings_of("sd15", cpu_dtype="float32")).picture())
-    usual = pixels(serve(with_lora(fused=True, cpu_dtype="float32")).picture())
+    without = pixels_of(serve(settings_of("sd15", cpu_dtype="float32")).picture())
+    usual = pixels_of(serve(with_lora(fused=True, cpu_dtype="float32")).picture())
     found, runs = asked(serve(with_lora(fused=True, **REGIONAL)))
     assert close(found, usual)
     assert runs > 0

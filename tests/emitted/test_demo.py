@@ -1,7 +1,5 @@
 """The demo's weights: settings of a request do what they are there for, and not only change bytes."""
 
-import base64
-import io
 import json
 import shutil
 import sys
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy
 import pytest
-from conftest import BLOCKS, PROJECT, Make, Served
+from conftest import BLOCKS, PROJECT, Make, Served, pixels_of, text_of
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[2] / "demo"))
@@ -35,12 +33,6 @@ def prompt(said: Seen) -> str:
     return f"a {said.colour} {said.shape} on a {said.background} background"
 
 
-def text_of(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 class Demo:
     """Asks for pictures, and says what they show."""
 
@@ -48,8 +40,7 @@ class Demo:
         self.served = served
 
     def pixels(self, text: str, seed: int = 0, **more: Any) -> numpy.ndarray:
-        picture = self.served.picture(**{**REQUEST, "prompt": text, "seed": seed, **more})
-        return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+        return pixels_of(self.served.picture(**{**REQUEST, "prompt": text, "seed": seed, **more}))
 
     def see(self, text: str, seed: int = 0, **more: Any) -> Seen:
         return look(self.pixels(text, seed, **more), {**COLOURS, **NEW_COLOURS})
@@ -62,25 +53,12 @@ class Demo:
 Ask = Callable[..., Demo]
 
 
-@pytest.fixture(scope="session")
-def folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def _folder(preset: str) -> Path:
-        if preset not in made:
-            made[preset] = tmp_path_factory.mktemp("demo")
-            tiny.make(made[preset], BLOCKS[preset], preset, trained=True)
-        return made[preset]
-
-    return _folder
-
-
 @pytest.fixture
-def demo(folder: Callable[[str], Path], settings_of: Make, serve: Callable[..., Served]) -> Ask:
+def demo(weights: Callable[..., Path], settings_of: Make, serve: Callable[..., Served]) -> Ask:
     """Return the demo as a preset serves it, but in float32."""
 
     def _demo(preset: str = "sdxl", **changes: Any) -> Demo:
-        return Demo(serve(settings_of(preset, folder(preset), **{"cpu_dtype": "float32", **changes})))
+        return Demo(serve(settings_of(preset, weights(preset, trained=True), **{"cpu_dtype": "float32", **changes})))
 
     return _demo
 
@@ -153,9 +131,9 @@ def test_a_mask_changes_only_what_is_inside(demo: Ask) -> None:
 
 
 @pytest.fixture
-def with_orange(folder: Callable[[str], Path], demo: Ask, settings_of: Make, serve: Any, tmp_path: Path) -> Demo:
+def with_orange(weights: Callable[..., Path], settings_of: Make, serve: Any, tmp_path: Path) -> Demo:
     """Return the demo with a LoRA that a request can choose: `python demo/train_lora.py` made it."""
-    for each in folder("sdxl").iterdir():
+    for each in weights("sdxl", trained=True).iterdir():
         (tmp_path / each.name).symlink_to(each)
     (tmp_path / "lora-orange").mkdir()
     shutil.copy(LORA, tmp_path / "lora-orange")

@@ -1,21 +1,17 @@
 """A LoRA has the effect that its file says, fused or chosen by a request, or one sentence says why not."""
 
-import base64
-import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from cold_start.pipeline import read_pipeline
 from cold_start.settings import Settings
 from cold_start.weights import WeightsError
-from conftest import BLOCKS, FAMILIES, Make, Served
+from conftest import BLOCKS, FAMILIES, Make, Served, pixels_of
 from model.request import GenerationRequest
-from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
@@ -330,10 +326,6 @@ def some_tensors(pipeline: Any, seed: int = 0) -> Tensors:
     return tensors
 
 
-def pixels(picture: str) -> numpy.ndarray:
-    return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
-
-
 def choose(**scales: float) -> list[dict[str, Any]]:
     return [{"name": name, "scale": scale} for name, scale in scales.items()]
 
@@ -350,10 +342,10 @@ def test_what_a_request_chooses_is_as_if_it_were_fused(
     assert served.picture() == base
     for scales, expected in zip(choices, fused, strict=True):
         chosen = served.picture(loras=choose(**scales))
-        assert abs(pixels(chosen) - pixels(expected)).max() <= 2, scales
-        assert abs(pixels(chosen) - pixels(base)).max() > 5, scales
+        assert abs(pixels_of(chosen) - pixels_of(expected)).max() <= 2, scales
+        assert abs(pixels_of(chosen) - pixels_of(base)).max() > 5, scales
         # The order in which they are named is none of their effect, and the next picture is the base model's.
-        assert abs(pixels(served.picture(loras=choose(**scales)[::-1])) - pixels(expected)).max() <= 2, scales
+        assert abs(pixels_of(served.picture(loras=choose(**scales)[::-1])) - pixels_of(expected)).max() <= 2, scales
         assert served.picture() == base
 
 
@@ -367,7 +359,7 @@ def test_one_that_is_fused_and_one_that_is_chosen(
     # The first in config.yaml is chosen: taking away what is left of the fused one must not take it away.
     served = serve(loras_of(preset, loras, {"oil": 0.5}))
     assert served.picture() == warm
-    assert abs(pixels(served.picture(loras=choose(ink=0.7))) - pixels(both)).max() <= 2
+    assert abs(pixels_of(served.picture(loras=choose(ink=0.7))) - pixels_of(both)).max() <= 2
     assert served.picture() == warm
     with pytest.raises(ValidationError, match="there is no LoRA of that name: choose from ink"):
         served.ask(loras=choose(oil=0.5))
@@ -392,7 +384,7 @@ def test_a_start_image_goes_with_them(
     fused = serve(loras_of("sd15", {"ink": tensors}, {"ink": 0.5})).picture(**body)
     served = serve(loras_of("sd15", {"ink": tensors}, {}))
     base = served.picture(**body)
-    assert abs(pixels(served.picture(**body, loras=choose(ink=0.5))) - pixels(fused)).max() <= 2
+    assert abs(pixels_of(served.picture(**body, loras=choose(ink=0.5))) - pixels_of(fused)).max() <= 2
     assert served.picture(**body) == base != served.picture(**body, loras=choose(ink=0.5))
 
 

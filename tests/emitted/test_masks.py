@@ -1,7 +1,6 @@
 """What a mask says is painted over, and nothing else: on every family that has a pipeline for it."""
 
 import base64
-import io
 import sys
 import threading
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import numpy
 import pytest
 import torch
 from cold_start.pipeline import on_same_weights
-from conftest import BLOCKS, FAMILIES, Make, Served
+from conftest import BLOCKS, FAMILIES, Make, Served, pixels_of, text_of
 from model import arguments, mask, picture
 from model.progress import Progress
 from model.request import GenerationRequest
@@ -23,16 +22,6 @@ SIDE = 64
 BOX, PART = (16, 16, 48, 32), (slice(16, 32), slice(16, 48))
 # sdxl-turbo encodes and decodes in float32, and puts its VAE back after that.
 INPAINT = [preset for preset in [*FAMILIES, "sdxl-turbo"] if BLOCKS[preset]["inpaint"]]
-
-
-def text_of(image: Image.Image, file_format: str = "PNG", **options: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def pixels_of(text: str) -> numpy.ndarray:
-    return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")).astype(int)
 
 
 def noise(width: int = SIDE, height: int = SIDE) -> Image.Image:

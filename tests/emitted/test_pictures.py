@@ -2,21 +2,15 @@
 
 import base64
 import io
-from typing import Any
 
 import numpy
 import pytest
+from conftest import text_of
 from model import picture
 from PIL import Image
 
 PIXELS = 4096 * 4096
 BYTES = 10_000_000
-
-
-def text_of(image: Image.Image, file_format: str = "PNG", **options: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def taken(text: str, width: int = 64, height: int = 64) -> numpy.ndarray:

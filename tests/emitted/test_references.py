@@ -8,19 +8,13 @@ from typing import Any
 import numpy
 import pytest
 from cold_start.settings import ReferenceImages
-from conftest import BLOCKS, FAMILIES, Make, Served
+from conftest import BLOCKS, FAMILIES, Make, Served, text_of
 from model import picture
 from PIL import Image
 from pydantic import ValidationError
 
 PRESETS = [preset for preset in FAMILIES if BLOCKS[preset]["reference_images"]]
 BOUNDS = ReferenceImages(**BLOCKS["flux2-klein-4b"]["reference_images"])
-
-
-def text_of(image: Image.Image, file_format: str = "PNG") -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def noise(width: int, height: int, seed: int = 0) -> str:

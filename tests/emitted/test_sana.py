@@ -1,26 +1,18 @@
 """SANA-Sprint: what its pipelines would do otherwise than a request says."""
 
-import base64
-import io
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-import numpy
 import pytest
 import torch
-from conftest import Make, Served
-from PIL import Image
+from conftest import Make, Served, pixels_of
 from pydantic import ValidationError
 
 
 @pytest.fixture
 def served(settings_of: Make, serve: Callable[..., Served]) -> Served:
     return serve(settings_of("sana-sprint", cpu_dtype="float32"))
-
-
-def pixels(picture: str) -> numpy.ndarray:
-    return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
 
 
 def test_the_size_that_is_asked_is_painted_and_not_another_one_scaled(served: Served) -> None:
@@ -43,7 +35,7 @@ def test_strength_counts_in_quarters_at_four_steps(served: Served) -> None:
     made = [served.picture(image=start, strength=strength) for strength in (0.25, 0.5, 0.75, 1.0)]
     assert len(set(made)) == 4
     for strength, effect in ((0.25, True), (0.75, True), (0.76, False)):
-        one, another = (pixels(served.picture(image=each, strength=strength)) for each in (start, other))
+        one, another = (pixels_of(served.picture(image=each, strength=strength)) for each in (start, other))
         # Of it, 4 in a million are.
         assert (abs(one - another).max() > 2) == effect, strength
 
