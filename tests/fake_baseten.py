@@ -1,6 +1,6 @@
 """A platform with Baseten's paths. Its one replica is the real local Truss server of a project.
 
-    PROJECT_PYTHON tests/fake_baseten.py PROJECT FOLDER
+    PROJECT_PYTHON=... python tests/fake_baseten.py PROJECT FOLDER
 
 It makes the app and tiny weights in FOLDER, prints its port, and scales to zero when nobody asks. Answers are objects
 of the SDK's own models, and each request is parsed by them. The model is `model`, its deployment `dep1`, its
@@ -12,10 +12,12 @@ import asyncio
 import contextlib
 import copy
 import datetime
+import os
 import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -31,6 +33,9 @@ KEY = "good-key"
 PROJECT, FOLDER = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path.insert(0, str(PROJECT))
 import local_server  # noqa: E402
+
+# It starts everything with the Python that it runs on. That must be the image's here.
+local_server.sys = SimpleNamespace(executable=os.environ["PROJECT_PYTHON"])
 
 ENVIRONMENTS = ("production", "staging")
 # What the paths of each kind of target begin with, on the host of the model and on that of an environment.

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ class Platform:
         """Return the environment in which the client speaks to this platform, and not to Baseten."""
         return {
             **os.environ,
+            "PYTHONPATH": str(TEMPLATE),
             "BASETEN_API_KEY": "good-key",
             "BASETEN_MODEL_ID": "model",
             "BASETEN_INFERENCE_URL": (base or self.url) + "/model-{model_id}",
@@ -58,7 +60,7 @@ class Platform:
     def run(self, *arguments: str, key: str = "good-key", model: str = "model", url: str = "") -> Any:
         """Run the command line. The key must not show in what it writes."""
         environment = {**self.environment(url), "BASETEN_API_KEY": key, "BASETEN_MODEL_ID": model, "COLUMNS": "200"}
-        command = [PROJECT_PYTHON, "-m", "client", *arguments]
+        command = [sys.executable, "-m", "fast_truss", *arguments]
         result = subprocess.run(command, cwd=self.project, env=environment, capture_output=True, text=True, timeout=300)
         assert key not in result.stdout + result.stderr
         return result
@@ -68,7 +70,7 @@ class Platform:
 def running(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     project = bake(preset="sd15").path
     folder = tmp_path_factory.mktemp("platform")
-    command = [PROJECT_PYTHON, str(TEMPLATE / "tests" / "fake_baseten.py"), str(project), str(folder)]
+    command = [sys.executable, str(TEMPLATE / "tests" / "fake_baseten.py"), str(project), str(folder)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:

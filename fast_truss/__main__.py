@@ -1,0 +1,4 @@
+from fast_truss.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Checks before a push and after it. Each is one line with its cure; the worst decides the exit status."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fast_truss.api import Client, image_bytes
+from fast_truss.console import replicas
+from fast_truss.errors import ClientError, InvalidInput
+from fast_truss.settings import CONFIG, read_config
+from fast_truss.target import Target
+
+COLOURS = {"ok": "green", "skipped": "yellow", "warning": "yellow", "failed": "red"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """outcome: a key of COLOURS. cure: what to do, if it is not ok."""
+
+    name: str
+    outcome: str
+    found: str
+    cure: str = ""
+
+
+def before_the_push(client: Client | ClientError) -> Iterator[Check]:
+    """Yield a check for each thing that would make a push or a first start fail.
+
+    client: or why there is none.
+    """
+    config = _config()
+    if isinstance(config, Check):
+        yield config
+        return
+    truss = _checked("config.yaml", _truss, "change config.yaml as Truss says")
+    yield truss
+    key = _checked("key", lambda: _workspace(client), "put a key of your workspace into BASETEN_API_KEY")
+    yield key
+    if truss.outcome == "failed":
+        return  # what the others read there may be anything
+    if key.outcome == "ok" and isinstance(client, Client):
+        yield _secrets(client, config)
+        yield _accelerator(client, config)
+    for repo in _repos(config):
+        yield _weights(repo)
+
+
+def after_the_push(client: Client, timeout: float, with_image: bool, output: Path | None = None) -> Iterator[Check]:
+    """Yield the status, one image, and its cold start. output: the file, a .png, that the image goes into."""
+    status = _checked("status", lambda: _status(client), "`truss push` first, and check the id of the model")
+    yield status
+    if status.outcome == "failed":
+        return
+    if client.target.is_production and not client.local:
+        yield _checked("promoted", lambda: _promoted(client), "truss push --environment production, or promote it")
+    if not with_image:
+        return
+    cold_start: dict[str, float] = {}
+
+    def image() -> str:
+        answer = client.generate("a lighthouse on a cliff at dawn", timeout=timeout)
+        cold_start.update((answer.get("timings") or {}).get("cold_start") or {})
+        content = image_bytes(answer)[0]
+        try:
+            if output:
+                output.write_bytes(content)
+        except OSError as error:
+            raise ClientError(f"{output} cannot be written ({error.strerror})") from None
+        return f"{f'{output}, ' if output else ''}{len(content)} bytes, {answer.get('content_type')}"
+
+    yield _checked("image", image, "read the log of the deployment on Baseten")
+    if cold_start:
+        phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in cold_start.items())
+        yield Check("cold start", "ok", f"{sum(cold_start.values()):.1f} s ({phases})")
+    else:
+        yield Check("cold start", "skipped", "this replica told it in an earlier answer", "`coldstart` measures one")
+
+
+def pushed_target(file: Path) -> Target:
+    """Return the deployment that `truss push --output json` wrote into file. Raises InvalidInput."""
+    try:
+        text = file.read_text("utf-8")
+        # Truss, or Python, may say something before it.
+        answer, _ = json.JSONDecoder().raw_decode(text[max(text.find("{\n"), 0) :])
+        return Target(answer["model_id"], "deployment", answer["model_version_id"])
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read ({error.strerror}): run `make push`.") from None
+    except (ValueError, TypeError, KeyError):
+        raise InvalidInput(f"{file} is not what `truss push --output json` writes: run `make push`.") from None
+
+
+def run(checks: Iterator[Check], as_json: bool) -> bool:
+    """Print each check as it is done. Returns whether none failed."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    done = []
+    for check in checks:
+        done.append(check)
+        if as_json:
+            continue
+        line = Text.assemble((f"{check.outcome:<8}", COLOURS[check.outcome]), f"{check.name}: {check.found}")
+        console.print(line)
+        if check.cure and check.outcome != "ok":
+            console.print(Text(f"        {check.cure}."))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(check) for check in done]))
+    return all(check.outcome != "failed" for check in done)
+
+
+def _checked(name: str, look: Callable[[], str | Check], cure: str) -> Check:
+    try:
+        found = look()
+    except ClientError as error:
+        return Check(name, "failed", str(error), cure)
+    return found if isinstance(found, Check) else Check(name, "ok", found)
+
+
+def _config() -> dict[str, Any] | Check:
+    import yaml
+
+    try:
+        config = read_config()
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        return Check("config.yaml", "failed", " ".join(str(error).split()), "make it YAML again")
+    if not isinstance(config, dict):
+        return Check("config.yaml", "failed", "it holds no settings", "bring back the one that the template made")
+    return config
+
+
+def _truss() -> str | Check:
+    try:
+        from truss.base.truss_config import TrussConfig
+    except ModuleNotFoundError:
+        return Check("config.yaml", "skipped", "Truss is not installed here", "run this with .venv/bin/python")
+    try:
+        TrussConfig.from_yaml(CONFIG)
+    except Exception as error:  # whatever Truss and pydantic raise is the finding
+        raise ClientError(" ".join(str(error).split())[:500]) from None
+    return "Truss accepts it"
+
+
+def _workspace(client: Client | ClientError) -> str:
+    if isinstance(client, ClientError):
+        raise client
+    user = client.ask_management("get_users_me")
+    return f"it works{f' in {user.workspace_name}' if user.workspace_name else ''}"
+
+
+def _secrets(client: Client, config: dict[str, Any]) -> Check:
+    wanted = list(config.get("secrets") or {})
+    cure = "put it there on Baseten, under Settings, Secrets"
+
+    def look() -> str:
+        there = {secret.name for secret in client.ask_management("get_secrets").secrets}
+        if missing := [name for name in wanted if name not in there]:
+            raise ClientError(f"{', '.join(missing)} is not in this workspace")
+        return ", ".join(wanted) + (" is there" if wanted else "none needed")
+
+    return _checked("secrets", look, cure)
+
+
+def _accelerator(client: Client, config: dict[str, Any]) -> Check:
+    wanted = str((config.get("resources") or {}).get("accelerator") or "")
+    kind, _, count = wanted.partition(":")
+
+    def look() -> str | Check:
+        if not kind:
+            return "none needed"
+        there = [each for each in client.ask_management("get_instance_types").instance_types if each.gpu_count]
+        fitting = [each for each in there if _plain(each.gpu_type) == _plain(kind)]
+        if any(each.gpu_count >= int(count or 1) for each in fitting):
+            return f"{wanted} can be had"
+        names = ", ".join(sorted({f"{each.gpu_type}:{each.gpu_count}" for each in there})) or "none"
+        found = f"{wanted} is not among the instance types of this workspace, which are {names}"
+        return Check("accelerator", "warning", found, "ask Baseten for it, or name another one in config.yaml")
+
+    return _checked("accelerator", look, "look at the instance types on Baseten")
+
+
+def _plain(name: str | None) -> str:
+    return re.sub(r"[^A-Z0-9]", "", (name or "").upper())
+
+
+def _repos(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return repo_id, revision and allow_patterns of each repository that is cached or mounted."""
+    repos = [dict(repo) for repo in config.get("model_cache") or []]
+    for source in config.get("weights") or []:
+        repo_id, _, revision = str(source.get("source", "")).removeprefix("hf://").partition("@")
+        repos.append({**source, "repo_id": repo_id, "revision": revision})
+    return repos
+
+
+def _weights(repo: dict[str, Any]) -> Check:
+    name = f"weights of {repo.get('repo_id')}"
+    cure = "check the commit and the files in config.yaml; for a gated repository ask for access, and set HF_TOKEN"
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError
+    except ModuleNotFoundError:
+        return Check(name, "skipped", "huggingface_hub is not installed here", "run this with .venv/bin/python")
+
+    def look() -> str:
+        api = huggingface_hub.HfApi(token=os.environ.get("HF_TOKEN") or None)
+        revision = repo.get("revision")
+        try:
+            there = [each.rfilename for each in api.model_info(repo["repo_id"], revision=revision).siblings or []]
+            wanted = {pattern: _matching(there, pattern) for pattern in repo.get("allow_patterns") or ["*"]}
+            if missing := [pattern for pattern, files in wanted.items() if not files]:
+                raise ClientError(f"commit {revision} does not hold {', '.join(missing)}")
+            # The list of a gated repository is public, its files are not: so ask for each.
+            files = sorted({file for found in wanted.values() for file in found})
+            for file in files:
+                url = huggingface_hub.hf_hub_url(repo["repo_id"], file, revision=revision)
+                huggingface_hub.get_hf_file_metadata(url, token=api.token or False)
+        except HfHubHTTPError as error:
+            reason = " ".join(str(error.server_message or "").split())
+            raise ClientError(f"{type(error).__name__} {error.response.status_code} {reason}".strip()) from None
+        except ClientError:
+            raise
+        except Exception as error:  # which HTTP library it has differs between its versions
+            raise ClientError(f"the Hub cannot be asked: {' '.join(str(error).split())}") from None
+        return f"{len(files)} files can be reached at {str(revision)[:12]}"
+
+    return _checked(name, look, cure)
+
+
+def _matching(files: list[str], pattern: str) -> list[str]:
+    # As Baseten reads a pattern: only `*` means something, and it crosses `/`.
+    wanted = re.compile(".*".join(map(re.escape, pattern.split("*"))))
+    return [file for file in files if wanted.fullmatch(file)]
+
+
+def _status(client: Client) -> str:
+    status = client.status()
+    return f"{status.status}, {replicas(status.replicas)}"
+
+
+def _promoted(client: Client) -> str | Check:
+    deployments = client.ask_management("get_models_deployments", model_id=client.target.model_id).deployments
+    served = client.status().deployment_id
+    pushed = [each for each in deployments if not each.is_development]
+    newest = max(pushed, key=lambda each: each.created_at, default=None)
+    if newest is None or newest.id == served:
+        return f"production serves the newest deployment, {served}"
+    found = f"production serves {served}, and {newest.id} is newer"
+    return Check("promoted", "warning", found, "`truss push --environment production` pushes and promotes")

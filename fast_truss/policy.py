@@ -1,0 +1,82 @@
+"""How long to try, what may be tried again, and after which pause. It is said here, and nowhere else."""
+
+import enum
+import time
+
+from fast_truss.errors import ClientError, ConnectionLost, NotReady, TimedOut, Unavailable, Unreachable
+
+# Baseten lets a synchronous request live for 1200 s.
+PREDICT_SECONDS = 1200.0
+OTHER_SECONDS = 30.0
+WAIT_SECONDS = 1800.0
+# No answer makes the client ask more often than this.
+LEAST_PAUSE = 1.0
+MOST_PAUSE = 10.0
+# Baseten's documents ask for 30 to 60 s after a 500, which is what a request gets that was parked for too long.
+PARKED_PAUSE = 30.0
+BUSY_PAUSE = 5.0
+# An address from which no answer ever came is likely wrong: it is tried so often, and no longer.
+STRANGER_TRIES = 3
+
+
+class Kind(enum.Enum):
+    """What a request does, and so what a second one would do."""
+
+    READ = "reads only"
+    WAKE = "starts a replica if there is none"
+    PREDICT = "makes an image, which costs"
+    CHANGE = "sets values, twice as once"
+    CREATE = "makes something new each time"
+
+
+def shown(seconds: float) -> str:
+    """Return seconds for a sentence."""
+    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:g} s"
+
+
+class Deadline:
+    """The end of what a caller is ready to wait for."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._started = time.monotonic()
+
+    def left(self) -> float:
+        return self._started + self.seconds - time.monotonic()
+
+
+def may_try_again(kind: Kind, error: ClientError) -> bool:
+    """Return whether the same request may succeed, and does no harm if the first was carried out after all."""
+    if isinstance(error, TimedOut):
+        return False
+    if isinstance(error, ConnectionLost):
+        return kind in (Kind.READ, Kind.WAKE, Kind.CHANGE)
+    if kind is Kind.CREATE:
+        return isinstance(error, Unreachable) or error.status == 429
+    return error.retryable
+
+
+def pause(kind: Kind, error: ClientError, tries: int) -> float:
+    """Return the seconds until the next try: what the answer says, or what fits the kind of request."""
+    if error.retry_after is not None:
+        return max(error.retry_after, LEAST_PAUSE)
+    if kind is Kind.PREDICT and isinstance(error, Unavailable) and not isinstance(error, NotReady):
+        return BUSY_PAUSE if error.status == 429 else PARKED_PAUSE
+    return min(LEAST_PAUSE * 2.0 ** min(tries - 1, 10), MOST_PAUSE)
+
+
+def next_pause(kind: Kind, error: ClientError, tries: int, answered: bool, deadline: Deadline) -> float:
+    """Return the seconds until the next try. Raises the error if it is for good, TimedOut if the time is over.
+
+    answered: whether this address ever gave an answer.
+    """
+    stranger = isinstance(error, Unreachable | ConnectionLost) and not answered and tries >= STRANGER_TRIES
+    if stranger or not may_try_again(kind, error):
+        raise error
+    seconds, left = pause(kind, error, tries), max(deadline.left(), 0.0)
+    if error.retry_after is not None and seconds >= left:
+        sentence = f"The answer asks to wait {shown(seconds)}, and {left:.0f} s of {shown(deadline.seconds)} are left"
+        raise TimedOut(f"{sentence}. The last try: {error}", error.status, error.retry_after)
+    if seconds >= left:
+        raise TimedOut(f"There was no answer within {shown(deadline.seconds)}. The last try: {error}", error.status)
+    return seconds

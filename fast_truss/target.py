@@ -1,0 +1,97 @@
+"""Which deployment of a model, and its paths in Baseten's SDK."""
+
+import dataclasses
+import re
+from typing import Any
+
+from fast_truss.errors import InvalidInput
+
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+KINDS = ("environment", "regional", "deployment", "development")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """kind: environment, regional (an environment on its own host), deployment or development.
+
+    name: of the environment, or the id of the deployment. Raises InvalidInput for a name that is none.
+    """
+
+    model_id: str
+    kind: str = "environment"
+    name: str = "production"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InvalidInput(f"kind is {self.kind!r}: use one of {', '.join(KINDS)}.")
+        for field in ("model_id", "name"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not NAME.fullmatch(value):
+                raise InvalidInput(f"{field} is {value!r}: use letters, digits, '_' and '-' only.")
+
+    @property
+    def environment(self) -> str | None:
+        """The name of the environment; None for a single deployment."""
+        return self.name if self.kind in ("environment", "regional") else None
+
+    @property
+    def is_production(self) -> bool:
+        return self.environment == "production"
+
+    def __str__(self) -> str:
+        return {"deployment": f"deployment {self.name}", "development": "development"}.get(self.kind, self.name)
+
+    def arguments(self) -> list[str]:
+        """Return what names this target on the command line."""
+        where = {
+            "deployment": ["--deployment", self.name],
+            "development": ["--development"],
+            "regional": ["--environment", self.name, "--regional"],
+        }.get(self.kind, ["--environment", self.name])
+        return ["--model", self.model_id, *where]
+
+    def call(self, api: Any, action: str, form: str = "", **request: Any) -> Any:
+        """Call wake, predict or async_predict of an SDK's inference API. form: `_raw` leaves the answer open."""
+        if self.kind == "deployment":
+            return getattr(api, f"{action}_deployment{form}")(deployment_id=self.name, **request)
+        if self.kind in ("development", "regional"):
+            return getattr(api, f"{action}_{self.kind}{form}")(**request)
+        if self.is_production:
+            return getattr(api, f"{action}_production{form}")(**request)
+        return getattr(api, f"{action}{form}")(env_name=self.name, **request)
+
+    def describe(self, api: Any) -> Any:
+        """Ask an SDK's management API for the environment, or for the one deployment."""
+        if self.environment:
+            return api.get_models_environments_env_name(model_id=self.model_id, env_name=self.environment)
+        if self.kind == "development":
+            return api.get_models_deployments_development(model_id=self.model_id)
+        return api.get_models_deployments_deployment_id(model_id=self.model_id, deployment_id=self.name)
+
+    def startups(self, api: Any, deployment_id: str, **window: Any) -> Any:
+        """Ask for the newest attempts in Baseten's record of startups. window: of its parameters."""
+        from baseten.client import managementapi as sdk
+
+        # The SDK asks for both, though the API does not.
+        window = {"sort_by": "STARTED_AT", "direction": "desc", **window}
+        if self.environment:
+            params = sdk.GetModelsEnvironmentsStartupsParams(**window)
+            return api.get_models_environments_startups(
+                model_id=self.model_id, env_name=self.environment, params=params
+            )
+        single = sdk.GetModelsDeploymentsStartupsParams(**window)
+        return api.get_models_deployments_startups(model_id=self.model_id, deployment_id=deployment_id, params=single)
+
+    def startups_summary(self, api: Any, deployment_id: str, **window: int) -> Any:
+        """Ask for the percentiles of that record."""
+        from baseten.client import managementapi as sdk
+
+        if self.environment:
+            params = sdk.GetModelsEnvironmentsStartupsSummaryParams(**window)
+            return api.get_models_environments_startups_summary(
+                model_id=self.model_id, env_name=self.environment, params=params
+            )
+        single = sdk.GetModelsDeploymentsStartupsSummaryParams(**window)
+        return api.get_models_deployments_startups_summary(
+            model_id=self.model_id, deployment_id=deployment_id, params=single
+        )

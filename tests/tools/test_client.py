@@ -1,0 +1,840 @@
+"""The client's rules, on answers that are made here, as objects of the SDK. No network, no waiting."""
+
+import asyncio
+import contextlib
+import datetime
+import inspect
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from baseten.client import inferenceapi
+from baseten.client import managementapi as sdk
+
+import fast_truss
+from fast_truss import AsyncClient, Client, Target, coldstart, errors, load, policy, restore, transport
+from fast_truss.transport import options, raise_for_error, route_to
+
+KEY = "secret-key-123"
+MODEL = Target("abc123")
+IMAGE = {"images": [{"image": "aGk=", "seed": 1}], "content_type": "image/png"}
+OWN = {"X-BASETEN-ERROR-SOURCE": "04"}
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture(autouse=True)
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The key is set, and waiting takes no time: the clock moves on by it. Returns the pauses."""
+    seconds: list[float] = []
+
+    async def sleep(pause: float) -> None:
+        seconds.append(pause)
+
+    monkeypatch.setenv("BASETEN_API_KEY", KEY)
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    monkeypatch.setattr(fast_truss.api.asyncio, "sleep", sleep)
+    monkeypatch.setattr(policy, "time", SimpleNamespace(monotonic=lambda: 1000.0 + sum(seconds)))
+    return seconds
+
+
+@pytest.fixture(params=[Client, AsyncClient])
+def call(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Call a method of either client; the transport gives the answers."""
+
+    def _call(answer: Answer, method: str, *arguments: Any, target: Target = MODEL, **options: Any) -> Any:
+        made = request.param(target, transport=httpx.MockTransport(answer))
+        result = getattr(made, method)(*arguments, **options)
+        return asyncio.run(result) if inspect.isawaitable(result) else result
+
+    return _call
+
+
+def answers(*responses: httpx.Response | Exception) -> tuple[Answer, list[httpx.Request]]:
+    """Give the responses one after the other, and remember the requests."""
+    left, seen = list(responses), []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        found = left.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return answer, seen
+
+
+def reply(made: Any, code: int = 200) -> httpx.Response:
+    return httpx.Response(code, json=made.model_dump(mode="json"))
+
+
+def deployment(status: str = "ACTIVE", replicas: int = 1, **changes: Any) -> sdk.Deployment:
+    settings = sdk.AutoscalingSettings(
+        min_replica=0,
+        max_replica=1,
+        autoscaling_window=60,
+        scale_down_delay=900,
+        concurrency_target=1,
+        target_utilization_percentage=70,
+    )
+    fields = {
+        "id": "dep1",
+        "created_at": datetime.datetime.now(datetime.UTC),
+        "name": "first",
+        "model_id": "abc123",
+        "is_production": True,
+        "is_development": False,
+        "status": status,
+        "active_replica_count": replicas,
+        "autoscaling_settings": settings,
+        "instance_type_name": "T4",
+        "environment": "production",
+        "request_backpressure_settings": sdk.RequestBackpressureSettings(),
+    }
+    return sdk.Deployment(**{**fields, **changes})
+
+
+def environment(*arguments: Any, **changes: Any) -> sdk.Environment:
+    current = changes.pop("current", deployment(*arguments))
+    return sdk.Environment(
+        name="production",
+        created_at=datetime.datetime.now(datetime.UTC),
+        model_id="abc123",
+        current_deployment=current,
+        autoscaling_settings=deployment().autoscaling_settings,
+        promotion_settings=sdk.ModelPromotionSettings(),
+        instance_type=sdk.InstanceType(
+            id="t4",
+            name="T4",
+            memory_limit_mib=1,
+            millicpu_limit=1,
+            gpu_count=1,
+            gpu_type="T4",
+            gpu_memory_limit_mib=1,
+        ),
+        request_backpressure_settings=sdk.RequestBackpressureSettings(),
+        **changes,
+    )
+
+
+def changed() -> httpx.Response:
+    """What Baseten answers to a change of an environment."""
+    return reply(sdk.UpdateEnvironmentResponse(environment=environment(), status="ACCEPTED", message="Done."))
+
+
+TARGETS = [
+    (Target("m1"), "https://model-m1.api.baseten.co/production/", "environments/production"),
+    (
+        Target("m1", "environment", "staging"),
+        "https://model-m1.api.baseten.co/environments/staging/",
+        "environments/staging",
+    ),
+    (Target("m1", "regional", "eu"), "https://model-m1-eu.api.baseten.co/", "environments/eu"),
+    (Target("m1", "deployment", "d1"), "https://model-m1.api.baseten.co/deployment/d1/", "deployments/d1"),
+    (Target("m1", "development"), "https://model-m1.api.baseten.co/development/", "deployments/development"),
+]
+
+
+@pytest.mark.parametrize(("target", "address", "path"), TARGETS, ids=[target.kind for target, *_ in TARGETS])
+def test_every_target_has_its_paths(
+    call: Callable[..., Any], slept: list[float], target: Target, address: str, path: str
+) -> None:
+    queued = inferenceapi.AsyncPredictOutput(request_id="r1")
+    described = environment() if target.environment else deployment()
+    answer, seen = answers(
+        httpx.Response(202), httpx.Response(200, json=IMAGE), reply(queued, 201), reply(described), reply(described)
+    )
+    assert call(answer, "wake", target=target) is None
+    assert call(answer, "generate", "a boat", target=target, seed=3) == IMAGE
+    assert call(answer, "submit", "a boat", "https://example.com/done", target=target) == "r1"
+    assert call(answer, "status", target=target).ready
+    assert call(answer, "autoscaling", target=target)["scale_down_delay"] == 900
+    urls = [f"{request.method} {request.url}" for request in seen]
+    assert urls[:3] == [f"POST {address}{action}" for action in ("wake", "predict", "async_predict")]
+    assert urls[3:] == [f"GET https://api.baseten.co/v1/models/m1/{path}"] * 2
+    assert {request.headers["Authorization"] for request in seen} == {f"Api-Key {KEY}"}
+    assert inferenceapi.PredictInput.model_validate_json(seen[1].content).root == {"prompt": "a boat", "seed": 3}
+    assert inferenceapi.AsyncPredictRequest.model_validate_json(seen[2].content).model_input == {"prompt": "a boat"}
+    assert slept == []
+
+
+def test_waiting_ends_when_a_replica_is_active(call: Callable[..., Any]) -> None:
+    statuses = [("SCALED_TO_ZERO", 0), ("WAKING_UP", 0), ("LOADING_MODEL", 0), ("ACTIVE", 0), ("ACTIVE", 1)]
+    answer, seen = answers(*[reply(environment(*status)) for status in statuses])
+    assert call(answer, "wait_until_ready").ready
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("blip", [503, 429, 500, httpx.ReadError("x"), httpx.ConnectError("x"), httpx.ReadTimeout("x")])
+def test_a_blip_does_not_end_the_wait(call: Callable[..., Any], blip: Any) -> None:
+    blips = [blip if isinstance(blip, Exception) else httpx.Response(blip)] * 5
+    answer, seen = answers(reply(environment("WAKING_UP", 0)), *blips, reply(environment()))
+    assert call(answer, "wait_until_ready").ready
+    assert len(seen) == 7
+
+
+def test_a_wake_that_never_becomes_ready_ends_in_a_sentence(call: Callable[..., Any], slept: list[float]) -> None:
+    with pytest.raises(fast_truss.TimedOut, match="still WAKING_UP after 5 s"):
+        call(lambda _: reply(environment("WAKING_UP", 0)), "wait_until_ready", 5)
+    assert sum(slept) <= 5
+
+
+@pytest.mark.parametrize("status", ["FAILED", "UNHEALTHY", "INACTIVE", "BUILD_FAILED"])
+def test_a_failed_deployment_ends_the_wait(call: Callable[..., Any], status: str) -> None:
+    with pytest.raises(fast_truss.DeploymentFailed, match=f"is {status}"):
+        call(lambda _: reply(environment(status, 0)), "wait_until_ready")
+
+
+def test_an_environment_without_a_deployment_is_a_sentence(call: Callable[..., Any]) -> None:
+    with pytest.raises(fast_truss.UnexpectedAnswer, match="truss push --environment production"):
+        call(lambda _: reply(environment(current=None)), "status")
+
+
+@pytest.mark.parametrize("missing", ["status", "active_replica_count", "autoscaling_settings"])
+def test_an_answer_that_lacks_a_field_is_a_sentence_that_names_it(call: Callable[..., Any], missing: str) -> None:
+    body = environment().model_dump(mode="json")
+    del body["current_deployment"][missing]
+    with pytest.raises(fast_truss.UnexpectedAnswer, match=rf"current_deployment\.{missing}"):
+        call(lambda _: httpx.Response(200, json=body), "status")
+
+
+def test_generate_goes_through_a_cold_start(call: Callable[..., Any], slept: list[float]) -> None:
+    not_ready = httpx.Response(503, headers=OWN, json={"error": "Model with name model is not ready."})
+    answer, seen = answers(
+        httpx.Response(500),
+        httpx.Response(429, headers={"Retry-After": "7"}),
+        not_ready,
+        httpx.ConnectError("no"),
+        httpx.Response(200, json=IMAGE),
+    )
+    assert call(answer, "generate", "a boat", seed=3) == IMAGE
+    assert [json.loads(r.content) for r in seen] == [{"prompt": "a boat", "seed": 3}] * 5
+    assert slept == [30.0, 7.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("code", "headers", "body", "kind"),
+    [
+        (503, OWN, {"error": "The GPU has too little memory for this request."}, fast_truss.ModelFailed),
+        (500, OWN, {"error": "Internal Server Error (in model/chainlet)."}, fast_truss.ModelFailed),
+        (429, OWN, {"error": "no more"}, fast_truss.RequestRefused),
+        (500, {}, {"error": "x", "error_code": "application_error"}, fast_truss.ModelFailed),
+        (400, OWN, {"error": "`width` is bad"}, fast_truss.RequestRefused),
+        (413, {}, {"error": "too large"}, fast_truss.RequestRefused),
+        (401, {}, {}, fast_truss.KeyRefused),
+        (403, {}, {}, fast_truss.KeyRefused),
+        (404, {}, {}, fast_truss.NotFound),
+        (302, {}, {}, fast_truss.RequestRefused),
+    ],
+)
+def test_what_cannot_succeed_is_asked_once(
+    call: Callable[..., Any], slept: list[float], code: int, headers: Any, body: Any, kind: type
+) -> None:
+    answer, seen = answers(httpx.Response(code, headers=headers, json=body))
+    with pytest.raises(kind) as caught:
+        call(answer, "generate", "a boat")
+    assert (len(seen), slept) == (1, [])
+    assert (caught.value.status, caught.value.retryable) == (code, False)
+    assert KEY not in str(caught.value)
+    assert str(body.get("error", "")).rstrip(".") in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [httpx.ReadTimeout("no"), httpx.RemoteProtocolError("no"), httpx.ReadError("no")])
+def test_an_image_that_may_have_been_made_is_not_asked_for_again(call: Callable[..., Any], error: Exception) -> None:
+    answer, seen = answers(error)
+    with pytest.raises(fast_truss.ConnectionLost) as caught:
+        call(answer, "generate", "a boat")
+    assert len(seen) == 1
+    assert caught.value.retryable
+
+
+def test_a_change_is_tried_again_and_something_new_is_not(call: Callable[..., Any]) -> None:
+    body = reply(environment())
+    answer, _ = answers(body, httpx.ReadError("x"), httpx.Response(503), changed())
+    assert call(answer, "autoscaling", min_replica=1)["min_replica"] == 1
+    answer, seen = answers(httpx.Response(503))
+    with pytest.raises(fast_truss.Unavailable):
+        call(answer, "submit", "a boat", "https://example.com/done")
+    assert len(seen) == 1
+
+
+def test_settings_are_put_back_when_the_network_is_there_again(slept: list[float]) -> None:
+    # As long as an evening without a network: far more tries than an address gets from which no answer ever came.
+    down = [httpx.ConnectError("no")] * 20
+    answer, seen = answers(*down, reply(environment()), changed(), reply(environment()))
+    restore.put_back(Client(MODEL, transport=httpx.MockTransport(answer)), {"min_replica": 0, "scale_down_delay": 900})
+    assert [request.method for request in seen[-3:]] == ["GET", "PATCH", "GET"]
+
+
+def test_a_coldstart_takes_no_longer_than_it_may_in_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slept: list[float]
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "PATCH":
+            return changed()
+        if request.method == "POST":
+            return httpx.Response(202)
+        waited = sum(slept)
+        return reply(environment(*("ACTIVE", 1) if waited < 20 else ("SCALED_TO_ZERO", 0)))
+
+    monkeypatch.setattr(coldstart, "put_back_afterwards", lambda *_: contextlib.nullcontext(lambda: None))
+    monkeypatch.setattr(coldstart.tempfile, "gettempdir", lambda: str(tmp_path))
+    with pytest.raises(fast_truss.TimedOut, match="still SCALED_TO_ZERO"):
+        coldstart.measure(Client(MODEL, transport=httpx.MockTransport(answer)), 30, True, None, None, False)
+    assert 20 < sum(slept) <= 30
+
+
+@pytest.mark.parametrize("fault", [403, 404, 500, {"items": [{"outcome": "NEW"}]}, httpx.ReadError("x")])
+def test_a_record_that_cannot_be_had_does_not_cost_what_was_measured(fault: Any) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if isinstance(fault, Exception):
+            raise fault
+        return httpx.Response(fault) if isinstance(fault, int) else httpx.Response(200, json=fault)
+
+    made = Client(MODEL, transport=httpx.MockTransport(answer))
+    assert coldstart._recorded(made, "dep1", time.time()) is None
+
+
+def test_a_coldstart_does_not_take_the_settings_of_a_schedule_for_the_environment_s() -> None:
+    kept = deployment().autoscaling_settings.model_copy(update={"min_replica": 1})
+    office = sdk.AutoscalingSchedule(
+        id="s1",
+        name="office hours",
+        enabled=True,
+        autoscaling_settings={**kept.model_dump(), "target_in_flight_tokens": None, "max_scale_down_rate": None},
+        cadence="DAILY",
+        weekdays=["MONDAY"],
+        start_minute=0,
+        end_minute=0,
+    )
+
+    def now(applied: str | None) -> httpx.Response:
+        state = sdk.AutoscalingScheduleState(schedule_id=applied, autoscaling_settings=kept)
+        there = sdk.EnvironmentAutoscalingSchedules(timezone="UTC", schedules=[office], applied_state=state)
+        return reply(environment(autoscaling_schedules=there))
+
+    answer, seen = answers(now("s1"), now(None), now(None))
+    made = Client(MODEL, transport=httpx.MockTransport(answer))
+    with pytest.raises(fast_truss.InvalidInput, match="The schedule 'office hours' applies to production now"):
+        coldstart._settings_before(made, None)
+    assert coldstart._settings_before(made, None) == {"min_replica": 0, "scale_down_delay": 900}
+    assert {request.method for request in seen} == {"GET"}
+
+
+@pytest.mark.parametrize("job", ["", '{"target": {"model_id": "m"}, "settings": {}}\n'])
+def test_what_puts_the_settings_back_is_quiet_when_the_command_ended_before(job: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "client.restore"]
+    pipes = {"input": job, "stdout": writer, "stderr": subprocess.PIPE}
+    result = subprocess.run(command, cwd=restore.PROJECT, text=True, timeout=60, **pipes)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_an_address_that_never_answered_is_not_tried_for_long(call: Callable[..., Any], slept: list[float]) -> None:
+    answer, seen = answers(*[httpx.ConnectError("no")] * 10)
+    with pytest.raises(fast_truss.Unreachable, match="cannot be reached"):
+        call(answer, "wait_until_ready")
+    assert len(seen) == policy.STRANGER_TRIES
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "seconds"),
+    [
+        ({"Retry-After": "7"}, {}, 7.0),
+        ({}, {"error": "x", "retry_after": 12}, 12.0),
+        ({}, {"error": {"message": "x", "retry_after": 2.5}}, 2.5),
+        ({"Retry-After": "0"}, {}, policy.LEAST_PAUSE),
+        ({}, {"retry_after": 0}, policy.LEAST_PAUSE),
+        ({"Retry-After": "Tue, 31 Dec 2024 23:59:00 GMT"}, {}, policy.LEAST_PAUSE),
+        *[
+            ({"Retry-After": nonsense}, {"retry_after": nonsense}, policy.BUSY_PAUSE)
+            for nonsense in ("", "-1", "nan", "inf", "1e3", "\u0662", "9" * 400, "soon", "Wed, 99 Jan 2031")
+        ],
+    ],
+)
+def test_the_pause_is_what_the_answer_says_and_never_none(
+    call: Callable[..., Any], slept: list[float], headers: dict[str, str], body: dict[str, Any], seconds: float
+) -> None:
+    encoded = {name: value.encode() for name, value in headers.items()}
+    answer, _ = answers(httpx.Response(429, headers=encoded, json=body), httpx.Response(200, json=IMAGE))
+    assert call(answer, "generate", "a boat") == IMAGE
+    assert slept == [seconds]
+
+
+def test_a_date_to_wait_for_is_understood() -> None:
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=90)
+    assert 85 < errors.retry_after(soon.strftime("%a, %d %b %Y %H:%M:%S GMT"), {}) <= 90
+
+
+def test_an_answer_that_asks_for_more_time_than_there_is_ends_the_tries(
+    call: Callable[..., Any], slept: list[float]
+) -> None:
+    busy = httpx.Response(429, headers={"Retry-After": "120"})
+    answer, _ = answers(httpx.Response(429, headers={"Retry-After": "20"}), busy)
+    with pytest.raises(fast_truss.TimedOut, match="asks to wait 120 s, and 40 s of 60 s are left") as caught:
+        call(answer, "generate", "a boat", timeout=60)
+    assert (caught.value.status, caught.value.retry_after) == (429, 120.0)
+    assert slept == [20.0]
+
+
+def test_generate_gives_up_in_a_sentence(call: Callable[..., Any], slept: list[float]) -> None:
+    with pytest.raises(fast_truss.TimedOut, match=r"no answer within 10 s\. The last try: Baseten cannot answer now"):
+        call(lambda _: httpx.Response(500), "generate", "a boat", timeout=10)
+    with pytest.raises(fast_truss.TimedOut):
+        call(lambda _: httpx.Response(429, headers={"Retry-After": "0"}), "generate", "a boat", timeout=10)
+    assert len(slept) <= 10
+
+
+@pytest.mark.parametrize("request_", [{"guidance_scale": float("nan")}, {"negative_prompt": "\udce9"}, {"x": b"x"}])
+def test_what_json_cannot_hold_is_refused_before_it_is_sent(call: Callable[..., Any], request_: dict[str, Any]) -> None:
+    answer, seen = answers()
+    for method, more in (("generate", []), ("submit", ["https://example.com/"])):
+        with pytest.raises(fast_truss.InvalidInput, match="what JSON cannot"):
+            call(answer, method, "a boat", *more, **request_)
+    assert seen == []
+
+
+def told(*kinds: str) -> bytes:
+    """The first events of a request of two steps, as they are sent."""
+    data = {
+        "queued": {},
+        "step": {"image": 1, "step": 1, "of": 2, "seconds": 0.5},
+        "result": {**IMAGE, "warnings": ["the rest:\x85\u2028"]},
+        "error": {"error": "The GPU has too little memory.", "status": 503},
+    }
+    events = {kind: f"event: {kind}\ndata: {json.dumps(each, ensure_ascii=False)}" for kind, each in data.items()}
+    return "".join(f"{events.get(kind, ': still there')}\n\n" for kind in kinds).encode()
+
+
+class Parts(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that comes in parts. An exception among them is raised."""
+
+    def __init__(self, *parts: bytes | Exception) -> None:
+        self.parts = list(parts)
+        self.closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self.parts:
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self:
+            yield part
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def streamed(*parts: bytes | Exception) -> httpx.Response:
+    return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=Parts(*parts))
+
+
+@pytest.fixture(params=[Client, AsyncClient])
+def follow(request: pytest.FixtureRequest) -> Callable[..., list[fast_truss.Event]]:
+    """Return the events of a request of either client, until one is of the kind `last`."""
+
+    def _follow(
+        answer: Answer, seen: list[fast_truss.Event] | None = None, last: str = "", **options: Any
+    ) -> list[fast_truss.Event]:
+        made = request.param(options.pop("target", MODEL), transport=httpx.MockTransport(answer))
+        seen = [] if seen is None else seen
+
+        def follow_all() -> None:
+            with contextlib.closing(made.events("a boat", **options)) as events:
+                for event in events:
+                    seen.append(event)
+                    if event.kind == last:
+                        return
+
+        async def follow_all_async() -> None:
+            async with contextlib.aclosing(made.events("a boat", **options)) as events:
+                async for event in events:
+                    seen.append(event)
+                    if event.kind == last:
+                        return
+
+        if request.param is Client:
+            follow_all()
+        else:
+            asyncio.run(follow_all_async())
+        return seen
+
+    return _follow
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_events_are_whole_however_they_come(follow: Callable[..., Any], size: int) -> None:
+    whole = told("queued", "", "step", "result")
+    answer, seen = answers(streamed(*[whole[start : start + size] for start in range(0, len(whole), size)]))
+    found = follow(answer, seed=3)
+    assert [event.kind for event in found] == ["queued", "step", "result"]
+    assert found[1].data == {"image": 1, "step": 1, "of": 2, "seconds": 0.5}
+    assert fast_truss.image_bytes(found[2].data) == [b"hi"]
+    assert found[2].data["warnings"] == ["the rest:\x85\u2028"]
+    assert json.loads(seen[0].content) == {"prompt": "a boat", "seed": 3, "stream": True}
+    assert seen[0].headers["Accept"] == "text/event-stream"
+
+
+@pytest.mark.parametrize(("target", "address", "_"), TARGETS, ids=[target.kind for target, *_ in TARGETS])
+def test_every_target_has_events(follow: Callable[..., Any], target: Target, address: str, _: str) -> None:
+    answer, seen = answers(streamed(told("queued", "result")))
+    assert [event.kind for event in follow(answer, target=target)] == ["queued", "result"]
+    assert str(seen[0].url) == f"{address}predict"
+    assert seen[0].headers["Authorization"] == f"Api-Key {KEY}"
+
+
+def test_events_go_through_a_cold_start_and_a_broken_stream_is_not_asked_for_again(
+    follow: Callable[..., Any], slept: list[float]
+) -> None:
+    answer, seen = answers(httpx.Response(500), httpx.Response(429), streamed(told("queued", "result")))
+    assert [event.kind for event in follow(answer)] == ["queued", "result"]
+    assert (len(seen), slept) == (3, [30.0, 5.0])
+    for broken in (httpx.ReadError("x"), httpx.ReadTimeout("x"), httpx.RemoteProtocolError("x")):
+        answer, seen = answers(streamed(told("queued", "step"), broken))
+        found: list[fast_truss.Event] = []
+        with pytest.raises(fast_truss.ConnectionLost):
+            follow(answer, found)
+        assert [event.kind for event in found] == ["queued", "step"]
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "sentence"),
+    [
+        (told("queued", "step", "error"), fast_truss.ModelFailed, r"failed \(503: The GPU has too little memory\)"),
+        (told("queued"), fast_truss.ConnectionLost, "ended before the images were there"),
+        (b"", fast_truss.ConnectionLost, "ended before the images were there"),
+        (b"event: step\ndata: {\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
+        (b"event: step\ndata: 5\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
+        (b"event: error\ndata: []\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
+        (b'event: error\ndata: {"status": "x"}\n\n', fast_truss.UnexpectedAnswer, "is not whole"),
+        (b"<html>", fast_truss.ConnectionLost, "ended before the images were there"),
+    ],
+)
+def test_what_goes_wrong_in_a_stream_is_a_sentence(
+    follow: Callable[..., Any], body: bytes, kind: type, sentence: str
+) -> None:
+    answer, seen = answers(streamed(body))
+    with pytest.raises(kind, match=sentence):
+        follow(answer)
+    assert len(seen) == 1
+
+
+def test_who_closes_the_events_closes_the_connection(follow: Callable[..., Any]) -> None:
+    response = streamed(told("queued", "step"), told("step", "result"))
+    parts = response.stream
+    answer, _ = answers(response)
+    assert [event.kind for event in follow(answer, last="step")] == ["queued", "step"]
+    assert parts.closed
+
+
+def test_a_deployment_that_is_older_is_asked_without_a_stream(follow: Callable[..., Any]) -> None:
+    old = httpx.Response(
+        400, headers=OWN, json={"error": "Input Parsing Error:\n  `stream`: Extra inputs are not permitted."}
+    )
+    answer, seen = answers(old, httpx.Response(200, json=IMAGE))
+    assert follow(answer) == [fast_truss.Event("result", IMAGE)]
+    assert [json.loads(request.content) for request in seen] == [
+        {"prompt": "a boat", "stream": True},
+        {"prompt": "a boat"},
+    ]
+    answer, seen = answers(httpx.Response(400, headers=OWN, json={"error": "`width` is bad"}))
+    with pytest.raises(fast_truss.RequestRefused, match="`width` is bad"):
+        follow(answer)
+    assert len(seen) == 1
+
+
+def test_a_stream_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_truss.events, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(fast_truss.rules, "SILENT_SECONDS", 0.2)
+
+    def say(server: socket.socket) -> None:
+        for _ in range(2):
+            with server.accept()[0] as connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                head = b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\n\r\n"
+                connection.sendall(head + told("queued"))
+                # Until the client leaves.
+                while connection.recv(65536):
+                    pass
+
+    async def follow_async(url: str) -> None:
+        async for event in AsyncClient(MODEL, url=url).events("a boat"):
+            assert event.kind == "queued"
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=say, args=[server])
+        thread.start()
+        url = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(fast_truss.ConnectionLost, match="in time"):
+            list(Client(MODEL, url=url).events("a boat"))
+        with pytest.raises(fast_truss.ConnectionLost, match="in time"):
+            asyncio.run(follow_async(url))
+        thread.join()
+
+
+def test_stream_is_no_field_of_a_plain_request(call: Callable[..., Any]) -> None:
+    answer, seen = answers()
+    for method, more in (("generate", []), ("submit", ["https://example.com/done"])):
+        with pytest.raises(fast_truss.InvalidInput, match="events"):
+            call(answer, method, "a boat", *more, stream=True)
+    assert seen == []
+
+
+@pytest.mark.parametrize("content", [{"content": b'{"images": ['}, {"json": [1]}, {"text": "hello"}])
+def test_an_answer_that_is_none_is_a_sentence(call: Callable[..., Any], content: dict[str, Any]) -> None:
+    with pytest.raises(fast_truss.UnexpectedAnswer, match="not whole"):
+        call(lambda _: httpx.Response(200, **content), "generate", "a boat")
+
+
+@pytest.mark.parametrize(
+    ("code", "method", "arguments"),
+    [
+        (200, "wake", []),
+        (204, "wake", []),
+        (202, "submit", ["a boat", "https://example.com/done"]),
+        (201, "generate", ["a boat"]),
+        (202, "status", []),
+    ],
+)
+def test_a_success_of_another_kind_is_a_sentence(
+    call: Callable[..., Any], code: int, method: str, arguments: list[str]
+) -> None:
+    answer, _ = answers(httpx.Response(code, json={"request_id": "r1"}))
+    with pytest.raises(fast_truss.UnexpectedAnswer, match=f"The answer is {code}, which"):
+        call(answer, method, *arguments)
+
+
+def test_the_key_is_in_no_error(call: Callable[..., Any]) -> None:
+    with pytest.raises(fast_truss.RequestRefused) as caught:
+        call(lambda _: httpx.Response(400, json={"error": f"bad key {KEY}"}), "generate", "a boat")
+    assert KEY not in str(caught.value)
+    assert KEY not in repr(route_to(MODEL, None))
+
+
+def test_a_pause_is_told(slept: list[float]) -> None:
+    told: list[Any] = []
+    answer, _ = answers(httpx.Response(429), httpx.Response(200, json=IMAGE))
+    Client(MODEL, transport=httpx.MockTransport(answer), on_pause=told.append).generate("a boat")
+    assert [(wait.seconds, wait.reason.status) for wait in told] == [(5.0, 429)]
+
+
+def test_a_load_tells_what_was_tried_again_and_what_was_no_image(slept: list[float]) -> None:
+    answer, seen = answers(
+        httpx.Response(202),
+        httpx.Response(503),  # before the model is ready: not counted
+        reply(environment()),
+        httpx.Response(429),
+        httpx.Response(200, json=IMAGE),
+        httpx.Response(200, json={"images": None}),
+        httpx.Response(500, headers=OWN, json={"error": "x"}),
+    )
+    result = load.Result()
+    made = AsyncClient(MODEL, transport=httpx.MockTransport(answer), on_pause=result.count_pause)
+    asyncio.run(load.run(made, result, {"prompt": "a boat"}, requests=3, concurrency=1, timeout=60))
+    assert (result.images, len(result.seconds), len(seen)) == (1, 1, 7)
+    assert result.errors == {"UnexpectedAnswer": 1, "ModelFailed 500": 1}
+    assert result.tried_again == {"Unavailable 429": 1}
+
+
+def test_a_load_that_only_fails_gives_up(slept: list[float], capsys: pytest.CaptureFixture) -> None:
+    failing = [httpx.Response(500, headers=OWN, json={"error": "no memory"})] * load.GIVE_UP_AFTER
+    made = [httpx.Response(200, json=IMAGE)]
+    answer, seen = answers(httpx.Response(202), reply(environment()), *failing[1:], *made, *failing)
+    result = load.Result()
+    asked = AsyncClient(MODEL, transport=httpx.MockTransport(answer))
+    asyncio.run(load.run(asked, result, {"prompt": "a boat"}, requests=1000, concurrency=1, timeout=60))
+    assert (result.images, result.errors["ModelFailed 500"]) == (1, 2 * load.GIVE_UP_AFTER - 1)
+    assert len(seen) == 2 * load.GIVE_UP_AFTER + 2
+    load.report(result, None, True)
+    told = capsys.readouterr()
+    assert json.loads(told.out)["given_up"] is True
+    assert "Given up after 10 failures in a row. The last one: The model failed (500: no memory)" in told.err
+
+
+@pytest.mark.parametrize("method", ["startups", "startups_summary"])
+def test_a_record_that_is_off_is_no_refused_key(call: Callable[..., Any], method: str) -> None:
+    arguments = ["dep1"] if method == "startups" else []
+    first = [] if method == "startups" else [reply(environment())]
+    window = {"start_epoch_millis": 1, "end_epoch_millis": 2}
+    answer, _ = answers(*first, httpx.Response(403))
+    assert call(answer, method, *arguments, **window) is None
+    answer, _ = answers(*first, httpx.Response(401))
+    with pytest.raises(fast_truss.KeyRefused):
+        call(answer, method, *arguments, **window)
+
+
+def test_autoscaling_is_shown_and_changed(call: Callable[..., Any]) -> None:
+    done = reply(sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED", message="Done."))
+    answer, seen = answers(reply(deployment()), done)
+    assert call(answer, "autoscaling", target=Target("abc123", "deployment", "dep1"), min_replica=1)["min_replica"] == 1
+    assert seen[1].url.path == "/v1/models/abc123/deployments/dep1/autoscaling_settings"
+    assert sdk.UpdateAutoscalingSettings.model_validate_json(seen[1].content).min_replica == 1
+    assert json.loads(seen[1].content) == {"min_replica": 1}
+
+
+def test_autoscaling_of_an_environment_is_its_own_and_outlives_the_deployment(call: Callable[..., Any]) -> None:
+    # By a change of the deployment alone, say: the next one that is promoted knows nothing of it.
+    other = deployment().autoscaling_settings.model_copy(update={"scale_down_delay": 60})
+    now = environment(current=deployment(autoscaling_settings=other))
+    for target in (MODEL, Target("abc123", "regional", "production")):
+        answer, seen = answers(reply(now), reply(now), changed())
+        assert call(answer, "autoscaling", target=target)["scale_down_delay"] == 900
+        found = call(answer, "autoscaling", target=target, min_replica=1)
+        assert (found["min_replica"], found["scale_down_delay"]) == (1, 900)
+        assert (seen[2].method, seen[2].url.path) == ("PATCH", "/v1/models/abc123/environments/production")
+        assert sdk.UpdateEnvironmentRequest.model_validate_json(seen[2].content).autoscaling_settings.min_replica == 1
+        assert json.loads(seen[2].content) == {"autoscaling_settings": {"min_replica": 1}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"replicas": 1},
+        {"min_replica": -1},
+        {"max_replica": 0},
+        {"min_replica": "1"},
+        {"min_replica": True},
+        {"max_scale_down_rate": 51},
+        {"min_replica": 3, "max_replica": 2},
+    ],
+)
+def test_a_bad_setting_is_refused_before_it_is_sent(call: Callable[..., Any], changes: dict[str, Any]) -> None:
+    answer, seen = answers()
+    with pytest.raises(fast_truss.InvalidInput, match=next(iter(changes))):
+        call(answer, "autoscaling", **changes)
+    assert seen == []
+
+
+@pytest.mark.parametrize("webhook", ["http://example.com", "example.com", "https://", "ftp://x"])
+def test_a_webhook_that_is_none_is_refused(call: Callable[..., Any], webhook: str) -> None:
+    answer, seen = answers()
+    with pytest.raises(fast_truss.InvalidInput, match="webhook"):
+        call(answer, "submit", "a boat", webhook)
+    assert seen == []
+
+
+def test_a_picture_that_is_too_large_for_the_queue_is_refused_before_it_is_sent(call: Callable[..., Any]) -> None:
+    answer, seen = answers()
+    with pytest.raises(fast_truss.InvalidInput, match="256 KiB"):
+        call(answer, "submit", "a boat", "https://example.com/done", image="A" * 262144)
+    assert seen == []
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "clé"])
+def test_a_key_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("BASETEN_API_KEY", key)
+    with pytest.raises(fast_truss.InvalidInput, match="BASETEN_API_KEY is not"):
+        Client(MODEL)
+
+
+@pytest.mark.parametrize("model_id", ["", "../x", "a/b", "a b", "é", None])
+def test_an_id_that_is_none_is_refused(model_id: Any) -> None:
+    with pytest.raises(fast_truss.InvalidInput, match="model_id is"):
+        Target(model_id)
+
+
+@pytest.mark.parametrize("url", ["", "http://", "ftp://x", "http://[", "http://a b"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(fast_truss.InvalidInput, match="--url is"):
+        route_to(MODEL, url)
+
+
+def test_an_address_needs_no_scheme() -> None:
+    assert route_to(MODEL, "127.0.0.1:8000/").local == "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize(
+    ("url", "direct"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("localhost:8000", True),
+        ("http://[::1]:8000", True),
+        ("http://192.168.1.7", True),
+        ("https://example.com", False),
+    ],
+)
+def test_local_addresses_never_go_through_a_proxy(monkeypatch: pytest.MonkeyPatch, url: str, direct: bool) -> None:
+    # Port 9 is `discard`: nothing listens there.
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    route = route_to(MODEL, url)
+    assert bool(options(route, raise_for_error)["mounts"]) is direct
+
+
+def test_a_local_server_is_reached_past_a_proxy_and_a_silent_one_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepted = []
+        threading.Thread(target=lambda: accepted.append(listener.accept()[0]), daemon=True).start()
+        made = Client(MODEL, url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(fast_truss.ConnectionLost, match="did not answer in time"):
+            made.generate("a boat", timeout=0.2)
+        assert accepted[0].recv(100).startswith(b"POST /v1/models/model:predict")
+        accepted[0].close()
+
+
+@pytest.mark.parametrize("code", [200, 503])
+def test_an_answer_that_comes_in_drops_is_given_up(code: int) -> None:
+    parts = 0
+
+    def drip(server: socket.socket) -> None:
+        nonlocal parts
+        with server.accept()[0] as connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(f"HTTP/1.1 {code} X\r\nContent-Length: 1000\r\n\r\n".encode())
+            while parts < 200:
+                connection.sendall(b" ")
+                parts += 1
+                threading.Event().wait(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=[server])
+        thread.start()
+        with pytest.raises(fast_truss.ConnectionLost, match="did not answer in time"):
+            Client(MODEL, url=f"127.0.0.1:{server.getsockname()[1]}").generate("a boat", timeout=0.5)
+        thread.join()
+    assert parts < 200  # it ended because the client left
+
+
+@pytest.mark.parametrize("made", [Client, AsyncClient])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "gopher://127.0.0.1", "http://127.0.0.1:port"])
+def test_a_proxy_that_cannot_be_used_is_a_sentence(monkeypatch: pytest.MonkeyPatch, made: Any, proxy: str) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)  # what SOCKS needs
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(fast_truss.InvalidInput, match="ALL_PROXY cannot be used"):
+        made(MODEL)._made()
+
+
+def test_certificates_that_are_not_there_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file")
+    monkeypatch.setattr(transport, "_tls", transport._tls.__wrapped__)
+    with pytest.raises(fast_truss.InvalidInput, match="SSL_CERT_FILE"):
+        Client(MODEL).status()
+
+
+def test_image_bytes_are_those_of_the_answer() -> None:
+    assert fast_truss.image_bytes(IMAGE) == [b"hi"]
+    for answer in ({}, {"images": []}, {"images": [{"image": "?"}]}, {"images": None}):
+        with pytest.raises(fast_truss.UnexpectedAnswer, match="no image"):
+            fast_truss.image_bytes(answer)

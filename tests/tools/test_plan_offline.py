@@ -1,0 +1,423 @@
+"""`fast-truss plan`: traffic that is read, settings that are simulated, and the command that is recommended."""
+
+import datetime
+import json
+import random
+import shlex
+import zoneinfo
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from baseten.client import managementapi as sdk
+from test_commands_offline import settings_of
+from typer.testing import CliRunner
+
+from fast_truss import ClientError, InvalidInput, cli, plan
+from fast_truss.plan import simulation, traffic
+from fast_truss.plan.simulation import Machine, Outcome, Settings, simulate
+from fast_truss.rules import checked_autoscaling
+
+MACHINE = Machine(cold_start=30.0, image=4.0)
+BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
+FACTS = ["--cold-start", "30", "--image-seconds", "4", "--price", "0.8"]
+Run = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No id and no key: what is given must do."""
+    for name in ("BASETEN_MODEL_ID", "BASETEN_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: str) -> Any:
+    """Run the command. What it raises is raised."""
+    result = CliRunner().invoke(cli.app, ["plan", *arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def uniform(count: int, span: float, seed: int = 0) -> list[float]:
+    chance = random.Random(seed)
+    return sorted(chance.uniform(0, span) for _ in range(count))
+
+
+def test_with_a_replica_for_everybody_nobody_waits() -> None:
+    arrivals = uniform(500, 3600)
+    outcome = simulate(arrivals, 3600, Settings(500, 500), MACHINE)
+    assert outcome.delays == [0.0] * 500
+    assert outcome.cold_starts == 0
+    assert outcome.billed == 500 * 3600
+
+
+def test_the_first_waits_for_the_cold_start_and_the_next_for_what_is_left() -> None:
+    outcome = simulate([100.0, 110.0, 1000.0], 2000, Settings(0, 1, 900), MACHINE)
+    assert outcome.delays == [30.0, 24.0, 0.0]
+    assert outcome.cold_starts == 1
+    # From the first request until 900 s after the last image: 1804 s, in whole minutes.
+    assert outcome.billed == 31 * 60
+
+
+def test_the_time_before_the_container_is_not_paid_for() -> None:
+    machine = Machine(cold_start=300.0, image=4.0, unbilled=240.0)
+    settings = Settings(0, 1, 60)
+    whole, part = (simulate([0.0], 2000, settings, each).billed for each in (Machine(300.0, 4.0), machine))
+    assert (whole, part) == (7 * 60, 3 * 60)
+
+
+def test_after_the_delay_the_model_sleeps_and_not_before() -> None:
+    delays = simulate([0.0, 34 + 60.0, 98 + 60.1], 1000, Settings(0, 1, 60), MACHINE).delays
+    assert delays == pytest.approx([30.0, 0.0, 30.0])
+
+
+def test_a_wake_when_the_app_opens_takes_the_typing_off_the_cold_start() -> None:
+    settings = Settings(0, 1, 60, wakes=True)
+    outcome = simulate([100.0, 1000.0], 2000, settings, MACHINE, opened=[80.0, 960.0])
+    assert outcome.delays == [10.0, 0.0]
+    # It was opened for longer than the model waits: this visitor is no better off.
+    outcome = simulate([1000.0], 2000, settings, MACHINE, opened=[500.0])
+    assert outcome.delays == [30.0]
+    assert outcome.cold_starts == 2
+
+
+def test_within_the_schedule_a_replica_is_there_and_outside_it_is_not() -> None:
+    settings = Settings(0, 1, 60, windows=((1000.0, 2000.0),))
+    arrivals = [1020.0, 1500.0, 1990.0, 2050.0, 3000.0]
+    outcome = simulate(arrivals, 4000, settings, MACHINE)
+    # The first comes while the replica starts; the fourth within the delay after the window.
+    assert outcome.delays == [10.0, 0.0, 0.0, 0.0, 30.0]
+    assert outcome.cold_starts == 2
+
+
+def test_more_replicas_come_when_the_window_says_so_and_half_go_at_a_time() -> None:
+    # One request every second, of four seconds each: 4 in flight, 6 replicas at 70 percent.
+    arrivals = [float(second) for second in range(3600)]
+    outcome = simulate(arrivals, 20_000, Settings(1, 8, 600), Machine(10.0, 4.0))
+    assert outcome.percentiles(50) == [0.0]
+    assert outcome.delays[-1] == 0.0
+    # The queue of the first minute calls for all eight.
+    assert outcome.cold_starts == 7
+    narrow = simulate(arrivals, 20_000, Settings(1, 2, 600), Machine(10.0, 4.0))
+    assert narrow.cold_starts == 1
+    assert narrow.delays[-1] > 3000
+    # Of 7 that are too many, 4, 2 and 1 go, 600 s after each other.
+    idle = simulate([0.0] * 40, 20_000, Settings(1, 8, 600), Machine(10.0, 60.0))
+    at_once = simulate([0.0] * 40, 20_000, Settings(1, 8, 0), Machine(10.0, 60.0))
+    assert idle.billed > at_once.billed + 3600
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "target", "percent", "replicas"), [(25, 10, 70, 4), (0.7, 1, 70, 1), (0.71, 1, 70, 2), (0, 1, 70, 0)]
+)
+def test_so_many_replicas_are_wanted_as_baseten_says(
+    in_flight: float, target: int, percent: int, replicas: int
+) -> None:
+    settings = Settings(0, 10, concurrency_target=target, target_utilization_percentage=percent)
+    assert simulation.wanted_replicas(in_flight, settings) == replicas
+
+
+def test_a_percentile_is_the_nearest_rank() -> None:
+    outcome = Outcome([7.0] * 100, [7.0] * 94 + [8.0, 9.0, 10.0, 11.0, 12.0, 13.0], 0, 0.0)
+    assert outcome.percentiles(50, 94, 95, 99, 100) == [0.0, 0.0, 1.0, 5.0, 6.0]
+    assert Outcome([], [], 0, 0.0).percentiles(95) == [Outcome([], [], 0, 0.0).mean()] == [0.0]
+
+
+def test_no_other_point_beats_one_on_the_front() -> None:
+    points = [(1.0, 9.0), (2.0, 5.0), (2.0, 4.0), (3.0, 4.0), (4.0, 1.0), (4.0, 1.0), (5.0, 2.0)]
+    assert plan.pareto_front(points) == {0, 2, 4}
+    chance = random.Random(1)
+    points = [(chance.random(), chance.random()) for _ in range(200)]
+    front = plan.pareto_front(points)
+    for place, point in enumerate(points):
+        beaten = any(other[0] <= point[0] and other[1] <= point[1] and other != point for other in points)
+        assert beaten == (place not in front)
+
+
+@pytest.mark.parametrize(
+    ("text", "days", "start", "end", "a_week"),
+    [
+        ("weekdays 9 to 18, 40 an hour", "mon-fri", 9, 18, 5 * 9 * 40),
+        ("Weekdays  9:30 to 18 ,40 per hour", "mon-fri", 9.5, 18, 5 * 8.5 * 40),
+        ("mon,wed 8-12, 100 a day", "mon,wed", 8, 12, 200),
+        ("sat-sun 0 to 24, 0.5 a minute", "sat,sun", 0, 24, 2 * 720),
+        ("9 to 18, 4/hour", "daily", 9, 18, 7 * 36),
+        ("daily, 2000 a day", "daily", 0, 24, 14000),
+        ("300 an hour", "daily", 0, 24, 7 * 7200),
+    ],
+)
+def test_a_pattern_is_read(text: str, days: str, start: float, end: float, a_week: float) -> None:
+    found = traffic.read_pattern(text, seed=1)
+    assert len(found.arrivals) == pytest.approx(4 * a_week, rel=0.15)
+    assert found.arrivals == sorted(found.arrivals)
+    assert found.arrivals == traffic.read_pattern(text, seed=1).arrivals
+    assert found.arrivals != traffic.read_pattern(text, seed=2).arrivals
+    hours = found.hours or traffic.Hours(tuple(range(7)), 0.0, traffic.DAY)
+    assert (hours.weekdays, hours.start, hours.end) == (days, start * 3600, end * 3600)
+    # The origin is a Monday.
+    for arrival in found.arrivals:
+        assert int(arrival // traffic.DAY) % 7 in hours.days
+        assert hours.start <= arrival % traffic.DAY < hours.end
+
+
+def test_of_very_much_one_week_is_enough() -> None:
+    found = traffic.read_pattern("weekdays 9 to 18, 2000 an hour", seed=0)
+    assert found.span == traffic.WEEK
+    assert len(found.arrivals) == pytest.approx(5 * 9 * 2000, rel=0.05)
+    assert "one week" in found.source
+
+
+def test_parts_of_a_pattern_add_up() -> None:
+    both = traffic.read_pattern("weekdays 9 to 18, 40 an hour; weekends 10 to 16, 5 an hour", seed=0)
+    assert len(both.arrivals) == pytest.approx(4 * (5 * 9 * 40 + 2 * 6 * 5), rel=0.1)
+    assert both.hours == traffic.Hours((0, 1, 2, 3, 4), 9 * 3600.0, 18 * 3600.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "Give one of --requests FILE"),
+        (["--pattern", "x", "--from-metrics"], "Give one of --requests FILE"),
+        (["--pattern", "often"], '"weekdays 9 to 18, 40 an hour; '),
+        (["--pattern", ""], "write it as in"),
+        (["--pattern", "weekdays 9 to 18"], "write it as in"),
+        (["--pattern", "weekdays 9 to 1840 an hour"], "write it as in"),
+        (["--pattern", "workdays 9 to 18, 40 an hour"], "'workdays' are no days: use weekdays"),
+        (["--pattern", "weekdays 18 to 9, 40 an hour"], "the lower first"),
+        (["--pattern", "weekdays 9 to 24:30, 40 an hour"], "the lower first"),
+        (["--pattern", "weekdays 9 to 25, 40 an hour"], "write it as in"),
+        (["--pattern", "9999999 a minute"], "use 1 to 2000000"),
+        (["--pattern", "0 an hour"], "use 1 to 2000000"),
+        (["--pattern", "1 a day", "--timezone", "Berlin"], "--timezone is 'Berlin'"),
+        (["--pattern", "1 a day", "--hours", "noon"], "--hours is 'noon': use days and hours"),
+        (["--pattern", "1 a day", "--hours", "weekdays"], "--hours is 'weekdays': use days and hours"),
+        (["--pattern", "1 a day", "--cold-start", "nan"], "--cold-start is nan: use a number from 0 to 7200"),
+        (["--pattern", "1 a day", "--image-seconds", "0"], "--image-seconds is 0"),
+        (["--pattern", "1 a day", "--price", "-1"], "--price is -1"),
+        (["--pattern", "1 a day", "--typing", "inf"], "--typing is inf"),
+        (["--pattern", "1 a day", "--p95", "-1"], "--p95 is -1"),
+        (["--pattern", "1 a day", "--measure"], "exclude each other"),
+        (["--pattern", "1 a day", "--png", "x.gif"], "ends in .png"),
+        (["--requests", "nowhere.csv"], "it cannot be read"),
+        (["--requests", "."], "it cannot be read"),
+        (["--from-metrics"], "--model is missing"),
+    ],
+)
+def test_bad_input_is_one_sentence_that_shows_what_is_right(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        run(*FACTS, *arguments)
+    assert sentence in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_single_deployment_is_recommended_no_schedule() -> None:
+    arguments = ["--pattern", "weekdays 9 to 18, 40 an hour", *FACTS, "--p95", "0", "--model", "abc"]
+    settings = json.loads(run(*arguments, "--json").stdout)["settings"]
+    assert any("mon-fri" in row["name"] for row in settings)
+    for single in (["--development"], ["--deployment", "d1"]):
+        found = json.loads(run(*arguments, *single, "--json").stdout)
+        assert not any("mon-fri" in row["name"] for row in found["settings"])
+        assert " schedule " not in found["recommended"]["command"]
+        with pytest.raises(InvalidInput, match="--hours is of a schedule"):
+            run(*arguments, *single, "--hours", "weekdays 9 to 12")
+
+
+@pytest.mark.parametrize("missing", ["--cold-start", "--image-seconds", "--price"])
+def test_what_is_missing_and_cannot_be_asked_for_is_named(missing: str) -> None:
+    place = FACTS.index(missing)
+    with pytest.raises(InvalidInput, match=f"{missing} is missing"):
+        run("--pattern", "1 a day", *FACTS[:place], *FACTS[place + 2 :])
+
+
+@pytest.mark.parametrize(
+    ("content", "seconds"),
+    [
+        ("2027-03-31T08:00:00Z\n2027-03-31T10:00:30+02:00\n", [0, 30]),
+        # In the zone that was given: 08:00 in Berlin is 06:00 in UTC.
+        ("id,at\n1,2027-03-31T06:00:00Z\n2,2027-03-31 08:01\n", [0, 60]),
+        ("1774944000\n1774944005.5\n", [0, 5.5]),
+        ("at\n\n1774944010000\n1774944000000\n", [0, 10]),
+    ],
+)
+def test_timestamps_of_many_kinds_are_read(tmp_path: Path, content: str, seconds: list[float]) -> None:
+    file = tmp_path / "requests.csv"
+    file.write_text(content)
+    assert traffic.read_requests(file, BERLIN).arrivals == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "at least two timestamps"),
+        (b"at\n2027-03-31\n", "at least two timestamps"),
+        (b"at\n2027-03-31\nsoon\n", "line 3 of requests.csv is 'soon': use a timestamp, such as 2027"),
+        (b"at\nsoon\n", "line 2 of requests.csv is 'soon'"),
+        (b"2027-03-31\n2027-13-31\n", "line 2"),
+        (b"\xff\xfe\x00", "it is no CSV"),
+    ],
+)
+def test_a_bad_file_is_one_sentence_with_the_line(tmp_path: Path, content: bytes, sentence: str) -> None:
+    file = tmp_path / "requests.csv"
+    file.write_bytes(content)
+    with pytest.raises(InvalidInput, match="--requests") as raised:
+        traffic.read_requests(file, BERLIN)
+    assert sentence in str(raised.value)
+
+
+def observed(hours: list[int], days: int = 14) -> traffic.Traffic:
+    """Requests at these hours of each working day, in Berlin, over the change to summer time."""
+    first = datetime.datetime(2027, 3, 22, tzinfo=BERLIN)
+    times = [
+        (first + datetime.timedelta(days=day)).replace(hour=hour, minute=minute)
+        for day in range(days)
+        for hour in hours
+        for minute in (0, 20, 40)
+        if (first + datetime.timedelta(days=day)).weekday() < 5
+    ]
+    since = [time.timestamp() - times[0].timestamp() for time in times]
+    return traffic.Traffic(since, days * traffic.DAY, times[0].astimezone(datetime.UTC), BERLIN, "a test")
+
+
+def test_busy_hours_are_those_of_the_clock_on_the_wall() -> None:
+    found = observed(list(range(9, 17)))
+    hours = traffic.busy_hours(found)
+    assert str(hours) == "mon-fri 09:00 to 17:00"
+    assert traffic.busy_hours(observed(list(range(24)))) is None
+    windows = found.windows(hours)
+    # Each request is within a window, also after the clock went forward.
+    assert all(any(start <= arrival < end for start, end in windows) for arrival in found.arrivals)
+    assert {end - start for start, end in windows} == {8 * 3600.0}
+
+
+def test_what_baseten_counted_becomes_requests() -> None:
+    def found(hint: str) -> sdk.GetModelMetricsResponse:
+        return sdk.GetModelMetricsResponse(
+            start_epoch_millis=0,
+            end_epoch_millis=600_000,
+            mode="SERIES",
+            step_seconds=300,
+            metric_descriptors=[
+                sdk.ModelMetricDescriptor(name="other", unit_hint="COUNT", kind="GAUGE", label_sets=[{}]),
+                sdk.ModelMetricDescriptor(
+                    name=traffic.METRIC,
+                    unit_hint=hint,
+                    kind="COUNTER",
+                    label_sets=[{"status": "2xx"}, {"status": "5xx"}],
+                ),
+            ],
+            metric_values=[
+                sdk.ModelMetricValueSet(start_epoch_millis=0, values=[[9.0], [1.0, None]]),
+                sdk.ModelMetricValueSet(start_epoch_millis=300_000, values=[[9.0], [1.0, 2.0]]),
+            ],
+        )
+
+    rate = traffic.spread(found("PER_SECOND"), random.Random(0))
+    assert (sum(at < 300 for at in rate), sum(at >= 300 for at in rate)) == (300, 900)
+    assert rate == sorted(rate)
+    assert len(traffic.spread(found("COUNT"), random.Random(0))) == 4
+    empty = found("COUNT").model_copy(update={"metric_descriptors": []})
+    with pytest.raises(ClientError, match="give --requests or --pattern"):
+        traffic.spread(empty, random.Random(0))
+
+
+def commands_of(line: str) -> list[list[str]]:
+    """Return the arguments of each command in a line."""
+    found = [shlex.split(command) for command in line.split(" && ")]
+    assert all(words[:1] == ["fast-truss"] for words in found)
+    return [words[1:] for words in found]
+
+
+def parsed(arguments: list[str]) -> dict[str, Any]:
+    """Return what the CLI's own parser makes of a command."""
+    import typer.main
+
+    command = typer.main.get_command(cli.app).commands[arguments[0]]
+    return command.make_context(arguments[0], arguments[1:]).params
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_every_command_that_may_be_recommended_is_one_that_exists(most: int) -> None:
+    found = traffic.read_pattern("weekdays 9 to 18, 40 an hour", seed=0)
+    choices = plan.choices_for(found, MACHINE, most, 2, found.hours)
+    assert len({choice.name for choice in choices}) == len(choices)
+    names = ("min_replica", "max_replica", "scale_down_delay", "concurrency_target")
+    for choice in choices:
+        line = plan.command_line(choice, ["--model", "abc", "--environment", "staging"], "Europe/Berlin")
+        autoscaling, *schedules = [parsed(arguments) for arguments in commands_of(line)]
+        assert (autoscaling["model"], autoscaling["environment"]) == ("abc", "staging")
+        # Baseten takes them, too.
+        checked_autoscaling({name: autoscaling[name] for name in names})
+        assert {name: autoscaling[name] for name in names} == {name: getattr(choice.settings, name) for name in names}
+        assert len(schedules) == bool(choice.window)
+        for given in schedules:
+            # It begins before the first users, by the cold start.
+            assert (given["start"], given["end"], given["weekdays"]) == ("08:55", "18:00", "mon-fri")
+            settings_of(**{name: given[name] for name in ("weekdays", "start", "end", "timezone", "min_replica")})
+
+
+def test_the_answer_is_a_table_a_chart_and_one_command(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from fast_truss.plan import scatter
+
+    png = tmp_path / "plan.png"
+    arguments = ["--pattern", "weekdays 9 to 18, 40 an hour", *FACTS, "--timezone", "Europe/Berlin", "--png", str(png)]
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "always on, 1 replica" in result.stdout
+    assert "log-normal" in result.stdout
+    assert "predict_concurrency 1" in result.stdout
+    last = result.stdout.splitlines()[-1]
+    assert [parsed(arguments)["timeout"] for arguments in commands_of(last)]
+    with Image.open(png) as picture:
+        assert {scatter.FRONT, scatter.CHOSEN} <= {colour for _, colour in picture.getcolors(1_000_000)}
+    again = run(*arguments)
+    assert again.stdout == result.stdout
+
+
+def test_the_cheapest_that_is_quick_enough_is_recommended() -> None:
+    def answer(p95: float) -> dict[str, Any]:
+        arguments = ["--pattern", "weekdays 9 to 18, 40 an hour", *FACTS, "--p95", str(p95), "--json"]
+        return json.loads(run(*arguments).stdout)
+
+    for p95 in (5.0, 20.0, 60.0):
+        found = answer(p95)
+        best = found["recommended"]
+        good = [row["usd"] for row in found["settings"] if row["p95"] <= p95]
+        assert best["front"]
+        assert best["usd"] == (min(good) if good else best["usd"])
+        assert good or best["p95"] == min(row["p95"] for row in found["settings"])
+    always = next(row for row in found["settings"] if row["name"] == "always on, 1 replica")
+    assert always["usd"] == pytest.approx(0.8 * 24 * 365.25 / 12)
+    assert always["cold_starts"] == 0
+    assert any("seed 0" in sentence for sentence in found["assumptions"])
+
+
+def test_many_requests_are_simulated_by_all_processors_with_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = traffic.read_pattern("weekdays 9 to 18, 40 an hour", seed=0)
+    choices = plan.choices_for(found, MACHINE, 2, 1, found.hours)[:6]
+    opened = plan.opened(found.arrivals, 20.0, seed=0)
+    alone = plan.rows_of(choices, found, MACHINE, 1.0, opened)
+    monkeypatch.setattr(plan, "PARALLEL", 0)
+    assert plan.rows_of(choices, found, MACHINE, 1.0, opened) == alone
+
+
+def test_visitors_type_as_long_as_it_says() -> None:
+    arrivals = [1000.0 + number for number in range(2001)]
+    opened = plan.opened(arrivals, 20.0, seed=3)
+    assert opened == sorted(opened) == plan.opened(arrivals, 20.0, seed=3)
+    mean = sum(arrivals) / 2001 - sum(opened) / 2001
+    # The mean of a log-normal distribution with this median.
+    assert mean == pytest.approx(20.0 * 2.718281828 ** (plan.TYPING_SIGMA**2 / 2), rel=0.05)
+    assert plan.opened(arrivals, 0.0, seed=3) == arrivals
+
+
+@pytest.mark.parametrize(("count", "image", "replicas"), [(60, 4.0, 1), (1800, 4.0, 3), (100_000, 4.0, 10)])
+def test_there_are_enough_replicas_for_the_busiest_hour(count: int, image: float, replicas: int) -> None:
+    arrivals = [3600.0 * number / count for number in range(count)]
+    origin = datetime.datetime(2027, 1, 4, tzinfo=datetime.UTC)
+    found = traffic.Traffic(arrivals, traffic.DAY, origin, datetime.UTC, "a test")
+    assert plan.enough_replicas(found, image) == replicas
