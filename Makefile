@@ -1,8 +1,8 @@
-# Both commands make their environments first: .venv for the template, .venv-project and .venv-app for what it emits.
+# Both commands make their environments first: .venv for the template, .venv-project for what it emits, .venv-tools for fast_truss/ as a user installs it.
 PYTHON ?= python3
 VENV ?= .venv
 PROJECT_VENV ?= $(CURDIR)/.venv-project
-APP_VENV ?= $(CURDIR)/.venv-app
+TOOLS ?= $(CURDIR)/.venv-tools
 BIN = $(VENV)/bin
 DEMO = build/my-stable-diffusion
 # Only some presets require it, and the tests run all of them in one environment.
@@ -37,10 +37,10 @@ $(DEMO)/config.yaml: $(VENV)/.ready
 test: export COVERAGE_FILE = $(CURDIR)/build/.coverage
 test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
-	$(MAKE) -C $(DEMO) $(APP_VENV)/.ready APP_VENV=$(APP_VENV) PYTHON=$(PYTHON)
+	$(MAKE) -C $(DEMO) $(TOOLS)/.ready TOOLS=$(TOOLS) PYTHON=$(PYTHON) FAST_TRUSS=$(CURDIR)
 	$(PROJECT_VENV)/bin/pip install --quiet "$$(grep ^coverage requirements.txt)" $(GGUF)
 	$(BIN)/coverage erase
-	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python APP_PYTHON=$(APP_VENV)/bin/python $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python TOOLS=$(TOOLS) $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

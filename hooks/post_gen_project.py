@@ -1,7 +1,10 @@
-"""Print what was made, the licence notice of the weights, and the next steps. Nothing else."""
+"""Make a relative folder that the tools are installed from absolute, and print what was made and the next steps."""
 
 import json
+import os
+import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 CONTEXT = r"""
@@ -9,6 +12,19 @@ CONTEXT = r"""
 """
 
 ANSWERS = ("model_name", "preset", "accelerator", "weights", "hf_repo_id", "hf_revision")
+
+
+def absolute_source(makefile: str, shell_folder: str) -> str:
+    """Return the text of the Makefile, with the folder that FAST_TRUSS names seen from the shell's folder.
+
+    cookiecutter gives a folder as it was typed, and runs hooks elsewhere.
+    """
+
+    def absolute(found: re.Match[str]) -> str:
+        folder = Path(shell_folder, found[2]).resolve()
+        return found[1] + (str(folder) if (folder / "cookiecutter.json").is_file() else found[2])
+
+    return re.sub(r"(?m)^(FAST_TRUSS \?= )((?![\w+-]+://|/).*)$", absolute, makefile)
 
 
 def farewell(answers: dict[str, Any]) -> str:
@@ -70,4 +86,6 @@ def command(answers: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    file = Path("Makefile")
+    file.write_text(absolute_source(file.read_text("utf-8"), os.environ.get("PWD", "")), "utf-8")
     print(farewell(json.loads(CONTEXT)))

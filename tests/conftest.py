@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from cookiecutter.main import cookiecutter
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from truss.base.truss_config import TrussConfig
 
 pytest_plugins = ["platforms", "serving"]
@@ -24,7 +24,8 @@ CATALOG = CONTEXT["_presets"]
 PRESETS = CONTEXT["preset"]
 ACCELERATORS = CONTEXT["accelerator"]
 DELIVERIES = CONTEXT["weights"]
-JINJA = Environment(**CONTEXT["_jinja2_env_vars"], undefined=StrictUndefined, keep_trailing_newline=True)
+LOADER = FileSystemLoader(TEMPLATE / "templates")
+JINJA = Environment(**CONTEXT["_jinja2_env_vars"], loader=LOADER, undefined=StrictUndefined, keep_trailing_newline=True)
 # Threads of torch that wait for each other make tiny images 30 times slower beside other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # With this environment a Python writes down which lines it runs. Only some do: it makes the imports a third slower.

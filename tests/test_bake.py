@@ -75,7 +75,7 @@ MANIFEST = {
     "tests/test_stream.py",
     "tests/tiny_pipeline.py",
 }
-RENDERED = {"config.yaml", "README.md"}
+RENDERED = {"Makefile", "README.md", "config.yaml"}
 
 
 def test_the_manifest_is_exact(preset_project: tuple[str, BakedProject]) -> None:

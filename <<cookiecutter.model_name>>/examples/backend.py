@@ -18,12 +18,11 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+from fast_truss import AsyncClient, ClientError, InvalidInput, RequestRefused, Target, TimedOut
+from fast_truss.watcher import Watcher
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
-
-from fast_truss import AsyncClient, ClientError, InvalidInput, RequestRefused, Target, TimedOut
-from fast_truss.watcher import Watcher
 
 # Of one image, cold start included: nobody waits longer at a page.
 PREDICT_SECONDS = 300.0
