@@ -178,28 +178,6 @@ def test_its_first_picture_shows_what_the_prompt_says(bake: Callable[..., BakedP
     assert seen.stdout.split() == ["64", "white", "cross", "red"], seen.stderr
 
 
-def test_the_page_of_the_demo_asks_for_the_size_of_its_weights(
-    bake: Callable[..., BakedProject], tmp_path: Path
-) -> None:
-    project, log = bake(preset="sdxl").path, tmp_path / "log"
-    code = "import json, sys; from client.settings import as_served, read_config\n"
-    code += "print(json.dumps(as_served(read_config(), sys.argv[1])['model_metadata']['pipeline']['defaults']))"
-    with log.open("w") as output:
-        command = [PROJECT_PYTHON, "local_server.py", "--port", "0"]
-        serve = subprocess.Popen(command, cwd=project, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        found = [
-            json.loads(subprocess.check_output([PROJECT_PYTHON, "-c", code, url], cwd=project))
-            for url in (url_when_ready(serve, log), "http://127.0.0.1:9")
-        ]
-    finally:
-        serve.terminate()
-        serve.wait(timeout=60)
-    assert found[0] == {"num_inference_steps": 20, "guidance_scale": 3.0, "width": 64, "height": 64, "strength": 0.6}
-    # Nothing listens there.
-    assert found[1]["width"] == 1024
-
-
 def test_the_server_is_for_this_machine_alone_and_ends_with_its_command(
     bake: Callable[..., BakedProject], tmp_path: Path
 ) -> None:

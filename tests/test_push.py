@@ -31,7 +31,7 @@ SECRET = b"a-secret-of-the-user"
 # What a project holds after a while of use. All of it has the secret, so that one look at the archive finds it.
 LEFTOVERS = [
     "PIC.PNG",
-    "client/__init__.py",
+    "examples/app.py",
     "data/.env",
     "datasets/train/1.png",
     "env/lib/torch.py",
@@ -165,7 +165,7 @@ def test_the_config_that_arrives_is_the_file(pushes: dict[str, Push], delivery: 
     assert push.created["name"] == written["model_name"]
 
 
-@pytest.mark.parametrize("above", ["/home/me", "/home/me/tests", "/home/me/client/.work", "/srv/datasets/env"])
+@pytest.mark.parametrize("above", ["/home/me", "/home/me/tests", "/home/me/examples/.work", "/srv/datasets/env"])
 def test_truss_watch_sees_a_change_of_the_model_wherever_the_project_is(pushes: dict[str, Push], above: str) -> None:
     patterns = load_trussignore_patterns_from_truss_dir(pushes[DELIVERIES[0]].project.path)
     # As Truss asks: by the absolute path.

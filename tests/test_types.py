@@ -23,9 +23,11 @@ def run_mypy(python: str | None, folder: Path, *arguments: object) -> subprocess
 @pytest.mark.skipif(
     importlib.util.find_spec("mypy") is None, reason="mypy is missing: `make test` installs requirements.txt"
 )
-@pytest.mark.parametrize("hook", sorted((TEMPLATE / "hooks").glob("*.py")), ids=lambda hook: hook.name)
-def test_the_hooks_are_typed(hook: Path, tmp_path: Path) -> None:
-    result = run_mypy(sys.executable, TEMPLATE, "--strict", "--cache-dir", tmp_path, hook)
+@pytest.mark.parametrize(
+    "code", [*sorted((TEMPLATE / "hooks").glob("*.py")), TEMPLATE / "fast_truss"], ids=lambda code: code.name
+)
+def test_hooks_and_tools_are_typed(code: Path, tmp_path: Path) -> None:
+    result = run_mypy(sys.executable, TEMPLATE, "--strict", "--cache-dir", tmp_path, code)
     assert result.returncode == 0, result.stdout
 
 
@@ -42,15 +44,13 @@ def test_what_is_emitted_is_typed(cache: Path) -> None:
     assert result.returncode == 0, result.stdout
     settings = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]
     assert settings["strict"] is True
-    assert {"client", "examples", "model"} <= set(settings["files"])
+    assert {"check.py", "model", "packages"} <= set(settings["files"])
 
 
 @needs_project
 @pytest.mark.xdist_group("types")
 def test_a_wrong_type_is_found(tmp_path: Path, cache: Path) -> None:
     wrong = tmp_path / "wrong.py"
-    wrong.write_text(
-        "from client import Client\n\n\ndef ready(client: Client) -> str:\n    return client.status().ready\n"
-    )
+    wrong.write_text("import local_server\n\n\ndef port() -> str:\n    return local_server.free_port()\n")
     result = run_mypy(PROJECT_PYTHON, PROJECT, "--cache-dir", cache, wrong)
     assert "Incompatible return value type" in result.stdout

@@ -30,9 +30,7 @@ def edit(file: Path, old: str, new: str, times: int = 1) -> None:
 def move_the_pin(template: Path) -> None:
     # sd15-lcm has it too.
     edit(template / "cookiecutter.json", PIN, NEW_PIN, times=2)
-    edit(
-        template / "<<cookiecutter.model_name>>" / "client" / "api.py", "import asyncio\n", "import asyncio  # newer\n"
-    )
+    edit(template / "<<cookiecutter.model_name>>" / "check.py", "import re\n", "import re  # newer\n")
     git(template, "commit", "--quiet", "--all", "-m", "Move the pin")
 
 
@@ -46,7 +44,7 @@ def test_an_update_moves_the_pin_and_keeps_the_edits(template: Path, tmp_path: P
     edit(project / "config.yaml", "num_images: 4", "num_images: 2")
     edit(project / "config.yaml", "predict_concurrency: 1", "predict_concurrency: 2")
     edit(project / "model" / "model.py", '"""The text-to-image model', '"""Our text-to-image model')
-    (project / "README.md").write_text("Ours.\n", "utf-8")
+    edit(project / "README.md", "# my-stable-diffusion\n", "# Ours\n")
     git(project, "commit", "--quiet", "--all", "-m", "Edited")
     before = BakedProject(project).config
     assert cruft.check(project_dir=project)
@@ -58,7 +56,8 @@ def test_an_update_moves_the_pin_and_keeps_the_edits(template: Path, tmp_path: P
     assert cruft.check(project_dir=project)
     status = ["git", "status", "--porcelain"]
     changed = subprocess.run(status, cwd=project, check=True, capture_output=True, text=True).stdout.split()
-    assert sorted(changed) == [".cruft.json", "M", "M", "M", "client/api.py", "config.yaml"]
+    assert sorted(changed) == [".cruft.json", "M", "M", "M", "M", "M", "Makefile", "README.md", "check.py", "config.yaml"]
+    assert (project / "README.md").read_text("utf-8").startswith("# Ours\n")
     before["model_cache"][0]["revision"] = NEW_PIN
     assert BakedProject(project).config == before
     assert before["model_metadata"]["pipeline"]["variant"] is None
@@ -72,7 +71,7 @@ def test_a_replay_takes_the_newer_files_but_the_older_catalog(
     replayed = BakedProject(Path(cookiecutter(str(template), replay=True, output_dir=str(tmp_path))))
     asked_again = bake(template, preset="sd15", model_name="mine")
     assert replayed.config["model_name"] == "mine"
-    assert "# newer" in (replayed.path / "client" / "api.py").read_text("utf-8")
+    assert "# newer" in (replayed.path / "check.py").read_text("utf-8")
     # The replay file holds all of cookiecutter.json as it was, and so the old pins.
     assert replayed.config["model_cache"][0]["revision"] == PIN
     assert asked_again.config["model_cache"][0]["revision"] == NEW_PIN
