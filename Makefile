@@ -40,7 +40,7 @@ test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(TOOLS)/.ready TOOLS=$(TOOLS) PYTHON=$(PYTHON) FAST_TRUSS=$(CURDIR)
 	$(PROJECT_VENV)/bin/pip install --quiet "$$(grep ^coverage requirements.txt)" $(GGUF)
 	$(BIN)/coverage erase
-	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python TOOLS=$(TOOLS) $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python TOOLS=$(TOOLS) $(BIN)/python -m pytest --numprocesses auto
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -28,6 +28,8 @@ LOADER = FileSystemLoader(TEMPLATE / "templates")
 JINJA = Environment(**CONTEXT["_jinja2_env_vars"], loader=LOADER, undefined=StrictUndefined, keep_trailing_newline=True)
 # Threads of torch that wait for each other make tiny images 30 times slower beside other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Files whose tests share what is costly to start.
+GROUPS = {"platform": {f"tests/tools/test_{name}.py" for name in ("commands", "gateway", "page", "plan", "wake")}}
 # With this environment a Python writes down which lines it runs. Only some do: it makes the imports a third slower.
 MEASURED: dict[str, str] = {}
 if "COVERAGE_FILE" in os.environ:
@@ -35,6 +37,28 @@ if "COVERAGE_FILE" in os.environ:
         "COVERAGE_FILE": os.environ["COVERAGE_FILE"],
         "COVERAGE_PROCESS_START": str(TEMPLATE / "pyproject.toml"),
     }
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker whole groups of files: those of a group share a server, a platform or a cache.
+
+    xdist's own loadgroup does not hold its groups with this pytest.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return next((group for group, files in GROUPS.items() if file in files), file)
+
+    return ByGroup(config, log)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Print the CPU that the whole run took: wall time says little beside other work."""
+    if not hasattr(config, "workerinput"):
+        spent = os.times()
+        print(f"CPU: {spent.user + spent.system + spent.children_user + spent.children_system:.0f} s")
 
 
 def render(file: str, **answers: str) -> str:
