@@ -25,8 +25,8 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent
 REAL_WEIGHTS = PROJECT / ".weights"
-# A small trained pipeline of one family, and the request that it was made for.
-DEMO = PROJECT / "tests" / "demo"
+# A small trained pipeline and the request that it was made for: in projects whose pipeline is shaped like it.
+DEMO = PROJECT / "tiny" / "demo"
 PREDICT = "/v1/models/model:predict"
 READY = "/v1/models/model/loaded"
 # What the server may need of this shell: programs, libraries, the GPU, the language, threads, secrets that Truss reads,
@@ -241,6 +241,8 @@ def download_weights() -> Path:
 
 def demo_request() -> dict[str, Any] | None:
     """Return the request that the demo's weights were made for, or None if this project cannot use them."""
+    if not DEMO.is_dir():
+        return None
     pipeline = read_config()["model_metadata"]["pipeline"]
     fits = json.loads((DEMO / "model_index.json").read_text("utf-8"))["_class_name"] == pipeline["class_name"]
     # The tiny LoRAs are random.
@@ -259,7 +261,7 @@ def find_weights(choice: str, temporary: Path) -> Path:
     made, trained = temporary / "weights", choice == "demo" and demo_request() is not None
     if choice == "demo" and not trained:
         print("There are no demo weights for this project: these are tiny and random, and the picture is noise.")
-    program = PROJECT / "tests" / "tiny_pipeline.py"
+    program = PROJECT / "tiny" / "make.py"
     subprocess.run([sys.executable, program, made, *(["--trained"] if trained else [])], check=True)
     return made
 

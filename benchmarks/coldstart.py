@@ -128,7 +128,7 @@ def make_weights(model: str, image: str, cache: Path, tiny: bool) -> Weights:
     if not (folder / "plain").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         mounts = {HERE: "/benchmarks", cache / "projects" / model: "/project"}
-        command = ["/project/tests/tiny_pipeline.py", "/weights"]
+        command = ["/project/tiny/make.py", "/weights"]
         if not tiny:
             command = ["/benchmarks/full_size_weights.py", model, "/weights/pipeline"]
         with container.container(image) as box:

@@ -99,7 +99,7 @@ def served(python: str, project: Path, app: Path, concurrency: int, imitated: bo
     code = "import local_server as s, sys; from pathlib import Path as P; s.build_app(P(sys.argv[1]), P(sys.argv[2]))"
     weights = app.parent / "weights"
     if not weights.exists():
-        subprocess.run([python, "tests/tiny_pipeline.py", weights], cwd=project, env=environment, check=True)
+        subprocess.run([python, "tiny/make.py", weights], cwd=project, env=environment, check=True)
     subprocess.run([python, "-c", code, app, weights], cwd=project, env=environment, check=True)
     config = yaml.safe_load((app / "config.yaml").read_text("utf-8"))
     config["runtime"]["predict_concurrency"] = concurrency

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from shapes import COLOURS, NEW_COLOURS, REQUEST, SHAPES, WHOLE, prompt
 
 TEMPLATE = Path(__file__).resolve().parent.parent
-TARGET = TEMPLATE / "<<cookiecutter.model_name>>" / "tests" / "demo"
+TARGET = TEMPLATE / "<<cookiecutter.model_name>>" / "tiny" / "demo"
 SHEET = TEMPLATE / "docs" / "demo.png"
 PICTURES, BATCH = 200, 50
 ROWS, COLUMNS = 2, 6

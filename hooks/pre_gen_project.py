@@ -18,6 +18,55 @@ CONTEXT = r"""
 << cookiecutter | tojson >>
 """
 
+# Written by catalog/build.py. A preset a line, as no hook can read the catalog.
+FACTS_JSON = r"""
+{"presets": {
+"sdxl": {"needs_gb": 11.94, "bfloat16": false, "variants": true},
+"sdxl-turbo": {"needs_gb": 11.94, "bfloat16": false, "variants": true},
+"sd-turbo": {"needs_gb": 5.58, "bfloat16": false, "variants": true},
+"sd15": {"needs_gb": 5.13, "bfloat16": false, "variants": true},
+"sd15-lcm": {"needs_gb": 5.13, "bfloat16": false, "variants": true},
+"sd21": {"needs_gb": 5.58, "bfloat16": false, "variants": true},
+"sdxl-lightning": {"needs_gb": 11.94, "bfloat16": false, "variants": true, "own_components": ["vae", "unet"], "instead": "sdxl"},
+"sd3-medium": {"needs_gb": 21.5, "bfloat16": false, "variants": false},
+"sd3.5-medium": {"needs_gb": 20.3, "bfloat16": true, "variants": false},
+"sd3.5-large": {"needs_gb": 32.6, "bfloat16": true, "variants": false},
+"sd3.5-large-turbo": {"needs_gb": 32.6, "bfloat16": true, "variants": false},
+"flux-schnell": {"needs_gb": 39.7, "bfloat16": true, "variants": false},
+"flux-schnell-8bit": {"needs_gb": 28.6, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "flux-schnell"},
+"flux-dev": {"needs_gb": 39.7, "bfloat16": true, "variants": false},
+"lcm-dreamshaper": {"needs_gb": 5.13, "bfloat16": false, "variants": false},
+"ssd-1b": {"needs_gb": 9.46, "bfloat16": false, "variants": true},
+"pixart-sigma": {"needs_gb": 17.9, "bfloat16": false, "variants": false},
+"sana-sprint": {"needs_gb": 11.1, "bfloat16": true, "variants": false},
+"z-image-turbo": {"needs_gb": 26.6, "bfloat16": true, "variants": false},
+"z-image-turbo-8bit": {"needs_gb": 21.4, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "z-image-turbo"},
+"z-image": {"needs_gb": 26.6, "bfloat16": true, "variants": false},
+"ernie-image-turbo": {"needs_gb": 29.9, "bfloat16": true, "variants": false},
+"qwen-image-2512": {"needs_gb": 65.7, "bfloat16": true, "variants": false},
+"flux2-klein-4b": {"needs_gb": 21.98, "bfloat16": true, "variants": false},
+"flux2-klein-4b-8bit": {"needs_gb": 18.5, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "flux2-klein-4b"}
+},
+"accelerators": {
+"T4": {"memory_gb": 16, "bfloat16": false},
+"L4": {"memory_gb": 24, "bfloat16": true},
+"A10G": {"memory_gb": 24, "bfloat16": true},
+"V100": {"memory_gb": 16, "bfloat16": true, "unusable": "torch 2.13.0 is built for CUDA 13, which has no kernels for it"},
+"A100": {"memory_gb": 80, "bfloat16": true},
+"A100_40GB": {"memory_gb": 40, "bfloat16": true},
+"H100": {"memory_gb": 80, "bfloat16": true},
+"H100_40GB": {"memory_gb": 40, "bfloat16": true},
+"H200": {"memory_gb": 141, "bfloat16": true},
+"B200": {"memory_gb": 180, "bfloat16": true},
+"B300": {"memory_gb": 288, "bfloat16": true},
+"GB300": {"memory_gb": 288, "bfloat16": true},
+"L40S": {"memory_gb": 48, "bfloat16": true},
+"RTX_PRO_6000": {"memory_gb": 96, "bfloat16": true}
+}}
+"""  # noqa: E501
+
+PRESETS: dict[str, Any] = json.loads(FACTS_JSON)["presets"]
+ACCELERATORS: dict[str, Any] = json.loads(FACTS_JSON)["accelerators"]
 HF_REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PROMPTED = ("model_name", "preset", "accelerator", "weights", "hf_repo_id", "hf_revision", "_hf_variant")
@@ -37,9 +86,8 @@ def problems(answers: dict[str, Any]) -> list[str]:
             f"model_name is {shown(name)}: use 1 to 64 letters, digits, '.', '_' and '-', "
             "with a letter or digit at both ends."
         )
-    presets = answers["_presets"]
-    if answers["preset"] not in presets:
-        found.append(f"preset is {shown(answers['preset'])}: use one of {', '.join(presets)}.")
+    if answers["preset"] not in PRESETS:
+        found.append(f"preset is {shown(answers['preset'])}: use one of {', '.join(PRESETS)}.")
     found += accelerator_problems(answers)
     if answers["weights"] not in ("model_cache", "weights"):
         found.append(f"weights is {shown(answers['weights'])}: use model_cache or weights.")
@@ -48,25 +96,28 @@ def problems(answers: dict[str, Any]) -> list[str]:
 
 def accelerator_problems(answers: dict[str, Any]) -> list[str]:
     """Return a sentence if there is no such accelerator, torch cannot use it, or the preset does not fit it."""
-    name, preset = answers["accelerator"], answers["_presets"].get(answers["preset"])
-    memory, unusable = answers["_accelerators"], answers["_unusable_accelerators"]
-    usable = sorted((other for other in memory if other not in unusable), key=memory.get)
+    name, preset = answers["accelerator"], PRESETS.get(answers["preset"])
+    usable = sorted(
+        (other for other, facts in ACCELERATORS.items() if "unusable" not in facts),
+        key=lambda other: ACCELERATORS[other]["memory_gb"],
+    )
     if name == "preset":
         return []
-    if name not in memory:
+    if name not in ACCELERATORS:
         return [f"accelerator is {shown(name)}: use one of preset, {', '.join(usable)}."]
-    # Of a preset that is none, the memory is not known.
-    needed = preset["weights_gb"] + preset["activations_gb"] if preset else 0
-    slow = answers["_without_bfloat16"] if preset and preset["dtype"] == "bfloat16" else []
-    fitting = ", ".join(other for other in usable if memory[other] >= needed and other not in slow)
-    if name in unusable:
-        return [f"accelerator is {name!r}: {unusable[name]}: use one of {fitting}."]
-    if memory[name] < needed:
+    # Of a preset that is none, nothing is known.
+    needed, bfloat16 = (preset["needs_gb"], preset["bfloat16"]) if preset else (0, False)
+    lacks_bfloat16 = [other for other, facts in ACCELERATORS.items() if bfloat16 and not facts["bfloat16"]]
+    fits = [o for o in usable if ACCELERATORS[o]["memory_gb"] >= needed and o not in lacks_bfloat16]
+    chosen, fitting = ACCELERATORS[name], ", ".join(fits)
+    if "unusable" in chosen:
+        return [f"accelerator is {name!r}: {chosen['unusable']}: use one of {fitting}."]
+    if chosen["memory_gb"] < needed:
         return [
-            f"accelerator is {name!r}: it has {memory[name]} GB of memory, and {answers['preset']} needs about "
+            f"accelerator is {name!r}: it has {chosen['memory_gb']} GB of memory, and {answers['preset']} needs about "
             f"{needed:.0f}: use one of {fitting}."
         ]
-    if name in slow:
+    if name in lacks_bfloat16:
         return [f"accelerator is {name!r}: {answers['preset']} runs in bfloat16, which it lacks: use one of {fitting}."]
     return []
 
@@ -74,22 +125,17 @@ def accelerator_problems(answers: dict[str, Any]) -> list[str]:
 def fine_tune_problems(answers: dict[str, Any]) -> list[str]:
     """Return a sentence for each bad answer about the weights of a fine-tune."""
     repo_id, revision, variant = answers["hf_repo_id"], answers["hf_revision"], answers["_hf_variant"]
-    preset = answers["_presets"].get(answers["preset"], {"repos": {}, "variant": None})
+    preset = PRESETS.get(answers["preset"], {"variants": False})
     found = []
     repo_is_good = not repo_id or (HF_REPO_ID.fullmatch(repo_id) and "--" not in repo_id and ".." not in repo_id)
     if not repo_is_good:
         found.append(f"hf_repo_id is {shown(repo_id)}: use owner/name, as on Hugging Face, or leave it empty.")
     # A component that the fine-tune cannot bring itself.
-    kept = own_components(preset)
+    kept = preset.get("own_components")
     if kept and repo_id:
-        other = next(
-            name
-            for name, each in answers["_presets"].items()
-            if each["pipeline"] == preset["pipeline"] and not own_components(each)
-        )
         found.append(
             f"hf_repo_id is {shown(repo_id)}: {answers['preset']} brings its own {' and '.join(kept)}, "
-            f"so it cannot serve a fine-tune, use {other} for that."
+            f"so it cannot serve a fine-tune, use {preset['instead']} for that."
         )
     if not COMMIT.fullmatch(revision) and (revision or repo_id):
         shown_id = repo_id if repo_id and repo_is_good else "owner/name"
@@ -102,14 +148,9 @@ def fine_tune_problems(answers: dict[str, Any]) -> list[str]:
             f"_hf_variant is {shown(variant)}: use preset, fp16, bf16 or fp32, as the files are named, or nothing "
             "(_hf_variant=) for plain names such as unet/diffusion_pytorch_model.safetensors."
         )
-    elif variant != "preset" and not preset["variant"]:
+    elif variant != "preset" and not preset["variants"]:
         found.append(f"_hf_variant is {shown(variant)}: {shown(answers['preset'])} has no variants, leave it out.")
     return found
-
-
-def own_components(preset: dict[str, Any]) -> list[str]:
-    """Return the components of the preset that a fine-tune cannot bring in their place."""
-    return [name for name, repo in preset["repos"].items() if "component" in repo and "fine_tune_patterns" not in repo]
 
 
 def remove_nested_folders(name: str, output: str | None) -> None:

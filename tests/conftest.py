@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +17,18 @@ from cookiecutter.main import cookiecutter
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from truss.base.truss_config import TrussConfig
 
-pytest_plugins = ["platforms", "serving"]
 TEMPLATE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TEMPLATE / "catalog"))
+import build as catalog  # noqa: E402
+
+pytest_plugins = ["platforms", "serving"]
 PROJECT = TEMPLATE / "<<cookiecutter.model_name>>"
 CONTEXT = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))
-CATALOG = CONTEXT["_presets"]
+FACTS = catalog.load()
+# What a project imports of each preset, and what its repositories hold.
+CATALOG = {preset: catalog.entry(facts) for preset, facts in FACTS.items()}
+REPO_FILES = {repo.repo_id: repo.files for facts in FACTS.values() for repo in facts.repos.values()}
+ACCELERATOR_FACTS = catalog.accelerators()
 PRESETS = CONTEXT["preset"]
 ACCELERATORS = CONTEXT["accelerator"]
 DELIVERIES = CONTEXT["weights"]

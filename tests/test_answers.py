@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import CATALOG, CONTEXT, DELIVERIES, PRESETS, TEMPLATE
+from conftest import ACCELERATOR_FACTS, CATALOG, DELIVERIES, PRESETS, TEMPLATE
 from cookiecutter.main import cookiecutter
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -47,8 +47,7 @@ def good_answers(draw: st.DrawFn) -> dict[str, str]:
     preset = draw(st.sampled_from(PRESETS))
     facts = CATALOG[preset]
     needed = facts["weights_gb"] + facts["activations_gb"]
-    large_enough = [name for name, memory in CONTEXT["_accelerators"].items() if memory >= needed]
-    large_enough = [name for name in large_enough if name not in CONTEXT["_unusable_accelerators"]]
+    large_enough = [n for n, gpu in ACCELERATOR_FACTS.items() if gpu.memory_gb >= needed and not gpu.unusable]
     variants = ["preset", "", "fp16", "bf16", "fp32"] if facts["variant"] else ["preset"]
     answers = {
         "model_name": draw(NAME | YAML_WORDS),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ACCELERATORS, CONTEXT, DELIVERIES, PROJECT, BakedProject, render_config
+from conftest import ACCELERATOR_FACTS, ACCELERATORS, CATALOG, DELIVERIES, PROJECT, BakedProject, render_config
 from truss.base.truss_config import Accelerator, TrussConfig
 
 Bake = Callable[..., BakedProject]
@@ -51,35 +51,44 @@ MANIFEST = {
     "pyproject.toml",
     "requirements-dev.txt",
     "tests/conftest.py",
-    "tests/demo/model_index.json",
-    "tests/demo/request.json",
-    "tests/demo/scheduler/scheduler_config.json",
-    "tests/demo/text_encoder/config.json",
-    "tests/demo/text_encoder/model.safetensors",
-    "tests/demo/text_encoder_2/config.json",
-    "tests/demo/text_encoder_2/model.safetensors",
-    "tests/demo/tokenizer/merges.txt",
-    "tests/demo/tokenizer/tokenizer_config.json",
-    "tests/demo/tokenizer/vocab.json",
-    "tests/demo/tokenizer_2/merges.txt",
-    "tests/demo/tokenizer_2/tokenizer_config.json",
-    "tests/demo/tokenizer_2/vocab.json",
-    "tests/demo/unet/config.json",
-    "tests/demo/unet/diffusion_pytorch_model.safetensors",
-    "tests/demo/vae/config.json",
-    "tests/demo/vae/diffusion_pytorch_model.safetensors",
-    "tests/published_settings.yaml",
     "tests/test_bad_input.py",
     "tests/test_load.py",
     "tests/test_server.py",
     "tests/test_stream.py",
-    "tests/tiny_pipeline.py",
+    "tiny/make.py",
+    "tiny/pipeline.yaml",
 }
-RENDERED = {"Makefile", "README.md", "config.yaml"}
+# Of projects that are shaped like SDXL.
+DEMO = {
+    "tiny/demo/model_index.json",
+    "tiny/demo/request.json",
+    "tiny/demo/scheduler/scheduler_config.json",
+    "tiny/demo/text_encoder/config.json",
+    "tiny/demo/text_encoder/model.safetensors",
+    "tiny/demo/text_encoder_2/config.json",
+    "tiny/demo/text_encoder_2/model.safetensors",
+    "tiny/demo/tokenizer/merges.txt",
+    "tiny/demo/tokenizer/tokenizer_config.json",
+    "tiny/demo/tokenizer/vocab.json",
+    "tiny/demo/tokenizer_2/merges.txt",
+    "tiny/demo/tokenizer_2/tokenizer_config.json",
+    "tiny/demo/tokenizer_2/vocab.json",
+    "tiny/demo/unet/config.json",
+    "tiny/demo/unet/diffusion_pytorch_model.safetensors",
+    "tiny/demo/vae/config.json",
+    "tiny/demo/vae/diffusion_pytorch_model.safetensors",
+}
+RENDERED = {"Makefile", "README.md", "config.yaml", "tiny/pipeline.yaml"}
 
 
 def test_the_manifest_is_exact(preset_project: tuple[str, BakedProject]) -> None:
-    assert set(preset_project[1].files()) == MANIFEST
+    preset, project = preset_project
+    assert set(project.files()) == MANIFEST | (DEMO if CATALOG[preset]["demo"] else set())
+
+
+def test_the_demo_is_of_the_pipelines_that_it_can_be_loaded_as() -> None:
+    index = json.loads((PROJECT / "tiny" / "demo" / "model_index.json").read_text("utf-8"))
+    assert {facts["pipeline"] for facts in CATALOG.values() if facts["demo"]} == {index["_class_name"]}
 
 
 def test_what_is_not_rendered_is_copied_byte_for_byte(preset_project: tuple[str, BakedProject]) -> None:
@@ -131,7 +140,7 @@ def test_truss_accepts_the_config_without_a_warning(
 def test_accelerators_are_those_that_truss_knows() -> None:
     known = {accelerator.value for accelerator in Accelerator if not accelerator.name.startswith("_")}
     assert set(ACCELERATORS) == known | {"preset"}
-    assert ["preset", *CONTEXT["_accelerators"]] == ACCELERATORS
+    assert ["preset", *ACCELERATOR_FACTS] == ACCELERATORS
 
 
 def test_ruff_finds_nothing_in_a_fresh_project(preset_project: tuple[str, BakedProject]) -> None:

@@ -2,39 +2,29 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import build as catalog
 import pytest
-import yaml
-from conftest import ACCELERATORS, CATALOG, CONTEXT, DELIVERIES, PRESETS, PROJECT, render_config
+from conftest import (
+    ACCELERATOR_FACTS,
+    ACCELERATORS,
+    CATALOG,
+    DELIVERIES,
+    FACTS,
+    PRESETS,
+    REPO_FILES,
+    TEMPLATE,
+    render_config,
+)
 from test_hooks import GOOD, hook
 
-# Paths and sizes in bytes (null: unknown), as the Hub listed them. Some are rounded. Of a few repositories the names of
-# small files are those of a copy or a sibling. What was worked out of others stands under `unverified` in the catalog.
-REPO_FILES = json.loads((Path(__file__).parent / "repo_files.json").read_text("utf-8"))
-# What from_pretrained reads of each family. The safety checker is not loaded.
-COMPONENTS = {
-    "StableDiffusionPipeline": "scheduler text_encoder tokenizer unet vae",
-    "StableDiffusionXLPipeline": "scheduler text_encoder text_encoder_2 tokenizer tokenizer_2 unet vae",
-    "StableDiffusion3Pipeline": "scheduler text_encoder text_encoder_2 text_encoder_3 tokenizer tokenizer_2 "
-    "tokenizer_3 transformer vae",
-    "FluxPipeline": "scheduler text_encoder text_encoder_2 tokenizer tokenizer_2 transformer vae",
-    "LatentConsistencyModelPipeline": "scheduler text_encoder tokenizer unet vae",
-    "Flux2KleinPipeline": "scheduler text_encoder tokenizer transformer vae",
-    "PixArtSigmaPipeline": "scheduler text_encoder tokenizer transformer vae",
-    "SanaSprintPipeline": "scheduler text_encoder tokenizer transformer vae",
-    "ZImagePipeline": "scheduler text_encoder tokenizer transformer vae",
-    "QwenImagePipeline": "scheduler text_encoder tokenizer transformer vae",
-    "ErnieImagePipeline": "scheduler text_encoder tokenizer transformer vae",
-}
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".onnx")
 REPOS = [(preset, name) for preset in PRESETS for name in CATALOG[preset]["repos"]]
-# The dtypes of weight files that have another one than the preset.
-PUBLISHED = yaml.safe_load((PROJECT / "tests" / "published_settings.yaml").read_text("utf-8"))
 # In float16, transformers keeps a layer of each block of T5 in float32: 24 of 10240 x 4096 numbers, in T5 1.1 XXL.
 KEPT_OF_T5 = 24 * 10240 * 4096 * 2
-WITH_T5 = ("StableDiffusion3Pipeline", "FluxPipeline", "PixArtSigmaPipeline")
 
 
 def fetched_by_model_cache(patterns: list[str], files: dict[str, Any]) -> set[str]:
@@ -74,7 +64,7 @@ def needed_files(preset: str, name: str) -> set[str]:
             return {file for file in files if file.endswith(".safetensors")}
         return {repo["file"]} if "file" in repo else {f for f in files if f == "config.json" or weights.fullmatch(f)}
     needed = {"model_index.json"}
-    for folder in COMPONENTS[facts["pipeline"]].split():
+    for folder in FACTS[preset].components:
         inside = {file.split("/")[1] for file in files if file.startswith(f"{folder}/")}
         elsewhere = facts["repos"].get(folder)
         if elsewhere:
@@ -106,16 +96,6 @@ def test_every_pattern_reads_the_same_in_both_rules(preset: str) -> None:
             assert re.fullmatch(r"[\w.-]+(/[\w.-]+)*(/\*)?", pattern), pattern
 
 
-def fetched_bytes(preset: str) -> tuple[int, list[str]]:
-    """Return how many bytes the pins of the preset fetch, and for which of them the size is not known."""
-    total, unknown = 0, []
-    for repo in CATALOG[preset]["repos"].values():
-        sizes = fetched_sizes(repo)
-        total += sum(size or 0 for size in sizes.values())
-        unknown += [f"{f} of {repo['repo_id']}" for f, size in sizes.items() if size is None and f.endswith(WEIGHTS)]
-    return total, unknown
-
-
 def fetched_sizes(repo: dict[str, Any]) -> dict[str, int | None]:
     files = REPO_FILES[repo["repo_id"]]
     return {file: files[file] for file in sorted(fetched_by_model_cache(repo["allow_patterns"], files))}
@@ -123,7 +103,7 @@ def fetched_sizes(repo: dict[str, Any]) -> dict[str, int | None]:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_download_is_as_large_as_the_catalog_says(preset: str) -> None:
-    total, unknown = fetched_bytes(preset)
+    total, unknown = catalog.fetched_bytes(FACTS[preset])
     assert total / 1e9 < 1.01 * CATALOG[preset]["download_gb"]
     if unknown:
         pytest.skip(f"not listed anywhere: the sizes of {'; '.join(unknown)}. The network test asks the Hub")
@@ -133,7 +113,7 @@ def test_the_download_is_as_large_as_the_catalog_says(preset: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_weights_on_the_gpu_are_as_large_as_the_catalog_says(preset: str) -> None:
     """An accelerator is refused by this number, so one that is too small would be out of memory in production."""
-    facts, stored = CATALOG[preset], PUBLISHED[preset].get("stored", {})
+    facts, stored = CATALOG[preset], FACTS[preset].published.get("stored", {})
     # What is fetched, but for the half of each float32 number that load() drops, and LoRAs, which it fuses.
     size = facts["download_gb"] * 1e9
     for name, repo in facts["repos"].items():
@@ -143,7 +123,7 @@ def test_the_weights_on_the_gpu_are_as_large_as_the_catalog_says(preset: str) ->
                 size -= fetched or 0
             elif "float32" in (stored.get(part), stored.get(f"component_{part}") if name == "vae" else None):
                 size -= (fetched or 0) / 2
-    if facts["pipeline"] in WITH_T5 and facts["dtype"] == "float16":
+    if FACTS[preset].reads_t5 and facts["dtype"] == "float16":
         size += KEPT_OF_T5
     assert facts["weights_gb"] == pytest.approx(size / 1e9, rel=0.02)
 
@@ -153,19 +133,20 @@ def test_the_weights_on_the_gpu_are_as_large_as_the_catalog_says(preset: str) ->
 def test_every_accelerator_is_accepted_by_truss_or_too_small(preset: str, delivery: str) -> None:
     facts = CATALOG[preset]
     needed = facts["weights_gb"] + facts["activations_gb"]
-    assert CONTEXT["_accelerators"][facts["accelerator"]] >= needed
+    assert ACCELERATOR_FACTS[facts["accelerator"]].memory_gb >= needed
     for accelerator in ACCELERATORS:
         answers = {**GOOD, "preset": preset, "accelerator": accelerator, "weights": delivery}
         problems = hook("pre_gen_project").problems(answers)
-        if accelerator in CONTEXT["_unusable_accelerators"]:
+        chosen = ACCELERATOR_FACTS[facts["accelerator"] if accelerator == "preset" else accelerator]
+        if chosen.unusable:
             (sentence,) = problems
-            assert CONTEXT["_unusable_accelerators"][accelerator] in sentence
+            assert chosen.unusable in sentence
             continue
-        if accelerator != "preset" and CONTEXT["_accelerators"][accelerator] < needed:
+        if chosen.memory_gb < needed:
             (sentence,) = problems
             assert f"{preset} needs about" in sentence
             continue
-        if accelerator in CONTEXT["_without_bfloat16"] and facts["dtype"] == "bfloat16":
+        if not chosen.bfloat16 and facts["dtype"] == "bfloat16":
             (sentence,) = problems
             assert f"{preset} runs in bfloat16" in sentence
             continue
@@ -211,29 +192,86 @@ def same_weights(config: Any, facts: dict[str, Any], delivery: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_whole(preset: str) -> None:
-    facts = CATALOG[preset]
-    assert set(facts) == set(CATALOG["sdxl"])
-    for name, repo in facts["repos"].items():
-        assert re.fullmatch(r"[0-9a-f]{40}", repo["revision"])
-        optional = {"file", "fine_tune_patterns", "unverified", "time_per_image"}
-        component = {"scale"} if name.startswith("lora-") else {"component"} if name != "pipeline" else set()
-        assert set(repo) - optional == {"repo_id", "revision", "allow_patterns"} | component
-    assert next(iter(facts["repos"])) == "pipeline"
-    assert facts["license_notice"].endswith(".")
-    assert facts["size"] % facts["size_multiple"] == facts["max_size"] % facts["size_multiple"] == 0
-    assert CONTEXT["__prompts__"]["preset"][preset] == (
-        f"{preset}: {facts['label']}, {facts['download_gb']} GB, on {facts['accelerator']}"
+def test_what_a_preset_requires_beside_the_others_is_in_its_config(preset: str) -> None:
+    files = [repo.get("file", "") for repo in CATALOG[preset]["repos"].values()]
+    required = render_config(preset=preset).requirements
+    assert set(CATALOG[preset]["requirements"]) <= set(required)
+    names = [pin.split("==")[0] for pin in required]
+    assert len(set(names)) == len(names)
+    assert ("gguf" in names) == any(file.endswith(".gguf") for file in files)
+
+
+def test_everything_written_from_the_catalog_is_up_to_date() -> None:
+    assert [path.name for path in catalog.stale(catalog.outputs())] == [], "Run `python catalog/build.py`."
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """What the catalog is read from and written to."""
+    for name in ("catalog", "hooks", "templates", "docs"):
+        shutil.copytree(TEMPLATE / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("cookiecutter.json", "README.md"):
+        shutil.copy2(TEMPLATE / name, tmp_path / name)
+    return tmp_path
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text("utf-8")
+    assert text.count(old) == 1, old
+    file.write_text(text.replace(old, new), "utf-8")
+
+
+def test_a_new_preset_is_one_file_and_the_last_of_the_choices(copy: Path) -> None:
+    sha = "d" * 40
+    (copy / "catalog" / "presets" / "a-new-one.yaml").write_text(
+        f"like: sd15\ntitle: A new one\nrepos: {{pipeline: {{repo_id: owner/new, revision: {sha}}}}}\n", "utf-8"
     )
+    found = catalog.outputs(copy)
+    context = json.loads(found[copy / "cookiecutter.json"])
+    assert context["preset"] == [*PRESETS, "a-new-one"]
+    assert context["__prompts__"]["preset"]["a-new-one"] == (
+        "a-new-one: A new one: 512 px, 30 steps, open weights, 2.13 GB, on T4"
+    )
+    assert sha in found[copy / "templates" / "catalog" / "a-new-one"]
+    for page in ("README.md", "docs/presets.md"):
+        assert "| `a-new-one` | owner/new | 512 px |" in found[copy / page]
+    changed = {path.relative_to(copy).as_posix() for path in catalog.stale(found, copy)}
+    written = {"templates/catalog/a-new-one", "templates/tiny/a-new-one.yaml", "cookiecutter.json"}
+    assert changed == written | {
+        "hooks/pre_gen_project.py",
+        "hooks/post_gen_project.py",
+        "README.md",
+        "docs/presets.md",
+    }
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_gguf_is_required_where_a_file_is_one_and_its_price_told(preset: str) -> None:
-    repos = CATALOG[preset]["repos"].values()
-    files = [repo.get("file", "") for repo in repos]
-    assert all(("time_per_image" in repo) == repo.get("file", "").endswith(".gguf") for repo in repos)
-    required = [pin.split("==")[0] for pin in render_config(preset=preset).requirements]
-    assert ("gguf" in required) == any(file.endswith(".gguf") for file in files)
+def test_what_is_written_of_a_preset_that_is_gone_is_found(copy: Path) -> None:
+    (copy / "catalog" / "presets" / "sd21.yaml").unlink()
+    stale = catalog.stale(catalog.outputs(copy), copy)
+    assert {copy / "templates" / "catalog" / "sd21", copy / "templates" / "tiny" / "sd21.yaml"} <= set(stale)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("family: stable-diffusion\n", "family: nothing\n", "presets/sd15.yaml: family is 'nothing': use one of "),
+        ("family: stable-diffusion\n", "like: sd15\n", "presets/sd15.yaml: like: there is no 'sd15'"),
+        ("family: stable-diffusion\n", "like: sd16\n", "presets/sd15.yaml: like: there is no 'sd16'"),
+        ("title: ", "titel: ", "presets/sd15.yaml: title: Field required."),
+        ("title: ", "steps: 4\ntitle: ", "presets/sd15.yaml: steps: Extra inputs are not permitted."),
+        ("451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "main", "repos.pipeline.revision: String should match pattern"),
+        ("scheduler/*", "scheduler/**", "repos.pipeline.allow_patterns.1: String should match pattern"),
+        ("size: 512", "size: 500", "presets/sd15.yaml: Value error, size, max_size: not a multiple of 8."),
+        ("  pipeline:\n", "  unet:\n", "repos: the first is not pipeline."),
+        ("title: ", "requirements: [gguf]\ntitle: ", "requirements.0: String should match pattern"),
+        ("title: ", "title: [", "presets/sd15.yaml: it is no mapping in YAML: "),
+        ("title: Stable", "title: << Stable", "it holds a tag of the template"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_file_and_key(copy: Path, old: str, new: str, sentence: str) -> None:
+    change(copy / "catalog" / "presets" / "sd15.yaml", old, new)
+    with pytest.raises(catalog.CatalogError, match=re.escape(sentence)):
+        catalog.outputs(copy)
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
@@ -267,12 +305,11 @@ def test_a_component_of_the_preset_is_the_fine_tunes_own_or_takes_none(preset: s
         # It names one that can.
         other = re.search(r"use (\S+) for that", problems[0])[1]
         assert CATALOG[other]["pipeline"] == facts["pipeline"]
-        assert not hook("pre_gen_project").own_components(CATALOG[other])
+        assert not FACTS[other].own_components
         return
     config = render_config(preset=preset, hf_repo_id="owner/m", hf_revision="a" * 40)
     patterns = config.model_cache.root[0].allow_patterns
-    # What from_pretrained reads of a family that has no list of components here is named with wildcards.
-    for component in COMPONENTS.get(facts["pipeline"], "").split():
+    for component in FACTS[preset].components:
         assert any(pattern.startswith(f"{component}/") for pattern in patterns), component
 
 

@@ -13,29 +13,15 @@ import httpx
 import jsonschema
 import pytest
 import yaml
-from conftest import CATALOG, BakedProject
+from conftest import CATALOG, FACTS, BakedProject
 from generated_requests import SENTENCES, bodies
 from hypothesis import HealthCheck, given, settings
 from platforms import PROJECT_PYTHON
 from serving import PREDICT, READY, Server, lay_out
 
-# One preset of each pipeline: the one whose real settings have failed most. SSD-1B decodes in float32, and T5 keeps
-# layers in float32 where the others have float16.
-FAMILIES = (
-    "sd15",
-    "ssd-1b",
-    "sd3-medium",
-    "flux-dev",
-    "lcm-dreamshaper",
-    "pixart-sigma",
-    "sana-sprint",
-    "z-image-turbo",
-    "qwen-image-2512",
-    "ernie-image-turbo",
-    "flux2-klein-4b",
-)
-WITHOUT_LORA = ("PixArtSigmaPipeline",)
-CASES = 2000 // len(FAMILIES) + 1
+# One preset of each family.
+TESTED = sorted({facts.tested for facts in FACTS.values()})
+CASES = 2000 // len(TESTED) + 1
 # Prints the places of the pictures in argv[1], of which each is a file in base64, that are of one colour. So is a
 # picture of numbers that are none.
 OF_ONE_COLOUR = """
@@ -51,17 +37,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_every_pipeline_is_there() -> None:
-    assert sorted(CATALOG[preset]["pipeline"] for preset in FAMILIES) == sorted(
-        {facts["pipeline"] for facts in CATALOG.values()}
-    )
-
-
 # One test for each, with all that needs its server: to start one takes longer than a hundred requests.
-@pytest.mark.parametrize("preset", FAMILIES)
+@pytest.mark.parametrize("preset", TESTED)
 def test_a_family_in_half_precision(bake: Callable[..., BakedProject], tmp_path: Path, preset: str) -> None:
     project = bake(preset=preset).path
-    if CATALOG[preset]["pipeline"] not in WITHOUT_LORA:
+    if CATALOG[preset]["takes_lora"]:
         add_loras(project / "config.yaml")
     serving = lay_out(project, tmp_path)
     folder = tmp_path / "half"
@@ -158,7 +138,7 @@ class Family:
     def loras(self, plain: str) -> None:
         """Each that can be chosen changes the picture, alone and together, and that of no other request."""
         names = self.schema["$defs"]["LoraChoice"]["properties"]["name"].get("enum", [])
-        assert bool(names) == (CATALOG[self.preset]["pipeline"] not in WITHOUT_LORA)
+        assert bool(names) == CATALOG[self.preset]["takes_lora"]
         chosen = [[{"name": name}] for name in names] + [[{"name": name} for name in names]]
         found = {self.picture(num_inference_steps=2, loras=loras) for loras in chosen if loras}
         assert len(found | {plain}) == 1 + len(names) + bool(names)

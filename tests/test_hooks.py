@@ -10,7 +10,7 @@ from types import ModuleType
 
 import coverage
 import pytest
-from conftest import CONTEXT, MEASURED, PRESETS, TEMPLATE, BakedProject
+from conftest import ACCELERATOR_FACTS, CATALOG, CONTEXT, MEASURED, PRESETS, TEMPLATE, BakedProject
 
 GOOD = {name: value[0] if isinstance(value, list) else value for name, value in CONTEXT.items()}
 SHA = "0123456789abcdef" * 2 + "01234567"
@@ -138,9 +138,9 @@ def test_an_accelerator_that_is_too_small_names_all_that_are_not() -> None:
     (sentence,) = hook("pre_gen_project").problems({**GOOD, "preset": "flux-dev", "accelerator": "T4"})
     start, fitting = sentence.split(": use one of ")
     assert start == "accelerator is 'T4': it has 16 GB of memory, and flux-dev needs about 40"
-    facts = CONTEXT["_presets"]["flux-dev"]
+    facts = CATALOG["flux-dev"]
     needed = facts["weights_gb"] + facts["activations_gb"]
-    memory = {name: gb for name, gb in CONTEXT["_accelerators"].items() if gb >= needed}
+    memory = {name: gpu.memory_gb for name, gpu in ACCELERATOR_FACTS.items() if gpu.memory_gb >= needed}
     # V100 has kernels no more.
     assert fitting.removesuffix(".").split(", ") == sorted(memory, key=memory.get)
 
@@ -208,7 +208,7 @@ def test_the_closing_message_says_what_was_made_and_how_to_make_it_again(
     tmp_path: Path, answers: dict[str, str]
 ) -> None:
     result = run_cookiecutter(tmp_path, **answers)
-    facts = CONTEXT["_presets"][answers.get("preset", "sdxl")]
+    facts = CATALOG[answers.get("preset", "sdxl")]
     assert f" on {answers.get('accelerator', facts['accelerator'])} (24 GB)." in result.stdout
     assert f", brought by {answers.get('weights', 'model_cache')}\n" in result.stdout
     assert f"Commit: {answers.get('hf_revision', facts['repos']['pipeline']['revision'])}," in result.stdout
@@ -346,7 +346,7 @@ def test_a_choice_that_is_none_is_refused_by_cookiecutter(tmp_path: Path, field:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_licence_and_the_next_steps_are_printed(tmp_path: Path, preset: str) -> None:
     result = run_cookiecutter(tmp_path, preset=preset)
-    facts = CONTEXT["_presets"][preset]
+    facts = CATALOG[preset]
     assert result.returncode == 0, result.stderr
     assert facts["license_notice"] in result.stdout
     assert "cd my-stable-diffusion" in result.stdout

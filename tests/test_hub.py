@@ -1,17 +1,19 @@
 """The catalog against the Hub (marked network), and what is said without a network."""
 
-import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import build
 import httpx2
 import pytest
-import refresh_catalog
-from conftest import CATALOG, CONTEXT, TEMPLATE
+import refresh
+from conftest import CATALOG, FACTS, REPO_FILES, TEMPLATE
 from huggingface_hub import HfApi
-from test_catalog import REPO_FILES, REPOS, fetched_by_model_cache
+from test_catalog import REPOS, fetched_by_model_cache
 
 
 @pytest.mark.network
@@ -21,7 +23,7 @@ def test_the_hub_has_the_commit_the_files_and_the_sizes(preset: str, name: str) 
     try:
         info = HfApi().model_info(repo["repo_id"], revision=repo["revision"], files_metadata=True)
     except httpx2.TransportError:
-        pytest.fail(refresh_catalog.OFFLINE)
+        pytest.fail(refresh.OFFLINE)
     # What could not be confirmed when the pin was made: if the test fails, look there first.
     print(f"Unverified: {repo.get('unverified', 'nothing')}")
     assert info.sha == repo["revision"]
@@ -39,20 +41,24 @@ def test_the_hub_has_the_commit_the_files_and_the_sizes(preset: str, name: str) 
 
 @pytest.mark.parametrize("offline", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
 def test_refresh_says_in_one_sentence_that_it_is_offline(offline: dict[str, str]) -> None:
-    command = [sys.executable, str(TEMPLATE / "tests" / "refresh_catalog.py"), "--write"]
-    before = (TEMPLATE / "cookiecutter.json").read_bytes()
+    command = [sys.executable, str(TEMPLATE / "catalog" / "refresh.py"), "--write"]
+    before = presets(TEMPLATE)
     result = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True)
     assert result.returncode != 0
-    assert result.stderr.strip() == refresh_catalog.OFFLINE
-    assert (TEMPLATE / "cookiecutter.json").read_bytes() == before
+    assert result.stderr.strip() == refresh.OFFLINE
+    assert presets(TEMPLATE) == before
+
+
+def presets(root: Path) -> dict[str, str]:
+    return {file.name: file.read_text("utf-8") for file in (root / "catalog" / "presets").glob("*.yaml")}
 
 
 def test_refresh_writes_the_newer_commits_and_nothing_else(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    catalog = tmp_path / "cookiecutter.json"
-    text = (TEMPLATE / "cookiecutter.json").read_text("utf-8")
-    catalog.write_text(text, "utf-8")
+    shutil.copytree(TEMPLATE / "catalog", tmp_path / "catalog")
+    shutil.copy2(TEMPLATE / "cookiecutter.json", tmp_path)
+    before = presets(TEMPLATE)
     base = CATALOG["sdxl"]["repos"]["pipeline"]
 
     class Hub:
@@ -61,13 +67,14 @@ def test_refresh_writes_the_newer_commits_and_nothing_else(
             sha = "c" * 40 if repo_id == base["repo_id"] else pinned[repo_id]
             return type("Info", (), {"sha": sha})
 
-    monkeypatch.setattr(refresh_catalog, "HfApi", Hub)
-    monkeypatch.setattr(refresh_catalog, "CATALOG", catalog)
-    monkeypatch.setattr(sys, "argv", ["refresh_catalog.py"])
-    refresh_catalog.main()
+    monkeypatch.setattr(refresh, "HfApi", Hub)
+    monkeypatch.setattr(sys, "argv", ["refresh.py"])
+    refresh.main(tmp_path)
     assert f"{base['repo_id']}: {base['revision']} -> {'c' * 40}" in capsys.readouterr().out
-    assert catalog.read_text("utf-8") == text
-    monkeypatch.setattr(sys, "argv", ["refresh_catalog.py", "--write"])
-    refresh_catalog.main()
-    assert catalog.read_text("utf-8") == text.replace(base["revision"], "c" * 40)
-    assert json.loads(text) == CONTEXT
+    assert presets(tmp_path) == before
+    monkeypatch.setattr(sys, "argv", ["refresh.py", "--write"])
+    refresh.main(tmp_path)
+    # sdxl-lightning takes it from sdxl.
+    assert presets(tmp_path) == {**before, "sdxl.yaml": before["sdxl.yaml"].replace(base["revision"], "c" * 40)}
+    moved = build.load(tmp_path)
+    assert {name for name in moved if moved[name] != FACTS[name]} == {"sdxl", "sdxl-lightning"}

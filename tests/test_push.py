@@ -17,7 +17,7 @@ from typing import Any
 import control_plane
 import httpx
 import pytest
-from conftest import CONTEXT, DELIVERIES, BakedProject
+from conftest import ACCELERATOR_FACTS, DELIVERIES, BakedProject
 from platforms import PROJECT_PYTHON, SMALL, url_when_ready
 from truss.base.truss_config import TrussConfig
 from truss.util.path import is_ignored, load_trussignore_patterns_from_truss_dir
@@ -241,9 +241,7 @@ def test_make_check_names_what_the_server_does_not_need(bake: Callable[..., Bake
 def test_make_check_knows_the_memory_of_every_accelerator_that_can_be_chosen(bake: Callable[..., BakedProject]) -> None:
     text = (bake(preset="sd15").path / "check.py").read_text("utf-8")
     (table,) = re.findall(r"GPU_MEMORY_GB = (\{.*?\})", text, re.DOTALL)
-    usable = {
-        name: gb for name, gb in CONTEXT["_accelerators"].items() if name not in CONTEXT["_unusable_accelerators"]
-    }
+    usable = {name: gpu.memory_gb for name, gpu in ACCELERATOR_FACTS.items() if not gpu.unusable}
     assert ast.literal_eval(table) == usable
 
 

@@ -1,71 +1,16 @@
 """Both READMEs tell what is there: the catalog, files, links, and commands that exist."""
 
-import math
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
-from conftest import CONTEXT, PRESETS, PROJECT, TEMPLATE, BakedProject, render
-from test_catalog import REPO_FILES, fetched_bytes
+from conftest import CATALOG, CONTEXT, PRESETS, PROJECT, TEMPLATE, BakedProject, render
 
-SERVER_GB = 2  # of main memory, beside the weights: an estimate
-RATES = (1, 5)  # GB/s
 MARKDOWN = [TEMPLATE / "README.md", TEMPLATE / "CONTRIBUTING.md", *sorted((TEMPLATE / "benchmarks").glob("*.md"))]
-
-
-def preset_rows() -> str:
-    rows = []
-    for name, facts in CONTEXT["_presets"].items():
-        # diffusers holds a GGUF file in memory while it loads it, beside the page cache.
-        held = [REPO_FILES[repo["repo_id"]][repo["file"]] for repo in facts["repos"].values() if is_gguf(repo)]
-        memory = math.ceil(facts["download_gb"] + sum(held) / 1e9 + SERVER_GB)
-        too_small = memory > CONTEXT["_instance_memory_gb"].get(facts["accelerator"], math.inf)
-        (price,) = [repo["time_per_image"] for repo in facts["repos"].values() if "time_per_image" in repo] or [""]
-        total, unknown = fetched_bytes(name)
-        size = facts["download_gb"] if unknown else total / 1e9
-        cells = [
-            f"`{name}`",
-            facts["repos"]["pipeline"]["repo_id"],
-            f"{facts['size']} px",
-            str(facts["num_inference_steps"]),
-            f"{'~' if unknown else ''}{size:.2f}",
-            *(f"{size / rate:.1f} s" for rate in RATES),
-            facts["accelerator"],
-            f"{memory}{' *' if too_small else ''}",
-            price,
-            facts["license"],
-            "yes" if facts["gated"] else "no",
-        ]
-        rows.append(f"| {' | '.join(cells)} |\n")
-    return "".join(rows)
-
-
-def is_gguf(repo: dict[str, Any]) -> bool:
-    return repo.get("file", "").endswith(".gguf")
-
-
-def unverified() -> str:
-    repos = [(name, repo) for name, facts in CONTEXT["_presets"].items() for repo in facts["repos"].values()]
-    return "".join(f"* `{n}`: {repo['unverified']} ({repo['repo_id']}).\n" for n, repo in repos if "unverified" in repo)
-
-
-def test_the_table_of_presets_is_that_of_the_catalog() -> None:
-    readme = (TEMPLATE / "README.md").read_text("utf-8")
-    columns = ["preset", "weights", "size", "steps", "download GB", *(f"at {rate} GB/s" for rate in RATES)]
-    columns += ["GPU", "memory GB", "time per image", "licence", "gated"]
-    header = f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
-    assert header in readme, f"Put this into README.md:\n{header}"
-    table = readme.split(header)[1].split("\n\n")[0] + "\n"
-    assert table == preset_rows(), f"Put this into README.md:\n{preset_rows()}"
-
-
-def test_what_could_not_be_confirmed_is_said() -> None:
-    readme = (TEMPLATE / "README.md").read_text("utf-8")
-    assert f"\n\n{unverified()}\n" in readme, f"Put this into README.md:\n{unverified()}"
+MARKDOWN += [TEMPLATE / "docs" / "presets.md"]
 
 
 def test_every_answer_is_documented() -> None:
@@ -79,7 +24,7 @@ def test_every_answer_is_documented() -> None:
 def test_the_readmes_say_that_nothing_filters_the_images(bake: Callable[..., BakedProject], preset: str) -> None:
     emitted = (bake(preset=preset).path / "README.md").read_text("utf-8")
     assert "safety checker" in emitted
-    left_out = "safety_checker" in CONTEXT["_presets"][preset]["load_kwargs"]
+    left_out = "safety_checker" in CATALOG[preset]["load_kwargs"]
     assert ("is left out: nothing filters" in emitted) == left_out
     if left_out:
         paragraph = (TEMPLATE / "README.md").read_text("utf-8").split("No preset filters its images")[1]
@@ -88,9 +33,8 @@ def test_the_readmes_say_that_nothing_filters_the_images(bake: Callable[..., Bak
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_emitted_readme_says_which_preset_takes_no_lora(preset: str) -> None:
-    facts = CONTEXT["_presets"][preset]
-    refused = facts["pipeline"] == "PixArtSigmaPipeline" or any(map(is_gguf, facts["repos"].values()))
-    assert (f"{facts['title']} cannot take one" in render("README.md", preset=preset)) == refused
+    facts = CATALOG[preset]
+    assert (f"{facts['title']} cannot take one" in render("README.md", preset=preset)) != facts["takes_lora"]
 
 
 def anchors(text: str) -> set[str]:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CONTEXT, JINJA, PROJECT, TEMPLATE, BakedProject, git
+from conftest import ACCELERATOR_FACTS, CONTEXT, FACTS, JINJA, PROJECT, TEMPLATE, BakedProject, git
+from cookiecutter.main import cookiecutter
 from jinja2 import meta, nodes
 
-RENDERED = [PROJECT / "config.yaml", PROJECT / "README.md"]
+RENDERED = [PROJECT / "config.yaml", PROJECT / "README.md", PROJECT / "tiny" / "pipeline.yaml"]
 HOOKS = sorted((TEMPLATE / "hooks").glob("*.py"))
 TAGS = (
     " cookiecutter",
@@ -47,12 +48,9 @@ def test_variables_used_are_declared_and_prompted() -> None:
 
 def test_every_choice_has_a_label_or_speaks_for_itself() -> None:
     labels = CONTEXT["__prompts__"]
-    assert list(CONTEXT["_presets"]) == CONTEXT["preset"]
+    assert list(FACTS) == CONTEXT["preset"]
     assert set(labels["preset"]) == {"__prompt__", *CONTEXT["preset"]}
-    assert set(labels["accelerator"]) == {"__prompt__", "preset", *CONTEXT["_accelerators"]}
-    for name, memory in CONTEXT["_accelerators"].items():
-        reason = CONTEXT["_unusable_accelerators"].get(name)
-        assert labels["accelerator"][name] == f"{name}: {memory} GB" + (f", refused: {reason}" if reason else "")
+    assert set(labels["accelerator"]) == {"__prompt__", "preset", *ACCELERATOR_FACTS}
     assert {"__prompt__", *CONTEXT["weights"]} == set(labels["weights"])
 
 
@@ -90,3 +88,17 @@ def test_cruft_takes_the_template(repository: Path, tmp_path: Path, bake: Callab
     assert files.pop(".cruft.json")
     assert files == bake().files()
     assert cruft.check(project_dir=project)
+
+
+@pytest.mark.parametrize("preset", ["sdxl", "sd15"])
+def test_with_hooks_refused_it_is_the_same_project_and_holds_the_demo(
+    tmp_path: Path, bake: Callable[..., BakedProject], preset: str
+) -> None:
+    answers = {"preset": preset}
+    refused = cookiecutter(
+        str(TEMPLATE), no_input=True, extra_context=answers, output_dir=str(tmp_path), accept_hooks=False
+    )
+    files = BakedProject(Path(refused)).files()
+    assert "tiny/demo/model_index.json" in files
+    without = {name: content for name, content in files.items() if not name.startswith("tiny/demo/")}
+    assert (files if preset == "sdxl" else without) == bake(**answers).files()

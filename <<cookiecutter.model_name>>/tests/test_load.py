@@ -65,7 +65,7 @@ from cold_start.settings import Lora
 from cold_start.weights import WeightsError
 from model.request import SETTINGS
 sys.path.append(sys.argv[2])
-from tiny_pipeline import make_lora
+from tiny.make import make_lora
 
 def weights_of(pipeline):
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
@@ -197,7 +197,7 @@ def parts(run_in_app: RunInApp, weights: Path, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("lora")
     copy, mark = link_copy(weights, folder, without="lora-*"), folder / "mark"
     set_traps(copy / "pipeline", mark)
-    result = run_in_app(PARTS, str(copy), str(Path(__file__).parent))
+    result = run_in_app(PARTS, str(copy), str(local_server.PROJECT))
     assert result.returncode == 0, result.stderr
     return {**json.loads(result.stdout.splitlines()[-1]), "ran": mark.exists()}
 

@@ -21,18 +21,23 @@ import numpy
 import pytest
 from PIL import Image
 
+TEMPLATE = Path(__file__).resolve().parents[2]
 PROJECT = Path(os.environ["EMITTED_PROJECT"])
 # The block model_metadata.pipeline of each preset.
 BLOCKS = json.loads(Path(os.environ["PIPELINE_BLOCKS"]).read_text("utf-8"))
 READMES = json.loads(Path(os.environ["READMES"]).read_text("utf-8"))
 FAMILIES = list({block["class_name"]: preset for preset, block in reversed(BLOCKS.items())}.values())
-sys.path[:0] = [str(PROJECT), str(PROJECT / "packages")]
+sys.path[:0] = [str(PROJECT), str(PROJECT / "packages"), str(TEMPLATE / "catalog")]
 
+import build  # noqa: E402
 from cold_start.settings import Settings  # noqa: E402
+
+FACTS = build.load()
+TINY = {preset: build.tiny(facts) for preset, facts in FACTS.items()}
 
 
 def _tiny_pipeline() -> Any:
-    spec = importlib.util.spec_from_file_location("tiny_pipeline", PROJECT / "tests" / "tiny_pipeline.py")
+    spec = importlib.util.spec_from_file_location("tiny_pipeline", PROJECT / "tiny" / "make.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -65,7 +70,7 @@ def weights(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     @functools.cache
     def folder(preset: str, trained: bool = False) -> Path:
         made = tmp_path_factory.mktemp(preset)
-        tiny.make(made, BLOCKS[preset], preset, trained)
+        tiny.make(made, BLOCKS[preset], TINY[preset], trained)
         return made
 
     return folder

@@ -17,7 +17,7 @@ from judge import Seen, look
 from shapes import COLOURS, NEW_COLOURS, SHAPES
 from test_schedulers import SCHEDULERS
 
-DEMO = PROJECT / "tests" / "demo"
+DEMO = PROJECT / "tiny" / "demo"
 # A colour that none of the training's pictures has.
 LORA = Path(__file__).parents[2] / "demo" / "orange.safetensors"
 REQUEST = json.loads((DEMO / "request.json").read_text("utf-8"))

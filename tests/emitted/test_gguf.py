@@ -15,7 +15,7 @@ import torch
 from cold_start.pipeline import read_pipeline
 from cold_start.settings import SettingsError
 from cold_start.weights import WeightsError
-from conftest import BLOCKS, Make, Served
+from conftest import BLOCKS, FACTS, Make, Served
 
 PACKED = [
     preset
@@ -202,7 +202,10 @@ def test_each_tensor_of_flux_is_found_in_the_layout_of_its_makers(settings_of: M
         else:
             stored[name] = torch.rand(tensor.shape).bfloat16().float()
     q8, f32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
-    tensors = tiny.in_layout((*FLUX, *tiny.FLUX_NAMES), stored)
+    # FLUX.2 has the same names but for its feed-forward layers and modulations, which come first.
+    layout = FACTS["flux2-klein-4b"].tiny["transformer"]["layout"]
+    same = layout[[pattern for pattern, _ in layout].index(r"(_in)\.linear_1\.") :]
+    tensors = tiny.in_layout((*FLUX, *same), stored)
     assert {"double_blocks.0.txt_attn.qkv.weight", "single_blocks.0.linear1.bias", "img_in.weight"} <= tensors.keys()
     write(
         file, [(name, tensor.numpy(), q8 if tensor.dtype == torch.uint8 else f32) for name, tensor in tensors.items()]

@@ -1,10 +1,11 @@
-"""What the catalog leaves out because diffusers has no pipeline for it: a test fails when there is one."""
+"""What the catalog says of the classes of diffusers, and what it leaves out because there is none."""
 
+import inspect
 import re
 
 import diffusers
 import pytest
-from conftest import BLOCKS, FAMILIES
+from conftest import BLOCKS, FACTS, FAMILIES
 
 
 def name_of(preset: str) -> str:
@@ -24,3 +25,15 @@ def test_a_family_without_masks_has_no_such_pipeline(preset: str) -> None:
 @pytest.mark.parametrize("preset", [preset for preset in FAMILIES if not BLOCKS[preset]["image_to_image"]])
 def test_a_family_that_does_not_start_from_an_image_has_no_such_pipeline(preset: str) -> None:
     assert pipelines(preset, "(Img2Img|ImageToImage)") == []
+
+
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_the_catalog_names_the_components_that_the_class_takes(preset: str) -> None:
+    taken = inspect.signature(getattr(diffusers, BLOCKS[preset]["class_name"])).parameters
+    named = {*FACTS[preset].components, *FACTS[preset].left_out}
+    assert {name for name, parameter in taken.items() if parameter.default is parameter.empty} <= named <= taken.keys()
+
+
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_the_catalog_says_whether_the_class_loads_loras(preset: str) -> None:
+    assert FACTS[preset].lora == hasattr(getattr(diffusers, BLOCKS[preset]["class_name"]), "load_lora_weights")

@@ -10,14 +10,14 @@ import torch
 from cold_start.pipeline import read_pipeline
 from cold_start.settings import Settings
 from cold_start.weights import WeightsError
-from conftest import BLOCKS, FAMILIES, Make, Served, pixels_of
+from conftest import BLOCKS, FACTS, FAMILIES, Make, Served, pixels_of
 from model.request import GenerationRequest
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
 RANK, ALPHA, SCALE = 4, 2.0, 0.5
 Tensors = dict[str, torch.Tensor]
-TAKE_LORA = [preset for preset in FAMILIES if BLOCKS[preset]["class_name"] != "PixArtSigmaPipeline"]
+TAKE_LORA = [preset for preset in FAMILIES if FACTS[preset].takes_lora]
 
 
 @pytest.fixture(scope="module")

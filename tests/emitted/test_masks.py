@@ -35,11 +35,6 @@ def white(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (SIDE, SIDE
     return shape
 
 
-def test_every_family_of_which_diffusers_has_a_pipeline_can_use_a_mask() -> None:
-    without = {BLOCKS[preset]["class_name"] for preset in FAMILIES if not BLOCKS[preset]["inpaint"]}
-    assert without == {"PixArtSigmaPipeline", "ErnieImagePipeline", "SanaSprintPipeline"}
-
-
 @pytest.mark.parametrize("preset", INPAINT)
 def test_outside_the_mask_each_pixel_is_kept(preset: str, settings_of: Make, serve: Callable[..., Served]) -> None:
     served = serve(settings_of(preset))

@@ -13,7 +13,7 @@ import transformers
 from cold_start.pipeline import read_pipeline
 from cold_start.settings import SettingsError
 from cold_start.weights import WeightsError, check_weights
-from conftest import BLOCKS, FAMILIES, Make
+from conftest import BLOCKS, FAMILIES, TINY, Make
 from safetensors.torch import load_file, save_file
 
 UNETS = [preset for preset in FAMILIES if "unet/config.json" in BLOCKS[preset]["weight_files"]["pipeline"]]
@@ -56,7 +56,7 @@ def test_every_tensor_is_that_of_a_file_on_the_device_and_in_the_dtype_that_were
 ) -> None:
     settings = settings_of(preset, loras=[])
     # The same weights in one plain folder, in the layout of diffusers, as diffusers and transformers read them.
-    tiny.make(tmp_path, {**BLOCKS[preset], "components": {}, "loras": []}, preset)
+    tiny.make(tmp_path, {**BLOCKS[preset], "components": {}, "loras": []}, TINY[preset])
     index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
     found, bits = read_pipeline(settings, "cpu"), 0
     for name, part in found.components.items():
@@ -189,7 +189,7 @@ TEXT_KEYS += ("text_in_dim",)
 
 @pytest.mark.parametrize("preset", FAMILIES)
 def test_a_model_for_another_text_encoder_is_refused(preset: str, settings_of: Make, tiny: Any, tmp_path: Path) -> None:
-    tiny.make(tmp_path, {**BLOCKS[preset], "components": {}, "loras": []}, preset)
+    tiny.make(tmp_path, {**BLOCKS[preset], "components": {}, "loras": []}, TINY[preset])
     folder = tmp_path
     name = "unet" if (folder / "pipeline" / "unet").is_dir() else "transformer"
     config = json.loads((folder / "pipeline" / name / "config.json").read_text())

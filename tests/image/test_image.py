@@ -67,9 +67,7 @@ def weights(project: BakedProject, build_log: str, tmp_path_factory: pytest.Temp
     """Tiny weights of the same family, made with what the image holds."""
     folder = tmp_path_factory.mktemp("weights")
     with container.container("fast-truss") as box:
-        result = box.run(
-            "python3", "/project/tests/tiny_pipeline.py", "/tmp/weights", mounts={project.path: "/project"}
-        )
+        result = box.run("python3", "/project/tiny/make.py", "/tmp/weights", mounts={project.path: "/project"})
         assert result.returncode == 0, result.stdout + result.stderr
         shutil.copytree(box.root / "tmp" / "weights", folder, dirs_exist_ok=True)
     subprocess.run(["chmod", "-R", "a+rX", folder], check=True)  # for every user, as a cache is
