@@ -32,9 +32,7 @@ def move_the_pin(template: Path) -> None:
     """As a maintainer does, and change something that is copied."""
     edit(template / "catalog" / "presets" / "sd15.yaml", PIN, NEW_PIN)
     subprocess.run([sys.executable, "catalog/build.py"], cwd=template, check=True, capture_output=True)
-    edit(
-        template / "<<cookiecutter.model_name>>" / "client" / "api.py", "import asyncio\n", "import asyncio  # newer\n"
-    )
+    edit(template / "<<cookiecutter.model_name>>" / "check.py", "import re\n", "import re  # newer\n")
     git(template, "commit", "--quiet", "--all", "-m", "Move the pin")
 
 
@@ -62,7 +60,7 @@ def test_an_update_moves_the_pin_and_keeps_the_edits(template: Path, tmp_path: P
     assert cruft.check(project_dir=project)
     status = ["git", "status", "--porcelain"]
     changed = subprocess.run(status, cwd=project, check=True, capture_output=True, text=True).stdout.split()
-    assert sorted(changed) == [".cruft.json", "M", "M", "M", "client/api.py", "config.yaml"]
+    assert sorted(changed) == [".cruft.json", "M", "M", "M", "check.py", "config.yaml"]
     before["model_cache"][0]["revision"] = NEW_PIN
     assert BakedProject(project).config == before
     assert before["model_metadata"]["pipeline"]["variant"] is None
@@ -75,7 +73,7 @@ def test_a_replay_takes_the_newer_files_and_pins(
     move_the_pin(template)
     replayed = BakedProject(Path(cookiecutter(str(template), replay=True, output_dir=str(tmp_path))))
     assert replayed.config["model_name"] == "mine"
-    assert "# newer" in (replayed.path / "client" / "api.py").read_text("utf-8")
+    assert "# newer" in (replayed.path / "check.py").read_text("utf-8")
     assert replayed.config["model_cache"][0]["revision"] == NEW_PIN
 
 
