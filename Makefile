@@ -5,15 +5,16 @@ PROJECT_VENV ?= $(CURDIR)/.venv-project
 TOOLS ?= $(CURDIR)/.venv-tools
 BIN = $(VENV)/bin
 DEMO = build/my-stable-diffusion
-# Only some presets require it, and the tests run all of them in one environment.
-GGUF = $$(sed -n 's/^  - \(gguf==.*\)/\1/p' *cookiecutter.model_name*/config.yaml)
+# Only some presets require these, and the tests run all of them in one environment.
+REQUIRED = $$($(BIN)/python -m catalog --requirements)
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test test-bake test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu train-demo judge-demo
+.PHONY: help demo test test-bake test-preset test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu train-demo judge-demo
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
 	@echo "make test-bake   those of them that start no server: a minute or two"
+	@echo "make test-preset PRESET=sd15   what a new or changed preset can break: a minute"
 	@echo "make test-image   the image, built from its real Dockerfile and started: 10 minutes, as root, with buildah and debootstrap"
 	@echo "make bench  cold starts of the image on full-size random weights (9 GB): an hour, as root, like test-image"
 	@echo "make bench-levers   what each lever gives, one left out at a time: about 40 minutes"
@@ -38,7 +39,7 @@ test: export COVERAGE_FILE = $(CURDIR)/build/.coverage
 test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(MAKE) -C $(DEMO) $(TOOLS)/.ready TOOLS=$(TOOLS) PYTHON=$(PYTHON) FAST_TRUSS=$(CURDIR)
-	$(PROJECT_VENV)/bin/pip install --quiet "$$(grep ^coverage requirements.txt)" $(GGUF)
+	$(PROJECT_VENV)/bin/pip install --quiet "$$(grep ^coverage requirements.txt)" $(REQUIRED)
 	$(BIN)/coverage erase
 	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python TOOLS=$(TOOLS) $(BIN)/python -m pytest --numprocesses auto
 	$(BIN)/coverage combine --quiet
@@ -48,6 +49,15 @@ test: $(VENV)/.ready $(DEMO)/config.yaml
 test-bake: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/test_answers.py tests/test_bake.py tests/test_catalog.py tests/test_hooks.py \
 	  tests/test_python_version.py tests/test_readme.py tests/test_template.py tests/test_types.py tests/test_update.py tests/test_workflows.py
+
+# Writes what follows from the catalog first. Its server runs on its own tiny pipeline.
+test-preset: $(VENV)/.ready $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	$(PROJECT_VENV)/bin/pip install --quiet $(REQUIRED)
+	$(BIN)/python -m catalog
+	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python $(BIN)/python -m pytest --preset $(or $(PRESET),$(error Name one: make test-preset PRESET=sd15)) \
+	  tests/test_catalog.py tests/test_bake.py tests/test_hooks.py tests/test_readme.py tests/test_published_settings.py \
+	  tests/test_generated_project.py
 
 # Its images stay in buildah's store, and what they are built from in build/image: `buildah rmi --all` empties it.
 test-image: $(VENV)/.ready

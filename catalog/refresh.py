@@ -1,18 +1,19 @@
 """Show newer commits of the catalog's repositories, and write them into catalog/presets/ when told.
 
-python catalog/refresh.py           show
-python catalog/refresh.py --write   write
+python -m catalog.refresh           show
+python -m catalog.refresh --write   write
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-import build
 import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from schema import Preset
+
+from catalog import ROOT, load
+from catalog.schema import Preset
 
 OFFLINE = "The Hugging Face Hub cannot be reached: connect this machine to the network and try again."
 
@@ -20,16 +21,16 @@ OFFLINE = "The Hugging Face Hub cannot be reached: connect this machine to the n
 def newer_commits(presets: dict[str, Preset]) -> dict[str, tuple[str, str]]:
     """Return the pinned and the newest commit of each repository that has a newer one."""
     pinned = {repo.repo_id: repo.revision for preset in presets.values() for repo in preset.repos.values()}
-    newest = {repo_id: HfApi().model_info(repo_id).sha for repo_id in sorted(pinned)}
+    newest = {repo_id: str(HfApi().model_info(repo_id).sha) for repo_id in sorted(pinned)}
     return {repo_id: (pinned[repo_id], sha) for repo_id, sha in newest.items() if sha != pinned[repo_id]}
 
 
-def main(root: Path = build.ROOT) -> None:
+def main(root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description="Show newer commits of the catalog's repositories.")
     parser.add_argument("--write", action="store_true", help="Write them into catalog/presets/.")
     arguments = parser.parse_args()
     try:
-        newer = newer_commits(build.load(root))
+        newer = newer_commits(load(root))
     except (httpx2.TransportError, OfflineModeIsEnabled):
         sys.exit(OFFLINE)
     except HfHubHTTPError as error:
@@ -45,7 +46,7 @@ def main(root: Path = build.ROOT) -> None:
         for old, new in newer.values():
             text = text.replace(f"revision: {old}\n", f"revision: {new}\n")
         file.write_text(text, "utf-8")
-    print("Written. Run catalog/build.py and the tests, then those marked network: the files may have changed too.")
+    print("Written. Run `python -m catalog` and the tests, then those marked network: the files may have changed too.")
 
 
 if __name__ == "__main__":

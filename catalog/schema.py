@@ -1,4 +1,4 @@
-"""What a preset and a family say: each key, once. `python catalog/build.py` reads the YAML files with it.
+"""What a preset and a family say: each key, once. `python -m catalog` reads the YAML files with it.
 
 A preset is `presets/NAME.yaml`. It starts from its family (`family: NAME`), or from another preset (`like: NAME`), and
 says what differs. Mappings are merged, key by key; anything else replaces, and so does each component of `published`.
@@ -25,7 +25,7 @@ class Repo(Part):
     """A repository on Hugging Face, pinned. It is downloaded to a folder of the name that it has under `repos`."""
 
     repo_id: str = Field(description="owner/name")
-    revision: Commit = Field(description="The commit. `tests/refresh_catalog.py --write` moves it to the newest.")
+    revision: Commit = Field(description="The commit. `python -m catalog.refresh --write` moves it to the newest.")
     allow_patterns: list[Pattern] = Field(description="The files to download: exact names, or FOLDER/* for all in it.")
     component: str | None = Field(None, description="The class of the component that it brings. Not of `pipeline`.")
     file: str | None = Field(

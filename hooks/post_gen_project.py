@@ -12,7 +12,7 @@ CONTEXT = r"""
 << cookiecutter | tojson >>
 """
 
-# Written by catalog/build.py. A preset a line, as no hook can read the catalog.
+# Written by `python -m catalog`. A preset a line, as no hook can read the catalog.
 FACTS_JSON = r"""
 {"presets": {
 "sdxl": {"demo": true, "variant": "fp16", "accelerator": "L4", "title": "SDXL 1.0", "download_gb": 7.11, "gated": false, "license": "CreativeML Open RAIL++-M", "license_notice": "Commercial use is allowed under the use restrictions of the licence (its Attachment A).", "repo_id": "stabilityai/stable-diffusion-xl-base-1.0", "revision": "462165984030d82259a11f4367a4eed129e94a7b"},

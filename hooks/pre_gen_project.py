@@ -18,7 +18,7 @@ CONTEXT = r"""
 << cookiecutter | tojson >>
 """
 
-# Written by catalog/build.py. A preset a line, as no hook can read the catalog.
+# Written by `python -m catalog`. A preset a line, as no hook can read the catalog.
 FACTS_JSON = r"""
 {"presets": {
 "sdxl": {"needs_gb": 11.94, "bfloat16": false, "variants": true},

@@ -18,15 +18,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from truss.base.truss_config import TrussConfig
 
 TEMPLATE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(TEMPLATE / "catalog"))
-import build as catalog  # noqa: E402
+sys.path.insert(0, str(TEMPLATE))
+import catalog  # noqa: E402
+from catalog.written import entry  # noqa: E402
 
 pytest_plugins = ["platforms", "serving"]
 PROJECT = TEMPLATE / "<<cookiecutter.model_name>>"
 CONTEXT = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))
 FACTS = catalog.load()
 # What a project imports of each preset, and what its repositories hold.
-CATALOG = {preset: catalog.entry(facts) for preset, facts in FACTS.items()}
+CATALOG = {preset: entry(facts) for preset, facts in FACTS.items()}
 REPO_FILES = {repo.repo_id: repo.files for facts in FACTS.values() for repo in facts.repos.values()}
 ACCELERATOR_FACTS = catalog.accelerators()
 PRESETS = CONTEXT["preset"]
@@ -131,6 +132,30 @@ def bake(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BakedProject
 @pytest.fixture(scope="session", params=PRESETS)
 def preset_project(request: pytest.FixtureRequest, bake: Callable[..., BakedProject]) -> tuple[str, BakedProject]:
     return request.param, bake(preset=request.param)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--preset", choices=PRESETS, help="Only the tests that are about this preset.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = config.getoption("--preset")
+    if chosen is None:
+        return
+    about = [item for item in items if chosen in parameters(item) or "presets" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in about])
+    items[:] = about
+
+
+def parameters(item: pytest.Item) -> list[Any]:
+    return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+
+
+@pytest.fixture(scope="session")
+def presets(pytestconfig: pytest.Config) -> list[str]:
+    """All of them, or the one of --preset: for a test that is about each."""
+    chosen = pytestconfig.getoption("--preset")
+    return [chosen] if chosen else PRESETS
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import build as catalog
 import pytest
 from conftest import (
     ACCELERATOR_FACTS,
@@ -20,6 +19,9 @@ from conftest import (
     render_config,
 )
 from test_hooks import GOOD, hook
+
+import catalog
+from catalog import written
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".onnx")
 REPOS = [(preset, name) for preset in PRESETS for name in CATALOG[preset]["repos"]]
@@ -103,7 +105,7 @@ def fetched_sizes(repo: dict[str, Any]) -> dict[str, int | None]:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_download_is_as_large_as_the_catalog_says(preset: str) -> None:
-    total, unknown = catalog.fetched_bytes(FACTS[preset])
+    total, unknown = written.fetched_bytes(FACTS[preset])
     assert total / 1e9 < 1.01 * CATALOG[preset]["download_gb"]
     if unknown:
         pytest.skip(f"not listed anywhere: the sizes of {'; '.join(unknown)}. The network test asks the Hub")
@@ -202,7 +204,7 @@ def test_what_a_preset_requires_beside_the_others_is_in_its_config(preset: str) 
 
 
 def test_everything_written_from_the_catalog_is_up_to_date() -> None:
-    assert [path.name for path in catalog.stale(catalog.outputs())] == [], "Run `python catalog/build.py`."
+    assert [path.name for path in written.stale(written.outputs())] == [], "Run `python -m catalog`."
 
 
 @pytest.fixture
@@ -226,7 +228,7 @@ def test_a_new_preset_is_one_file_and_the_last_of_the_choices(copy: Path) -> Non
     (copy / "catalog" / "presets" / "a-new-one.yaml").write_text(
         f"like: sd15\ntitle: A new one\nrepos: {{pipeline: {{repo_id: owner/new, revision: {sha}}}}}\n", "utf-8"
     )
-    found = catalog.outputs(copy)
+    found = written.outputs(copy)
     context = json.loads(found[copy / "cookiecutter.json"])
     assert context["preset"] == [*PRESETS, "a-new-one"]
     assert context["__prompts__"]["preset"]["a-new-one"] == (
@@ -235,9 +237,9 @@ def test_a_new_preset_is_one_file_and_the_last_of_the_choices(copy: Path) -> Non
     assert sha in found[copy / "templates" / "catalog" / "a-new-one"]
     for page in ("README.md", "docs/presets.md"):
         assert "| `a-new-one` | owner/new | 512 px |" in found[copy / page]
-    changed = {path.relative_to(copy).as_posix() for path in catalog.stale(found, copy)}
-    written = {"templates/catalog/a-new-one", "templates/tiny/a-new-one.yaml", "cookiecutter.json"}
-    assert changed == written | {
+    changed = {path.relative_to(copy).as_posix() for path in written.stale(found, copy)}
+    expected = {"templates/catalog/a-new-one", "templates/tiny/a-new-one.yaml", "cookiecutter.json"}
+    assert changed == expected | {
         "hooks/pre_gen_project.py",
         "hooks/post_gen_project.py",
         "README.md",
@@ -247,7 +249,7 @@ def test_a_new_preset_is_one_file_and_the_last_of_the_choices(copy: Path) -> Non
 
 def test_what_is_written_of_a_preset_that_is_gone_is_found(copy: Path) -> None:
     (copy / "catalog" / "presets" / "sd21.yaml").unlink()
-    stale = catalog.stale(catalog.outputs(copy), copy)
+    stale = written.stale(written.outputs(copy), copy)
     assert {copy / "templates" / "catalog" / "sd21", copy / "templates" / "tiny" / "sd21.yaml"} <= set(stale)
 
 
@@ -271,7 +273,7 @@ def test_what_is_written_of_a_preset_that_is_gone_is_found(copy: Path) -> None:
 def test_a_mistake_is_one_sentence_that_names_file_and_key(copy: Path, old: str, new: str, sentence: str) -> None:
     change(copy / "catalog" / "presets" / "sd15.yaml", old, new)
     with pytest.raises(catalog.CatalogError, match=re.escape(sentence)):
-        catalog.outputs(copy)
+        written.outputs(copy)
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import build
 import httpx2
 import pytest
-import refresh
 from conftest import CATALOG, FACTS, REPO_FILES, TEMPLATE
 from huggingface_hub import HfApi
 from test_catalog import REPOS, fetched_by_model_cache
+
+import catalog
+from catalog import refresh
 
 
 @pytest.mark.network
@@ -41,9 +42,9 @@ def test_the_hub_has_the_commit_the_files_and_the_sizes(preset: str, name: str) 
 
 @pytest.mark.parametrize("offline", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
 def test_refresh_says_in_one_sentence_that_it_is_offline(offline: dict[str, str]) -> None:
-    command = [sys.executable, str(TEMPLATE / "catalog" / "refresh.py"), "--write"]
+    command = [sys.executable, "-m", "catalog.refresh", "--write"]
     before = presets(TEMPLATE)
-    result = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=TEMPLATE, env={**os.environ, **offline}, capture_output=True, text=True)
     assert result.returncode != 0
     assert result.stderr.strip() == refresh.OFFLINE
     assert presets(TEMPLATE) == before
@@ -76,5 +77,5 @@ def test_refresh_writes_the_newer_commits_and_nothing_else(
     refresh.main(tmp_path)
     # sdxl-lightning takes it from sdxl.
     assert presets(tmp_path) == {**before, "sdxl.yaml": before["sdxl.yaml"].replace(base["revision"], "c" * 40)}
-    moved = build.load(tmp_path)
+    moved = catalog.load(tmp_path)
     assert {name for name in moved if moved[name] != FACTS[name]} == {"sdxl", "sdxl-lightning"}

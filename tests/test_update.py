@@ -31,7 +31,7 @@ def edit(file: Path, old: str, new: str, times: int = 1) -> None:
 def move_the_pin(template: Path) -> None:
     """As a maintainer does, and change something that is copied."""
     edit(template / "catalog" / "presets" / "sd15.yaml", PIN, NEW_PIN)
-    subprocess.run([sys.executable, "catalog/build.py"], cwd=template, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "catalog"], cwd=template, check=True, capture_output=True)
     edit(template / "<<cookiecutter.model_name>>" / "check.py", "import re\n", "import re  # newer\n")
     git(template, "commit", "--quiet", "--all", "-m", "Move the pin")
 

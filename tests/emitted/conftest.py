@@ -27,13 +27,15 @@ PROJECT = Path(os.environ["EMITTED_PROJECT"])
 BLOCKS = json.loads(Path(os.environ["PIPELINE_BLOCKS"]).read_text("utf-8"))
 READMES = json.loads(Path(os.environ["READMES"]).read_text("utf-8"))
 FAMILIES = list({block["class_name"]: preset for preset, block in reversed(BLOCKS.items())}.values())
-sys.path[:0] = [str(PROJECT), str(PROJECT / "packages"), str(TEMPLATE / "catalog")]
+sys.path[:0] = [str(PROJECT), str(PROJECT / "packages"), str(TEMPLATE)]
 
-import build  # noqa: E402
 from cold_start.settings import Settings  # noqa: E402
 
-FACTS = build.load()
-TINY = {preset: build.tiny(facts) for preset, facts in FACTS.items()}
+import catalog  # noqa: E402
+from catalog.written import tiny as tiny_of  # noqa: E402
+
+FACTS = catalog.load()
+TINY = {preset: tiny_of(facts) for preset, facts in FACTS.items()}
 
 
 def _tiny_pipeline() -> Any:

@@ -1,4 +1,4 @@
-"""Write what cookiecutter and the docs need from the catalog: `python catalog/build.py`, and with --check only compare.
+"""What is written from the catalog: `python -m catalog`.
 
 cookiecutter.json      the choices and their labels; the rest of it is written by hand
 templates/catalog/     all that config.yaml and README.md of a project import: a file for each preset
@@ -7,20 +7,16 @@ hooks/                 the facts that the hooks check and print: they cannot imp
 README.md, docs/       the table of the presets, and what could not be confirmed
 """
 
-import argparse
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "catalog"))
-from schema import Accelerator, Preset, Repo  # noqa: E402
+from catalog import ROOT, CatalogError, accelerators, instead, load
+from catalog.schema import Accelerator, Preset, Repo
 
 SERVER_GB = 2  # of main memory, beside the weights: an estimate
 RATES = (1, 5)  # GB/s
@@ -40,75 +36,6 @@ class Plain(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
-
-
-class CatalogError(ValueError):
-    """A file of the catalog is wrong: one sentence for each mistake."""
-
-
-def merged(base: Any, more: Any, depth: int = 0, replaced: bool = False) -> Any:
-    """Return base with what more says: mappings key by key, but for the components of `published`."""
-    if not isinstance(base, dict) or not isinstance(more, dict) or (replaced and depth == 2):
-        return more
-    names = {name: replaced or (depth == 0 and name == "published") for name in more}
-    return {**base, **{name: merged(base.get(name), more[name], depth + 1, names[name]) for name in more}}
-
-
-def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what the files of the folder say, each with what it is `like`."""
-    said = {}
-    for path in sorted(folder.glob("*.yaml")):
-        try:
-            said[path.stem] = dict(yaml.safe_load(path.read_text("utf-8")))
-        except (yaml.YAMLError, TypeError, ValueError) as error:
-            wrong = " ".join(str(error).split())
-            raise CatalogError(f"{folder.name}/{path.name}: it is no mapping in YAML: {wrong}.") from error
-
-    def whole(name: str, file: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-        if name not in said or name in seen:
-            raise CatalogError(f"{folder.name}/{file}.yaml: like: there is no {name!r} that it could be like.")
-        own = dict(said[name])
-        like = own.pop("like", None)
-        return merged(whole(like, name, (*seen, name)), own) if like else own
-
-    return {name: whole(name, name) for name in said}
-
-
-def load(root: Path = ROOT) -> dict[str, Preset]:
-    """Return the presets, in the order of cookiecutter.json: what is new comes last. Raises CatalogError."""
-    families, presets = read(root / "catalog" / "families"), read(root / "catalog" / "presets")
-    found, wrong = {}, []
-    order = json.loads((root / "cookiecutter.json").read_text("utf-8"))["preset"]
-    for name in sorted(presets, key=lambda name: (order.index(name) if name in order else len(order), name)):
-        family = presets[name].get("family")
-        if family not in families:
-            raise CatalogError(f"presets/{name}.yaml: family is {family!r}: use one of {', '.join(families)}.")
-        try:
-            found[name] = Preset.model_validate(merged(families[family], presets[name]))
-        except ValidationError as error:
-            for each in error.errors(include_url=False):
-                where = ".".join(map(str, each["loc"]))
-                wrong.append(f"presets/{name}.yaml: {where}{': ' if where else ''}{each['msg']}.")
-    for name, preset in found.items():
-        if preset.tested not in found:
-            wrong.append(f"families/{preset.family}.yaml: tested is {preset.tested!r}, which is no preset.")
-        instead(found, name) if preset.own_components else None
-    if wrong:
-        raise CatalogError("\n".join(wrong))
-    return found
-
-
-def accelerators(root: Path = ROOT) -> dict[str, Accelerator]:
-    said = yaml.safe_load((root / "catalog" / "accelerators.yaml").read_text("utf-8"))
-    return {name: Accelerator.model_validate(facts) for name, facts in said.items()}
-
-
-def instead(presets: dict[str, Preset], name: str) -> str:
-    """Return the preset of the same class that a fine-tune can be served with."""
-    for other, facts in presets.items():
-        if facts.pipeline == presets[name].pipeline and not facts.own_components:
-            return other
-    raise CatalogError(f"presets/{name}.yaml: no preset of its family takes a fine-tune: add fine_tune_patterns.")
 
 
 def entry(preset: Preset) -> dict[str, Any]:
@@ -287,32 +214,3 @@ def stale(found: dict[Path, str], root: Path = ROOT) -> list[Path]:
     written = [*(root / "templates").glob("catalog/*"), *(root / "templates").glob("tiny/*")]
     wrong = [path for path in written if path not in found]
     return wrong + [path for path, text in found.items() if not path.is_file() or path.read_text("utf-8") != text]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write what cookiecutter and the docs need from the catalog.")
-    parser.add_argument("--check", action="store_true", help="Write nothing: exit with 1 if a file is out of date.")
-    parser.add_argument("--requirements", action="store_true", help="Print the packages that only some presets need.")
-    arguments = parser.parse_args()
-    try:
-        if arguments.requirements:
-            print("\n".join(sorted({pin for preset in load().values() for pin in preset.requirements})))
-            return
-        found = outputs()
-    except CatalogError as error:
-        sys.exit(str(error))
-    wrong = stale(found)
-    if arguments.check and wrong:
-        names = ", ".join(str(path.relative_to(ROOT)) for path in wrong)
-        sys.exit(f"Out of date: {names}. Run `python catalog/build.py`.")
-    for path in wrong:
-        if path not in found:
-            path.unlink()
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(found[path], "utf-8")
-        print(path.relative_to(ROOT))
-
-
-if __name__ == "__main__":
-    main()

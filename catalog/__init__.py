@@ -1,0 +1,81 @@
+"""The presets: `presets/NAME.yaml`, on top of `families/NAME.yaml`. schema.py describes each key."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from catalog.schema import Accelerator, Preset
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class CatalogError(ValueError):
+    """A file of the catalog is wrong: one sentence for each mistake."""
+
+
+def merged(base: Any, more: Any, depth: int = 0, replaced: bool = False) -> Any:
+    """Return base with what more says: mappings key by key, but for the components of `published`."""
+    if not isinstance(base, dict) or not isinstance(more, dict) or (replaced and depth == 2):
+        return more
+    names = {name: replaced or (depth == 0 and name == "published") for name in more}
+    return {**base, **{name: merged(base.get(name), more[name], depth + 1, names[name]) for name in more}}
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what the files of the folder say, each with what it is `like`."""
+    said = {}
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            said[path.stem] = dict(yaml.safe_load(path.read_text("utf-8")))
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            wrong = " ".join(str(error).split())
+            raise CatalogError(f"{folder.name}/{path.name}: it is no mapping in YAML: {wrong}.") from error
+
+    def whole(name: str, file: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+        if name not in said or name in seen:
+            raise CatalogError(f"{folder.name}/{file}.yaml: like: there is no {name!r} that it could be like.")
+        own = dict(said[name])
+        like = own.pop("like", None)
+        return merged(whole(like, name, (*seen, name)), own) if like else own
+
+    return {name: whole(name, name) for name in said}
+
+
+def load(root: Path = ROOT) -> dict[str, Preset]:
+    """Return the presets, in the order of cookiecutter.json: what is new comes last. Raises CatalogError."""
+    families, presets = read(root / "catalog" / "families"), read(root / "catalog" / "presets")
+    found, wrong = {}, []
+    order = json.loads((root / "cookiecutter.json").read_text("utf-8"))["preset"]
+    for name in sorted(presets, key=lambda name: (order.index(name) if name in order else len(order), name)):
+        family = presets[name].get("family")
+        if family not in families:
+            raise CatalogError(f"presets/{name}.yaml: family is {family!r}: use one of {', '.join(families)}.")
+        try:
+            found[name] = Preset.model_validate(merged(families[family], presets[name]))
+        except ValidationError as error:
+            for each in error.errors(include_url=False):
+                where = ".".join(map(str, each["loc"]))
+                wrong.append(f"presets/{name}.yaml: {where}{': ' if where else ''}{each['msg']}.")
+    for name, preset in found.items():
+        if preset.tested not in found:
+            wrong.append(f"families/{preset.family}.yaml: tested is {preset.tested!r}, which is no preset.")
+        instead(found, name) if preset.own_components else None
+    if wrong:
+        raise CatalogError("\n".join(wrong))
+    return found
+
+
+def accelerators(root: Path = ROOT) -> dict[str, Accelerator]:
+    said = yaml.safe_load((root / "catalog" / "accelerators.yaml").read_text("utf-8"))
+    return {name: Accelerator.model_validate(facts) for name, facts in said.items()}
+
+
+def instead(presets: dict[str, Preset], name: str) -> str:
+    """Return the preset of the same class that a fine-tune can be served with."""
+    for other, facts in presets.items():
+        if facts.pipeline == presets[name].pipeline and not facts.own_components:
+            return other
+    raise CatalogError(f"presets/{name}.yaml: no preset of its family takes a fine-tune: add fine_tune_patterns.")
