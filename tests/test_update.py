@@ -46,7 +46,7 @@ def test_an_update_moves_the_pin_and_keeps_the_edits(template: Path, tmp_path: P
     edit(project / "config.yaml", "num_images: 4", "num_images: 2")
     edit(project / "config.yaml", "predict_concurrency: 1", "predict_concurrency: 2")
     edit(project / "model" / "model.py", '"""The text-to-image model', '"""Our text-to-image model')
-    (project / "README.md").write_text("Ours.\n", "utf-8")
+    edit(project / "README.md", "# my-stable-diffusion\n", "# Ours\n")
     git(project, "commit", "--quiet", "--all", "-m", "Edited")
     # Nothing of the catalog: it would be old after the next update.
     assert len((project / ".cruft.json").read_text("utf-8").splitlines()) <= 48
@@ -60,7 +60,8 @@ def test_an_update_moves_the_pin_and_keeps_the_edits(template: Path, tmp_path: P
     assert cruft.check(project_dir=project)
     status = ["git", "status", "--porcelain"]
     changed = subprocess.run(status, cwd=project, check=True, capture_output=True, text=True).stdout.split()
-    assert sorted(changed) == [".cruft.json", "M", "M", "M", "check.py", "config.yaml"]
+    assert sorted(changed) == [".cruft.json", "M", "M", "M", "M", "M", "Makefile", "README.md", "check.py", "config.yaml"]
+    assert (project / "README.md").read_text("utf-8").startswith("# Ours\n")
     before["model_cache"][0]["revision"] = NEW_PIN
     assert BakedProject(project).config == before
     assert before["model_metadata"]["pipeline"]["variant"] is None
