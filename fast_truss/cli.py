@@ -12,6 +12,7 @@ import typer
 
 from fast_truss.errors import ClientError, InvalidInput
 from fast_truss.options import Where, on_target, positive
+from fast_truss.plan.command import plan
 
 app = typer.Typer(
     help="Wake, watch, call and measure this model, on Baseten or on a local server.",
@@ -337,51 +338,7 @@ def load(
         sys.exit(1)
 
 
-@app.command()
-@on_target
-def plan(
-    where: Where,
-    requests: Annotated[Path | None, typer.Option(help="A CSV with the time of each request.")] = None,
-    from_metrics: Annotated[bool, typer.Option("--from-metrics", help="What Baseten counted in seven days.")] = False,
-    pattern: Annotated[str | None, typer.Option(help='Such as "weekdays 9 to 18, 40 an hour".')] = None,
-    cold_start: Annotated[float | None, typer.Option(help="Seconds. Else the median that Baseten recorded.")] = None,
-    image_seconds: Annotated[float | None, typer.Option(help="Of one request on a warm replica.")] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Make four images to find that out.")] = False,
-    price: Annotated[float | None, typer.Option(help="USD an hour of one replica. Else Baseten's list price.")] = None,
-    p95: Annotated[
-        float | None, typer.Option(help="Seconds that 95 of 100 users may wait. Else 10 more than an image takes.")
-    ] = None,
-    typing: Annotated[float, typer.Option(help="Median seconds from opening the app to the request.")] = 20.0,
-    hours: Annotated[
-        str | None, typer.Option(help='Of a schedule, such as "mon-fri 8:30 to 18". Else as the traffic is.')
-    ] = None,
-    timezone: Annotated[str, typer.Option(help="Of these hours, such as Europe/Berlin.")] = "UTC",
-    max_replica: Annotated[int | None, typer.Option(min=1, max=20, help="Else as the busiest hour needs.")] = None,
-    concurrency_target: Annotated[int, typer.Option(min=1, max=1000, help="Requests at once for one replica.")] = 1,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
-    png: Annotated[Path | None, typer.Option(help="Also draw cost against wait into this file.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Find the settings that fit your traffic: what users would wait, and what a month would cost. Changes nothing."""
-    from fast_truss import plan
-
-    asked = plan.Asked(
-        requests,
-        from_metrics,
-        pattern,
-        cold_start,
-        image_seconds,
-        measure,
-        price,
-        p95,
-        typing,
-        hours,
-        timezone,
-        max_replica,
-        concurrency_target,
-        seed,
-    )
-    plan.run(where, asked, png, as_json)
+app.command()(plan)
 
 
 @app.command(name="app")

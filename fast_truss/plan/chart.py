@@ -1,77 +1,44 @@
-"""One picture of a plan: what a month costs against what users wait, with the Pareto front marked."""
+"""One chart of a plan: what a month costs against what users wait, with the Pareto front marked."""
 
-import math
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-FRONT, REST, CHOSEN = (22, 163, 74), (170, 170, 178), (220, 38, 38)
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 1100, 620, 90, 40, 80, 80
-LINE = 26
+from fast_truss.errors import InvalidInput
+from fast_truss.plan.choices import Row
+
+FRONT, REST, CHOSEN = "#16a34a", "#aaaab2", "#dc2626"
 
 
-def save(rows: list[Any], chosen: Any, title: str, file: Path) -> None:
-    """Draw the rows of a plan into a PNG. Both axes are logarithmic; chosen has a red ring."""
-    from PIL import Image, ImageDraw, ImageFont
+def check(file: Path) -> None:
+    """Raise InvalidInput if no chart can be written there."""
+    if file.suffix.lower() != ".png" or not file.absolute().parent.is_dir():
+        raise InvalidInput(f"--png is {str(file)!r}: use a name that ends in .png, in a folder that exists.")
+    if not importlib.util.find_spec("matplotlib"):
+        raise InvalidInput('--png needs matplotlib: pip install "fast-truss[plots]"')
 
-    font, large = ImageFont.load_default(16), ImageFont.load_default(22)
+
+def save(rows: Sequence[Row], chosen: Row, goal: float, title: str, file: Path) -> None:
+    """Draw the rows into a PNG, on logarithmic axes: the front numbered and named below, chosen with a red ring."""
+    from matplotlib.figure import Figure
+
     front = [row for row in rows if row.front]
-    legend = HEIGHT + LINE * len(front) + 20
-    picture = Image.new("RGB", (WIDTH, legend), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.text((20, 20), title, fill="black", font=large)
-    costs, waits = _range([row.usd for row in rows]), _range([row.p95 for row in rows])
-
-    def at(row: Any) -> tuple[float, float]:
-        x = LEFT + (WIDTH - LEFT - RIGHT) * _part(row.usd, costs)
-        return x, HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * _part(row.p95, waits)
-
-    for tick in _ticks(costs):
-        x = LEFT + (WIDTH - LEFT - RIGHT) * _part(tick, costs)
-        draw.line([(x, TOP), (x, HEIGHT - BOTTOM)], fill=(225, 225, 228))
-        draw.text((x, HEIGHT - BOTTOM + 8), f"{tick:g}", fill=(90, 90, 96), font=font, anchor="ma")
-    for tick in _ticks(waits):
-        y = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * _part(tick, waits)
-        draw.line([(LEFT, y), (WIDTH - RIGHT, y)], fill=(225, 225, 228))
-        draw.text((LEFT - 8, y), f"{tick:g}", fill=(90, 90, 96), font=font, anchor="rm")
-    draw.text((WIDTH / 2, HEIGHT - 36), "USD a month", fill=(40, 40, 46), font=font, anchor="ma")
-    draw.text((20, TOP - 26), "seconds that 95 of 100 users wait at most", fill=(40, 40, 46), font=font)
-    if len(front) > 1:
-        draw.line([at(row) for row in front], fill=FRONT, width=2)
-    for row in rows:
-        _dot(draw, at(row), 5, REST)
+    figure = Figure(figsize=(11, 6.5 + 0.26 * len(front)), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="USD a month", title=title)
+    axes.set_ylabel("seconds that 95 of 100 users wait at most")
+    axes.axhline(goal, color=CHOSEN, linestyle=":", linewidth=1, label=f"the goal: {goal:g} s")
+    axes.scatter([row.usd for row in rows], [row.p95 for row in rows], color=REST, label="other settings")
+    axes.plot([row.usd for row in front], [row.p95 for row in front], "o-", color=FRONT, label="nothing beats these")
+    axes.scatter(
+        [chosen.usd], [chosen.p95], s=220, facecolor="none", edgecolor=CHOSEN, linewidth=2, label="recommended"
+    )
     for number, row in enumerate(front, 1):
-        x, y = at(row)
-        _dot(draw, (x, y), 7, FRONT)
-        draw.text((x + 9, y - 18), str(number), fill=(40, 40, 46), font=font)
-        words = f"{number}  {row.name}: USD {row.usd:,.0f}, {row.p95:.1f} s"
-        colour = CHOSEN if row is chosen else (40, 40, 46)
-        draw.text((LEFT, HEIGHT + LINE * (number - 1)), words, fill=colour, font=font)
-    x, y = at(chosen)
-    draw.ellipse([(x - 12, y - 12), (x + 12, y + 12)], outline=CHOSEN, width=3)
-    picture.save(file)
-
-
-def _dot(draw: Any, at: tuple[float, float], radius: float, colour: tuple[int, int, int]) -> None:
-    draw.ellipse([(at[0] - radius, at[1] - radius), (at[0] + radius, at[1] + radius)], fill=colour)
-
-
-def _range(values: list[float]) -> tuple[float, float]:
-    """Return bounds with some air around, as logarithms. Nothing is drawn below a hundredth."""
-    found = [math.log10(max(value, 0.01)) for value in values]
-    air = max(0.08 * (max(found) - min(found)), 0.05)
-    return min(found) - air, max(found) + air
-
-
-def _part(value: float, bounds: tuple[float, float]) -> float:
-    return (math.log10(max(value, 0.01)) - bounds[0]) / (bounds[1] - bounds[0])
-
-
-def _ticks(bounds: tuple[float, float]) -> list[float]:
-    """Return 1, 2 and 5 times powers of ten, and more of them where the bounds are close."""
-    powers = range(math.floor(bounds[0]), math.ceil(bounds[1]) + 1)
-    for digits in ((1, 2, 5), range(1, 10), [ten / 10 for ten in range(10, 100)]):
-        found = [digit * 10.0**power for power in powers for digit in digits]
-        found = [tick for tick in found if bounds[0] <= math.log10(tick) <= bounds[1]]
-        if len(found) >= 3:
-            return found
-    return found
+        axes.annotate(str(number), (row.usd, row.p95), (7, 7), textcoords="offset points")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+    axes.grid(which="both", alpha=0.25)
+    axes.legend()
+    named = [f"{number}  {row.choice.name}: USD {row.usd:,.0f}, {row.p95:.1f} s" for number, row in enumerate(front, 1)]
+    figure.supxlabel("\n".join(named), x=0.06, ha="left", fontsize=10)
+    figure.savefig(file, dpi=100)

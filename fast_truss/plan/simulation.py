@@ -1,37 +1,32 @@
-"""What users wait and what replicas cost under autoscaling settings: pure functions, nothing is asked or printed.
+"""What users wait and what replicas cost under autoscaling settings, by the rules of Baseten's documents.
 
-All times are seconds from the start of the traffic. The rules are those of Baseten's documents:
+All times are seconds from the start of the traffic. Where each rule is written:
 
-* deployment/autoscaling/overview: requests in flight are averaged over autoscaling_window and divided by
-  concurrency_target x target_utilization_percentage, rounded up: so many replicas are wanted. More start at that
-  decision. Load must stay lower for a whole scale_down_delay before max_scale_down_rate percent (50: half) of what is
-  too much ends, and again after each further delay.
-* deployment/autoscaling/cold-starts: once there was no traffic for the whole scale_down_delay every replica ends, and
-  the next request, which waits in a queue, starts one.
-* organization/billing: by the minute, from the moment a replica is up on a node, so that loading the model is paid for,
-  and acquiring a machine and pulling the image are not.
-
-What the documents leave open is ASSUMPTIONS, which the command prints with its answer.
+* deployment/autoscaling/overview: requests in flight, averaged over autoscaling_window, over concurrency_target x
+  target_utilization_percentage, rounded up, are the replicas wanted. More start at that decision. Load must stay lower
+  for a whole scale_down_delay before max_scale_down_rate percent of what is too much ends, and so on.
+* deployment/autoscaling/cold-starts: after scale_down_delay without traffic all replicas end, and the next request,
+  which waits in a queue, starts one.
+* organization/billing: by the minute, from the moment a replica is up on a node.
 """
 
 import bisect
 import dataclasses
 import functools
-import itertools
+import heapq
 import math
 import operator
 from collections import deque
 from collections.abc import Sequence
 
 MINUTE = 60.0
+# What the documents leave open.
 ASSUMPTIONS = (
     "Requests wait in one queue, first come first served, and a replica makes one image at a time "
-    "(predict_concurrency 1): nobody leaves, and nothing fails.",
-    "Every image takes the same time, and so does every cold start.",
+    "(predict_concurrency 1). Nobody leaves, nothing fails. All images take the same time, and so do all cold starts.",
     "The last replica ends when scale_down_delay has passed since the last image, wake, start or end of a schedule; "
     "decisions about more than one replica fall once per autoscaling_window.",
-    "A replica that is no longer wanted finishes its image first. The time that a replica is up is paid for in whole "
-    "minutes.",
+    "A replica that is no longer wanted finishes its image first. It is paid for in whole minutes.",
 )
 
 
@@ -39,16 +34,12 @@ ASSUMPTIONS = (
 class Machine:
     """Seconds. cold_start: from the wake until a replica answers. image: of one request on a warm replica.
 
-    unbilled: of the cold start, before the container runs. Raises ValueError for what cannot be.
+    unbilled: of the cold start, before the container runs.
     """
 
     cold_start: float
     image: float
     unbilled: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (self.cold_start >= 0 and self.image > 0 and 0 <= self.unbilled <= self.cold_start):
-            raise ValueError(f"No such machine: {self}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +74,15 @@ class Outcome:
     cold_starts: int
     billed: float
 
-    @property
-    def delays(self) -> list[float]:
-        """Seconds of each request before its image was begun, in order."""
-        return list(map(operator.sub, self.starts, self.arrivals))
-
     @functools.cached_property
     def waits(self) -> list[float]:
         """The delays of those who waited at all, the shortest first."""
-        return sorted([start - at for start, at in zip(self.starts, self.arrivals, strict=True) if start > at])
+        return sorted(delay for delay in map(operator.sub, self.starts, self.arrivals) if delay > 0)
+
+    def late(self, seconds: float) -> float:
+        """Return the share of them with a longer delay; 0 without requests."""
+        late = len(self.waits) - bisect.bisect_right(self.waits, seconds + 1e-9)
+        return late / len(self.starts) if self.starts else 0.0
 
     def mean(self) -> float:
         """Return the mean delay in seconds; 0 without requests."""
@@ -105,65 +96,37 @@ class Outcome:
 
 
 def simulate(
-    arrivals: Sequence[float],
-    span: float,
-    settings: Settings,
-    machine: Machine,
-    opened: Sequence[float] = (),
-    pauses: Sequence[int] | None = None,
+    arrivals: Sequence[float], span: float, settings: Settings, machine: Machine, opened: Sequence[float] = ()
 ) -> Outcome:
     """Serve the requests under the settings.
 
     arrivals: when each request is sent, in order, within 0 to span. opened: when the app was opened, in order; it is
-    read only where settings.wakes. pauses: those of arrivals, of a scale_down_delay at most, if they are known.
-    What is not served at span is served to its end, and billed until span alone.
+    read only where settings.wakes. What is not served at span is served to its end, and billed until span alone.
     """
-    found = pauses_of(arrivals, settings.scale_down_delay, pauses)
-    return _Run(arrivals, span, settings, machine, opened if settings.wakes else (), found).run()
-
-
-def pauses_of(arrivals: Sequence[float], seconds: float, among: Sequence[int] | None = None) -> list[int]:
-    """Return the numbers of the requests, among some, before which none came for longer than seconds. 0 is one."""
-    if among is not None:
-        return [number for number in among if not number or arrivals[number] - arrivals[number - 1] > seconds]
-    gaps = map(operator.sub, itertools.islice(arrivals, 1, None), arrivals)
-    return [0, *(number for number, gap in enumerate(gaps, 1) if gap > seconds)]
+    return _Run(arrivals, span, settings, machine, opened if settings.wakes else ()).run()
 
 
 class _Run:
-    """The state of one simulation. Only after a pause can there be no replica: the others are taken many at once."""
+    """The state of one simulation."""
 
     def __init__(
-        self,
-        arrivals: Sequence[float],
-        span: float,
-        settings: Settings,
-        machine: Machine,
-        opened: Sequence[float],
-        pauses: Sequence[int],
+        self, arrivals: Sequence[float], span: float, settings: Settings, machine: Machine, opened: Sequence[float]
     ) -> None:
         self.arrivals, self.span, self.settings, self.machine = arrivals, span, settings, machine
-        self.opened, self.pauses, self.pause = opened, pauses, 0
+        self.opened, self.least = opened, settings.min_replica
         # Without room between the least and the most there is nothing to decide.
         most = max(settings.max_replica, settings.window_replicas if settings.windows else 0)
         self.decides = most > max(settings.min_replica, 1)
-        self.least = settings.min_replica
-        self.free: list[float] = []  # in order: when each replica is free; of one that starts, when it is ready
-        self.born: deque[float] = deque()  # when each of them began to be paid for, oldest first
-        self.starts: list[float] = []  # when the image of each request was begun: in order, as they are served in order
-        self.arrived = 0
-        self.limit = -math.inf  # when the last replicas end, if nothing comes, and no image was made
+        self.free = [0.0] * self.least  # a heap: when each replica is free; of one that starts, when it is ready
+        self.born = deque(self.free)  # when each of them began to be paid for, oldest first
+        self.starts: list[float] = []  # when the image of each request was begun: they are served in order
+        # When the last replicas end, if nothing comes, and no image was made.
+        self.limit = settings.scale_down_delay if self.least else -math.inf
         self.below_since: float | None = None
         self.next_decision = math.inf
-        self.cold_starts = 0
-        self.billed = 0.0
-        # Before the window of the next decision.
-        self.came, self.finished = 0, 0
-        for _ in range(self.least):
-            self.free.append(0.0)
-            self.born.append(0.0)
+        self.cold_starts, self.billed = 0, 0.0
+        self.came, self.finished = 0, 0  # before the window of the next decision
         if self.least:
-            self.limit = settings.scale_down_delay
             self.plan_decision(0.0)
 
     def run(self) -> Outcome:
@@ -176,13 +139,8 @@ class _Run:
         while True:
             change = changes[position][0] if position < len(changes) else math.inf
             event = min(self.next_decision, change, self.span)
-            last = bisect.bisect_right(self.arrivals, event, self.arrived)
-            self.pause = bisect.bisect_left(self.pauses, self.arrived, self.pause)
-            if self.least == 0 and self.pause < len(self.pauses) and self.pauses[self.pause] < last:
-                self.go_on(self.pauses[self.pause])
-                continue  # a replica may have started from zero, and with it the decisions
-            self.arrived = last
-            self.serve(event)
+            if self.serve(event):
+                continue  # a replica started from zero, and with it the decisions
             if self.least == 0:
                 self.fall_asleep(event)
             if event >= self.span:
@@ -196,33 +154,31 @@ class _Run:
         self.end(self.span, len(self.free))
         return Outcome(self.arrivals, self.starts, self.cold_starts, self.billed)
 
-    def go_on(self, number: int) -> None:
-        """Take the requests up to this one, which comes after a pause: it may find no replica."""
-        now, self.arrived = self.arrivals[number], number
-        self.serve(now)
-        self.fall_asleep(now)
-        if not self.free:
-            self.begin(now, 1, now)
-        self.arrived += 1
-        self.serve(now)
+    def serve(self, until: float) -> bool:
+        """Begin the images of those who come, as far as a replica is free until then.
 
-    def serve(self, until: float) -> None:
-        """Begin the images of those who wait, as far as a replica is free until then."""
-        arrivals, starts, image = self.arrivals, self.starts, self.machine.image
-        while (head := len(starts)) < self.arrived and self.free[0] <= until:
-            first = max(self.free[0], arrivals[head])
-            # They take turns, as all images take the same time: all but those that are free, or ready, much later.
-            count = bisect.bisect_right(self.free, first + image)
-            turns, later = self.free[:count], self.free[count:]
-            limit = min(until, later[0]) if later else until
-            last = head + int(min(self.arrived - head, count * ((limit - first) / image + 1)))
-            for at, free in zip(arrivals[head:last], turns, strict=False):  # turns grows meanwhile
-                start = at if at > free else free
-                if start > limit:
-                    break
-                starts.append(start)
-                turns.append(start + image)
-            self.free = sorted(turns[len(starts) - head :] + later)
+        Returns True as soon as one of them finds no replica, which starts one: decisions may come before until then.
+        """
+        arrivals, starts, free, image = self.arrivals, self.starts, self.free, self.machine.image
+        awake = image + self.settings.scale_down_delay if self.least == 0 else math.inf
+        last = bisect.bisect_right(arrivals, until, len(starts))
+        limit = max(self.limit, starts[-1] + awake) if starts else self.limit if self.least == 0 else math.inf
+        for place in range(len(starts), last):
+            at = arrivals[place]
+            if not free or at > limit:
+                self.fall_asleep(at)
+                if not free:
+                    self.begin(at, 1, at)
+                return True
+            ready = free[0]
+            if ready > until:
+                break
+            start = at if at > ready else ready
+            starts.append(start)
+            heapq.heapreplace(free, start + image)
+            if start + awake > limit:
+                limit = start + awake
+        return False
 
     def fall_asleep(self, now: float) -> None:
         """End what had no traffic for the whole delay, and let the app wake it, until now."""
@@ -244,7 +200,7 @@ class _Run:
         """Start replicas at a time that is not after now."""
         ready = at + self.machine.cold_start
         for _ in range(count):
-            bisect.insort(self.free, ready)
+            heapq.heappush(self.free, ready)
             self.born.append(at + self.machine.unbilled)
         self.cold_starts += count
         self.limit = max(self.limit, ready + self.settings.scale_down_delay)
@@ -253,10 +209,9 @@ class _Run:
 
     def end(self, at: float, count: int) -> None:
         """End those that are free first. One that is busy finishes its image."""
-        for free in self.free[:count]:
-            until = max(at, min(free, self.span))
+        for _ in range(count):
+            until = max(at, min(heapq.heappop(self.free), self.span))
             self.billed += MINUTE * math.ceil(max(0.0, until - self.born.popleft()) / MINUTE - 1e-9)
-        del self.free[:count]
 
     def change_least(self, now: float, least: int) -> None:
         """A window of the schedule begins or ends."""
@@ -269,20 +224,17 @@ class _Run:
                 window = self.settings.autoscaling_window
                 self.next_decision = min(self.next_decision, math.ceil(now / window) * window)
 
-    def after(self, now: float) -> float:
-        """Return when decisions fall next after now."""
-        window = self.settings.autoscaling_window
-        return (now // window + 1) * window
-
     def plan_decision(self, now: float) -> None:
+        """The next one falls at the end of the window that now is in."""
+        window = self.settings.autoscaling_window
         if self.decides:
-            self.next_decision = self.after(now)
-            self.count(self.next_decision - self.settings.autoscaling_window)
+            self.next_decision = (now // window + 1) * window
+            self.count(self.next_decision - window)
 
     def count(self, now: float) -> float:
         """Return the seconds from the last count on that all requests together were in flight, if none were before."""
         came, finished, image = self.came, self.finished, self.machine.image
-        self.came = bisect.bisect_right(self.arrivals, now, came, self.arrived)
+        self.came = bisect.bisect_right(self.arrivals, now, came)
         self.finished = bisect.bisect_right(self.starts, now - image, finished)
         ended = self.finished - finished
         started = sum(self.arrivals[came : self.came])
@@ -305,7 +257,7 @@ class _Run:
                 # Until the next request comes there is nothing to decide.
                 self.next_decision = math.inf
                 if self.came < len(self.arrivals):
-                    self.next_decision = self.after(self.arrivals[self.came])
+                    self.plan_decision(self.arrivals[self.came])
         elif self.below_since is None:
             self.below_since = now
         elif now - self.below_since >= settings.scale_down_delay:

@@ -3,6 +3,7 @@
 import datetime
 import json
 import random
+import re
 import shlex
 import zoneinfo
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from baseten.client import managementapi as sdk
 from test_commands_offline import settings_of
 from typer.testing import CliRunner
 
-from fast_truss import ClientError, InvalidInput, cli, plan
-from fast_truss.plan import simulation, traffic
+from fast_truss import ClientError, InvalidInput, cli
+from fast_truss.plan import chart, choices, pattern, recorded, report, request_log, simulation, traffic
 from fast_truss.plan.simulation import Machine, Outcome, Settings, simulate
 from fast_truss.rules import checked_autoscaling
 
@@ -34,11 +35,18 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str) -> Any:
-    """Run the command. What it raises is raised."""
+    """Run the command. What it raises is raised, and of what the parser refuses, its sentence."""
     result = CliRunner().invoke(cli.app, ["plan", *arguments])
+    if result.exit_code == 2:
+        raise InvalidInput(" ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split()))
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
+
+
+def delays(outcome: Outcome) -> list[float]:
+    """Seconds of each request before its image was begun."""
+    return [start - at for at, start in zip(outcome.arrivals, outcome.starts, strict=True)]
 
 
 def uniform(count: int, span: float, seed: int = 0) -> list[float]:
@@ -49,14 +57,14 @@ def uniform(count: int, span: float, seed: int = 0) -> list[float]:
 def test_with_a_replica_for_everybody_nobody_waits() -> None:
     arrivals = uniform(500, 3600)
     outcome = simulate(arrivals, 3600, Settings(500, 500), MACHINE)
-    assert outcome.delays == [0.0] * 500
+    assert delays(outcome) == [0.0] * 500
     assert outcome.cold_starts == 0
     assert outcome.billed == 500 * 3600
 
 
 def test_the_first_waits_for_the_cold_start_and_the_next_for_what_is_left() -> None:
     outcome = simulate([100.0, 110.0, 1000.0], 2000, Settings(0, 1, 900), MACHINE)
-    assert outcome.delays == [30.0, 24.0, 0.0]
+    assert delays(outcome) == [30.0, 24.0, 0.0]
     assert outcome.cold_starts == 1
     # From the first request until 900 s after the last image: 1804 s, in whole minutes.
     assert outcome.billed == 31 * 60
@@ -70,17 +78,17 @@ def test_the_time_before_the_container_is_not_paid_for() -> None:
 
 
 def test_after_the_delay_the_model_sleeps_and_not_before() -> None:
-    delays = simulate([0.0, 34 + 60.0, 98 + 60.1], 1000, Settings(0, 1, 60), MACHINE).delays
-    assert delays == pytest.approx([30.0, 0.0, 30.0])
+    found = delays(simulate([0.0, 34 + 60.0, 98 + 60.1], 1000, Settings(0, 1, 60), MACHINE))
+    assert found == pytest.approx([30.0, 0.0, 30.0])
 
 
 def test_a_wake_when_the_app_opens_takes_the_typing_off_the_cold_start() -> None:
     settings = Settings(0, 1, 60, wakes=True)
     outcome = simulate([100.0, 1000.0], 2000, settings, MACHINE, opened=[80.0, 960.0])
-    assert outcome.delays == [10.0, 0.0]
+    assert delays(outcome) == [10.0, 0.0]
     # It was opened for longer than the model waits: this visitor is no better off.
     outcome = simulate([1000.0], 2000, settings, MACHINE, opened=[500.0])
-    assert outcome.delays == [30.0]
+    assert delays(outcome) == [30.0]
     assert outcome.cold_starts == 2
 
 
@@ -89,7 +97,7 @@ def test_within_the_schedule_a_replica_is_there_and_outside_it_is_not() -> None:
     arrivals = [1020.0, 1500.0, 1990.0, 2050.0, 3000.0]
     outcome = simulate(arrivals, 4000, settings, MACHINE)
     # The first comes while the replica starts; the fourth within the delay after the window.
-    assert outcome.delays == [10.0, 0.0, 0.0, 0.0, 30.0]
+    assert delays(outcome) == [10.0, 0.0, 0.0, 0.0, 30.0]
     assert outcome.cold_starts == 2
 
 
@@ -98,12 +106,12 @@ def test_more_replicas_come_when_the_window_says_so_and_half_go_at_a_time() -> N
     arrivals = [float(second) for second in range(3600)]
     outcome = simulate(arrivals, 20_000, Settings(1, 8, 600), Machine(10.0, 4.0))
     assert outcome.percentiles(50) == [0.0]
-    assert outcome.delays[-1] == 0.0
+    assert delays(outcome)[-1] == 0.0
     # The queue of the first minute calls for all eight.
     assert outcome.cold_starts == 7
     narrow = simulate(arrivals, 20_000, Settings(1, 2, 600), Machine(10.0, 4.0))
     assert narrow.cold_starts == 1
-    assert narrow.delays[-1] > 3000
+    assert delays(narrow)[-1] > 3000
     # Of 7 that are too many, 4, 2 and 1 go, 600 s after each other.
     idle = simulate([0.0] * 40, 20_000, Settings(1, 8, 600), Machine(10.0, 60.0))
     at_once = simulate([0.0] * 40, 20_000, Settings(1, 8, 0), Machine(10.0, 60.0))
@@ -126,15 +134,32 @@ def test_a_percentile_is_the_nearest_rank() -> None:
     assert Outcome([], [], 0, 0.0).percentiles(95) == [Outcome([], [], 0, 0.0).mean()] == [0.0]
 
 
-def test_no_other_point_beats_one_on_the_front() -> None:
-    points = [(1.0, 9.0), (2.0, 5.0), (2.0, 4.0), (3.0, 4.0), (4.0, 1.0), (4.0, 1.0), (5.0, 2.0)]
-    assert plan.pareto_front(points) == {0, 2, 4}
-    chance = random.Random(1)
-    points = [(chance.random(), chance.random()) for _ in range(200)]
-    front = plan.pareto_front(points)
-    for place, point in enumerate(points):
-        beaten = any(other[0] <= point[0] and other[1] <= point[1] and other != point for other in points)
-        assert beaten == (place not in front)
+def case_of(text: str, p95: float = 14.0, machine: Machine = MACHINE) -> choices.Case:
+    return choices.Case(pattern.read_pattern(text, seed=0), machine, 0.8, p95, 20.0, 0)
+
+
+def rows_of(text: str, most: int = 2, p95: float = 14.0) -> list[choices.Row]:
+    case = case_of(text, p95)
+    return choices.rows_of(choices.choices_for(case.traffic, MACHINE, most, 1, case.traffic.hours), case)
+
+
+@pytest.mark.parametrize("text", ["weekdays 9 to 18, 40 an hour", "10 a day"])
+def test_no_other_settings_beat_those_on_the_front(text: str) -> None:
+    rows = rows_of(text)
+    points = [(round(row.usd, 2), round(row.p95, 1)) for row in rows]
+    assert points == sorted(points)
+    for place, (row, (usd, p95)) in enumerate(zip(rows, points, strict=True)):
+        better = any(a <= usd and b <= p95 and (a, b) != (usd, p95) for a, b in points)
+        assert row.front == (not better and (usd, p95) not in points[:place])
+
+
+@pytest.mark.parametrize("busy", [0.3, 0.6, 0.8])
+def test_one_replica_makes_users_wait_as_queueing_theory_says(busy: float) -> None:
+    """M/D/1 (Pollaczek and Khinchine): the mean wait is busy / (1 - busy) / 2 images."""
+    chance, at, image = random.Random(7), 0.0, 4.0
+    arrivals = [at := at + chance.expovariate(busy / image) for _ in range(400_000)]
+    outcome = simulate(arrivals, at + 1, Settings(1, 1), Machine(30.0, image))
+    assert outcome.mean() == pytest.approx(busy / (1 - busy) / 2 * image, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -150,11 +175,12 @@ def test_no_other_point_beats_one_on_the_front() -> None:
     ],
 )
 def test_a_pattern_is_read(text: str, days: str, start: float, end: float, a_week: float) -> None:
-    found = traffic.read_pattern(text, seed=1)
-    assert len(found.arrivals) == pytest.approx(4 * a_week, rel=0.15)
+    found = pattern.read_pattern(text, seed=1)
+    assert len(found.arrivals) == pytest.approx(found.span / traffic.WEEK * a_week, rel=0.1)
+    assert len(found.arrivals) > 900
     assert found.arrivals == sorted(found.arrivals)
-    assert found.arrivals == traffic.read_pattern(text, seed=1).arrivals
-    assert found.arrivals != traffic.read_pattern(text, seed=2).arrivals
+    assert found.arrivals == pattern.read_pattern(text, seed=1).arrivals
+    assert found.arrivals != pattern.read_pattern(text, seed=2).arrivals
     hours = found.hours or traffic.Hours(tuple(range(7)), 0.0, traffic.DAY)
     assert (hours.weekdays, hours.start, hours.end) == (days, start * 3600, end * 3600)
     # The origin is a Monday.
@@ -164,14 +190,14 @@ def test_a_pattern_is_read(text: str, days: str, start: float, end: float, a_wee
 
 
 def test_of_very_much_one_week_is_enough() -> None:
-    found = traffic.read_pattern("weekdays 9 to 18, 2000 an hour", seed=0)
+    found = pattern.read_pattern("weekdays 9 to 18, 2000 an hour", seed=0)
     assert found.span == traffic.WEEK
     assert len(found.arrivals) == pytest.approx(5 * 9 * 2000, rel=0.05)
-    assert "one week" in found.source
+    assert "1 week" in found.source
 
 
 def test_parts_of_a_pattern_add_up() -> None:
-    both = traffic.read_pattern("weekdays 9 to 18, 40 an hour; weekends 10 to 16, 5 an hour", seed=0)
+    both = pattern.read_pattern("weekdays 9 to 18, 40 an hour; weekends 10 to 16, 5 an hour", seed=0)
     assert len(both.arrivals) == pytest.approx(4 * (5 * 9 * 40 + 2 * 6 * 5), rel=0.1)
     assert both.hours == traffic.Hours((0, 1, 2, 3, 4), 9 * 3600.0, 18 * 3600.0)
 
@@ -181,25 +207,25 @@ def test_parts_of_a_pattern_add_up() -> None:
     [
         ([], "Give one of --requests FILE"),
         (["--pattern", "x", "--from-metrics"], "Give one of --requests FILE"),
-        (["--pattern", "often"], '"weekdays 9 to 18, 40 an hour; '),
+        (["--pattern", "often"], "'often' has no clear rate: write it as in \"weekdays 9 to 18, 40 an hour; "),
         (["--pattern", ""], "write it as in"),
         (["--pattern", "weekdays 9 to 18"], "write it as in"),
-        (["--pattern", "weekdays 9 to 1840 an hour"], "write it as in"),
+        (["--pattern", "weekdays 9 to 1840 an hour"], "are no days"),
         (["--pattern", "workdays 9 to 18, 40 an hour"], "'workdays' are no days: use weekdays"),
         (["--pattern", "weekdays 18 to 9, 40 an hour"], "the lower first"),
         (["--pattern", "weekdays 9 to 24:30, 40 an hour"], "the lower first"),
-        (["--pattern", "weekdays 9 to 25, 40 an hour"], "write it as in"),
+        (["--pattern", "weekdays 9 to 25, 40 an hour"], "the lower first"),
         (["--pattern", "9999999 a minute"], "use 1 to 2000000"),
         (["--pattern", "0 an hour"], "use 1 to 2000000"),
         (["--pattern", "1 a day", "--timezone", "Berlin"], "--timezone is 'Berlin'"),
-        (["--pattern", "1 a day", "--hours", "noon"], "--hours is 'noon': use days and hours"),
+        (["--pattern", "1 a day", "--hours", "noon"], "'noon' are no days"),
         (["--pattern", "1 a day", "--hours", "weekdays"], "--hours is 'weekdays': use days and hours"),
-        (["--pattern", "1 a day", "--cold-start", "nan"], "--cold-start is nan: use a number from 0 to 7200"),
-        (["--pattern", "1 a day", "--image-seconds", "0"], "--image-seconds is 0"),
-        (["--pattern", "1 a day", "--price", "-1"], "--price is -1"),
-        (["--pattern", "1 a day", "--typing", "inf"], "--typing is inf"),
-        (["--pattern", "1 a day", "--p95", "-1"], "--p95 is -1"),
-        (["--pattern", "1 a day", "--measure"], "exclude each other"),
+        (["--pattern", "1 a day", "--cold-start", "nan"], "nan is not from 0 to 7200"),
+        (["--pattern", "1 a day", "--image-seconds", "0"], "0 is not from 0.001 to 1200"),
+        (["--pattern", "1 a day", "--price", "-1"], "-1 is not from 0 to 1000"),
+        (["--pattern", "1 a day", "--typing", "inf"], "inf is not from 0 to 3600"),
+        (["--pattern", "1 a day", "--p95", "-1"], "-1 is not from 0 to 86400"),
+        (["--pattern", "1 a day", "--measure"], "Give one of --image-seconds"),
         (["--pattern", "1 a day", "--png", "x.gif"], "ends in .png"),
         (["--requests", "nowhere.csv"], "it cannot be read"),
         (["--requests", "."], "it cannot be read"),
@@ -228,7 +254,7 @@ def test_a_single_deployment_is_recommended_no_schedule() -> None:
 @pytest.mark.parametrize("missing", ["--cold-start", "--image-seconds", "--price"])
 def test_what_is_missing_and_cannot_be_asked_for_is_named(missing: str) -> None:
     place = FACTS.index(missing)
-    with pytest.raises(InvalidInput, match=f"{missing} is missing"):
+    with pytest.raises(InvalidInput, match=f"{missing}( is missing|, such as)"):
         run("--pattern", "1 a day", *FACTS[:place], *FACTS[place + 2 :])
 
 
@@ -245,17 +271,19 @@ def test_what_is_missing_and_cannot_be_asked_for_is_named(missing: str) -> None:
 def test_timestamps_of_many_kinds_are_read(tmp_path: Path, content: str, seconds: list[float]) -> None:
     file = tmp_path / "requests.csv"
     file.write_text(content)
-    assert traffic.read_requests(file, BERLIN).arrivals == pytest.approx(seconds)
+    assert request_log.read_requests(file, BERLIN).arrivals == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
         (b"", "at least two timestamps"),
-        (b"at\n2027-03-31\n", "at least two timestamps"),
-        (b"at\n2027-03-31\nsoon\n", "line 3 of requests.csv is 'soon': use a timestamp, such as 2027"),
+        (b"at\n2027-03-31T09:00\n", "at least two timestamps"),
+        # A day without a time of day would bring all of them at midnight.
+        (b"at\n2027-03-31\n", "line 2 of requests.csv is '2027-03-31'"),
+        (b"at\n2027-03-31T09:00\nsoon\n", "line 3 of requests.csv is 'soon': use a timestamp, such as 2027"),
         (b"at\nsoon\n", "line 2 of requests.csv is 'soon'"),
-        (b"2027-03-31\n2027-13-31\n", "line 2"),
+        (b"2027-03-31T09:00\n2027-13-31T09:00\n", "line 2"),
         (b"\xff\xfe\x00", "it is no CSV"),
     ],
 )
@@ -263,7 +291,7 @@ def test_a_bad_file_is_one_sentence_with_the_line(tmp_path: Path, content: bytes
     file = tmp_path / "requests.csv"
     file.write_bytes(content)
     with pytest.raises(InvalidInput, match="--requests") as raised:
-        traffic.read_requests(file, BERLIN)
+        request_log.read_requests(file, BERLIN)
     assert sentence in str(raised.value)
 
 
@@ -302,7 +330,7 @@ def test_what_baseten_counted_becomes_requests() -> None:
             metric_descriptors=[
                 sdk.ModelMetricDescriptor(name="other", unit_hint="COUNT", kind="GAUGE", label_sets=[{}]),
                 sdk.ModelMetricDescriptor(
-                    name=traffic.METRIC,
+                    name=recorded.METRIC,
                     unit_hint=hint,
                     kind="COUNTER",
                     label_sets=[{"status": "2xx"}, {"status": "5xx"}],
@@ -314,13 +342,13 @@ def test_what_baseten_counted_becomes_requests() -> None:
             ],
         )
 
-    rate = traffic.spread(found("PER_SECOND"), random.Random(0))
+    rate = recorded.spread(found("PER_SECOND"), random.Random(0))
     assert (sum(at < 300 for at in rate), sum(at >= 300 for at in rate)) == (300, 900)
     assert rate == sorted(rate)
-    assert len(traffic.spread(found("COUNT"), random.Random(0))) == 4
+    assert len(recorded.spread(found("COUNT"), random.Random(0))) == 4
     empty = found("COUNT").model_copy(update={"metric_descriptors": []})
     with pytest.raises(ClientError, match="give --requests or --pattern"):
-        traffic.spread(empty, random.Random(0))
+        recorded.spread(empty, random.Random(0))
 
 
 def commands_of(line: str) -> list[list[str]]:
@@ -340,12 +368,12 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_every_command_that_may_be_recommended_is_one_that_exists(most: int) -> None:
-    found = traffic.read_pattern("weekdays 9 to 18, 40 an hour", seed=0)
-    choices = plan.choices_for(found, MACHINE, most, 2, found.hours)
-    assert len({choice.name for choice in choices}) == len(choices)
+    found = pattern.read_pattern("weekdays 9 to 18, 40 an hour", seed=0)
+    tried = choices.choices_for(found, MACHINE, most, 2, found.hours)
+    assert len({choice.name for choice in tried}) == len(tried)
     names = ("min_replica", "max_replica", "scale_down_delay", "concurrency_target")
-    for choice in choices:
-        line = plan.command_line(choice, ["--model", "abc", "--environment", "staging"], "Europe/Berlin")
+    for choice in tried:
+        line = choices.command_line(choice, ["--model", "abc", "--environment", "staging"], "Europe/Berlin")
         autoscaling, *schedules = [parsed(arguments) for arguments in commands_of(line)]
         assert (autoscaling["model"], autoscaling["environment"]) == ("abc", "staging")
         # Baseten takes them, too.
@@ -359,10 +387,6 @@ def test_every_command_that_may_be_recommended_is_one_that_exists(most: int) -> 
 
 
 def test_the_answer_is_a_table_a_chart_and_one_command(tmp_path: Path) -> None:
-    from PIL import Image
-
-    from fast_truss.plan import scatter
-
     png = tmp_path / "plan.png"
     arguments = ["--pattern", "weekdays 9 to 18, 40 an hour", *FACTS, "--timezone", "Europe/Berlin", "--png", str(png)]
     result = run(*arguments)
@@ -372,8 +396,13 @@ def test_the_answer_is_a_table_a_chart_and_one_command(tmp_path: Path) -> None:
     assert "predict_concurrency 1" in result.stdout
     last = result.stdout.splitlines()[-1]
     assert [parsed(arguments)["timeout"] for arguments in commands_of(last)]
-    with Image.open(png) as picture:
-        assert {scatter.FRONT, scatter.CHOSEN} <= {colour for _, colour in picture.getcolors(1_000_000)}
+    import numpy as np
+    from matplotlib import colors, image
+
+    pixels = np.round(image.imread(png)[..., :3] * 255).astype(int)
+    for colour in (chart.FRONT, chart.CHOSEN):
+        wanted = np.round(np.array(colors.to_rgb(colour)) * 255).astype(int)
+        assert (pixels == wanted).all(axis=-1).any(), colour
     again = run(*arguments)
     assert again.stdout == result.stdout
 
@@ -396,23 +425,14 @@ def test_the_cheapest_that_is_quick_enough_is_recommended() -> None:
     assert any("seed 0" in sentence for sentence in found["assumptions"])
 
 
-def test_many_requests_are_simulated_by_all_processors_with_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = traffic.read_pattern("weekdays 9 to 18, 40 an hour", seed=0)
-    choices = plan.choices_for(found, MACHINE, 2, 1, found.hours)[:6]
-    opened = plan.opened(found.arrivals, 20.0, seed=0)
-    alone = plan.rows_of(choices, found, MACHINE, 1.0, opened)
-    monkeypatch.setattr(plan, "PARALLEL", 0)
-    assert plan.rows_of(choices, found, MACHINE, 1.0, opened) == alone
-
-
 def test_visitors_type_as_long_as_it_says() -> None:
     arrivals = [1000.0 + number for number in range(2001)]
-    opened = plan.opened(arrivals, 20.0, seed=3)
-    assert opened == sorted(opened) == plan.opened(arrivals, 20.0, seed=3)
+    opened = traffic.opened(arrivals, 20.0, seed=3)
+    assert opened == sorted(opened) == traffic.opened(arrivals, 20.0, seed=3)
     mean = sum(arrivals) / 2001 - sum(opened) / 2001
     # The mean of a log-normal distribution with this median.
-    assert mean == pytest.approx(20.0 * 2.718281828 ** (plan.TYPING_SIGMA**2 / 2), rel=0.05)
-    assert plan.opened(arrivals, 0.0, seed=3) == arrivals
+    assert mean == pytest.approx(20.0 * 2.718281828 ** (traffic.TYPING_SIGMA**2 / 2), rel=0.05)
+    assert traffic.opened(arrivals, 0.0, seed=3) == arrivals
 
 
 @pytest.mark.parametrize(("count", "image", "replicas"), [(60, 4.0, 1), (1800, 4.0, 3), (100_000, 4.0, 10)])
@@ -420,4 +440,200 @@ def test_there_are_enough_replicas_for_the_busiest_hour(count: int, image: float
     arrivals = [3600.0 * number / count for number in range(count)]
     origin = datetime.datetime(2027, 1, 4, tzinfo=datetime.UTC)
     found = traffic.Traffic(arrivals, traffic.DAY, origin, datetime.UTC, "a test")
-    assert plan.enough_replicas(found, image) == replicas
+    assert choices.enough_replicas(found, image) == replicas
+
+
+def test_without_matplotlib_a_chart_is_refused_before_anything_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chart.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InvalidInput, match=r'pip install "fast-truss\[plots\]"'):
+        run("--pattern", "1 a day", *FACTS, "--png", "x.png")
+
+
+def test_cheapest_and_recommended_stand_side_by_side_with_what_the_difference_buys() -> None:
+    arguments = ["--pattern", "10 a day", *FACTS]
+    output = run(*arguments).stdout
+    found = json.loads(run(*arguments, "--json").stdout)
+    cheapest, best = found["cheapest"], found["recommended"]
+    assert (cheapest["name"], best["name"]) == ("to zero after 60 s", "always on, 1 replica")
+    assert (cheapest["p95"], best["p95"]) == (34.0, 4.0)
+    more = best["usd"] - cheapest["usd"]
+    assert found["difference"] == f"USD {more:,.0f} a month more: 95 of 100 users wait at most 4.0 s and not 34.0 s."
+    assert found["difference"] in output
+    assert "Goal: 95 of 100 users wait at most 14 s (10 s more than an image takes, set another with --p95)." in output
+    assert cheapest["command"] in output.splitlines()
+    assert output.splitlines()[-1] == best["command"]
+    # Who may wait for the cold start has no reason to pay more.
+    output = run(*arguments, "--p95", "40").stdout
+    assert "Goal: 95 of 100 users wait at most 40 s (--p95)." in output
+    assert "The cheapest settings reach the goal." in output
+    assert "No settings reach the goal" in run(*arguments, "--p95", "1").stdout
+
+
+def csv_of(tmp_path: Path, *lines: str) -> Path:
+    file = tmp_path / "requests.csv"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def moments_of(days: list[int], hours: range = range(9, 18)) -> list[str]:
+    """A request each half an hour of these days of March 2027, of which the first is a Monday."""
+    return [f"2027-03-{day:02}T{hour:02}:{minute}:00" for day in days for hour in hours for minute in ("00", "30")]
+
+
+def test_too_little_data_is_refused_and_little_is_said(tmp_path: Path) -> None:
+    file = csv_of(tmp_path, "2027-03-01T09:00:00", "2027-03-01T09:20:00")
+    with pytest.raises(InvalidInput, match=r"2 requests in 0\.028 days, too little .* 20 requests and a day"):
+        run("--requests", str(file), *FACTS)
+    with pytest.raises(InvalidInput, match="too little"):
+        run("--requests", str(csv_of(tmp_path, *moments_of([1]))), *FACTS)
+    file = csv_of(tmp_path, *moments_of([1, 2, 3]))
+    assert (
+        "Little data: requests.csv holds 54 requests in 3 days. Use 200" in run("--requests", str(file), *FACTS).stdout
+    )
+    # Of a day it was said that this is one.
+    run("--requests", str(csv_of(tmp_path, *moments_of([1], range(2, 22)))), "--days", "1", *FACTS)
+    assert "Little data" not in run("--pattern", "10 a day", *FACTS).stdout
+
+
+@pytest.mark.parametrize(
+    ("days", "stand_for"),
+    [
+        ([1, 2, 3, 4, 5], 7),
+        ([1, 2, 3, 4, 5, 8, 9, 10, 11, 12], 14),
+        (list(range(1, 8)), 7),
+        ([3, 4, 5, 8, 9], 7),
+        ([3, 4, 5, 6, 7], 5),
+        ([1, 2, 3], 3),
+    ],
+)
+def test_working_days_stand_for_whole_weeks(tmp_path: Path, days: list[int], stand_for: float) -> None:
+    file = csv_of(tmp_path, *moments_of(days))
+    found = request_log.read_requests(file, BERLIN)
+    assert found.span == pytest.approx(stand_for * traffic.DAY)
+    assert bool(found.notes) == (not {6, 7} & set(days) and len(days) >= 5)
+    told = request_log.read_requests(file, BERLIN, days=20.0)
+    assert (told.span, told.notes) == (20 * traffic.DAY, ())
+    with pytest.raises(InvalidInput, match=r"--days is 2, and the requests cover"):
+        request_log.read_requests(file, BERLIN, days=2.0)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["date,time", "2027-03-31,09:00:00", "2027-03-31,09:00:30"],
+        ["time;date", "09:00:00;2027-03-31", "09:00:30;2027-03-31"],
+        ["request_id,created_at", "1774944000,2027-03-31T09:00:00", "1774944999,2027-03-31T09:00:30"],
+        ["request_id,created_at", "1111111111,1774944000", "1111111112,1774944030"],
+        ["requestId,createdAt", "1111111111,1774944000000", "1111111112,1774944030000"],
+        ["4915112345,2027-03-31 09:00:00 UTC", "4915112346,2027-03-31 09:00:30 UTC"],
+        ["expires_on\tcreated", "2027-04-30T09:00\t2027-03-31T09:00:00", "2027-04-30T09:00\t2027-03-31T09:00:30"],
+    ],
+)
+def test_the_column_that_holds_the_time_is_found(tmp_path: Path, lines: list[str]) -> None:
+    assert request_log.read_requests(csv_of(tmp_path, *lines), BERLIN).arrivals == [0.0, 30.0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (["created_at,finished_at", "2027-03-31T09:00,2027-03-31T09:01"], "created_at and finished_at hold times"),
+        (["2027-03-31T09:00,2027-03-31T09:01"], "1 and 2 hold times: say which with --column NAME"),
+        (["phone,user", "4915112345,3"], "none of its columns phone, user is clearly the time"),
+        (["1774944000,3"], "none of its columns 1, 2 is clearly the time"),
+        (["date,user", "2027-03-31,3"], "none of its columns date, user"),
+    ],
+)
+def test_two_columns_that_fit_are_refused_and_one_may_be_named(tmp_path: Path, lines: list[str], sentence: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        request_log.read_requests(csv_of(tmp_path, *lines, lines[-1]), BERLIN)
+    assert sentence in str(raised.value)
+    file = csv_of(tmp_path, "a,b", "2027-03-31T09:00,2027-03-31T09:01", "2027-03-31T09:01,2027-03-31T09:07")
+    assert request_log.read_requests(file, BERLIN, "a").arrivals == [0.0, 60.0]
+    assert request_log.read_requests(file, BERLIN, "b").arrivals == [0.0, 360.0]
+    with pytest.raises(InvalidInput, match=r"--column is 'c', and requests\.csv has a, b"):
+        request_log.read_requests(file, BERLIN, "c")
+
+
+@pytest.mark.parametrize(("hourly", "is_close"), [(31, False), (38, True), (45, False)])
+def test_what_is_close_is_said_as_other_seeds_have_it(hourly: int, is_close: bool) -> None:
+    """5 of 100 users meet a cold start near 39 requests an hour: there chance decides on the side of the goal."""
+
+    def answer(seed: int) -> tuple[list[choices.Row], choices.Row, choices.Case]:
+        found = pattern.read_pattern(f"weekdays 9 to 18, {hourly} an hour", seed)
+        case = choices.Case(found, MACHINE, 0.8, 14.0, 20.0, seed)
+        rows = choices.rows_of(choices.choices_for(found, MACHINE, 1, 1, None), case)
+        return rows, choices.recommended(rows, case.goal), case
+
+    rows, best, case = answer(0)
+    draws = choices.by_chance(rows, best, case)
+    assert set(draws) == {answer(seed)[1].choice.name for seed in range(6)}
+    sentences = report.close_ones(rows, best, draws)
+    assert bool(sentences) == is_close
+    if is_close:
+        assert sentences[0].startswith("Too close to tell")
+        assert all(name in sentences[0] for name in draws if name != best.choice.name)
+
+
+def test_the_days_that_are_drawn_are_days_of_the_traffic() -> None:
+    found = pattern.read_pattern("weekdays 9 to 18, 40 an hour; weekends 10 to 11, 5 an hour", seed=0)
+    drawn = found.redrawn(1)
+    assert drawn.arrivals == sorted(drawn.arrivals) == found.redrawn(1).arrivals != found.arrivals
+    assert len(drawn.arrivals) == pytest.approx(len(found.arrivals), rel=0.1)
+    of_days = [[at % traffic.DAY for at in each.arrivals] for each in (found, drawn)]
+    assert {round(at, 3) for at in of_days[1]} <= {round(at, 3) for at in of_days[0]}
+    weekend = [at % traffic.DAY for at in drawn.arrivals if at // traffic.DAY % 7 > 4]
+    assert all(10 * 3600 <= at < 11 * 3600 for at in weekend)
+
+
+@pytest.mark.parametrize(
+    ("text", "days", "start", "end", "a_week"),
+    [
+        ("weekdays 9am to 6pm, 40 an hour", "mon-fri", 9, 18, 5 * 9 * 40),
+        ("9:30 am - 12 pm, 40/h", "daily", 9.5, 12, 7 * 2.5 * 40),
+        ("monday to friday 9 to 18, 40/h", "mon-fri", 9, 18, 1800),
+        ("Monday, Wednesday and Thursdays from 9 to 18, 40 requests per hour", "mon,wed,thu", 9, 18, 3 * 9 * 40),
+        ("on weekends between 10 and 16, 40 images per hr", "sat,sun", 10, 16, 480),
+        ("24/7, 40/h", "daily", 0, 24, 7 * 24 * 40),
+        ("40/h 24/7", "daily", 0, 24, 7 * 24 * 40),
+        ("40 requests an hour from 9h to 18h, monday-friday", "mon-fri", 9, 18, 1800),
+        ("1,000 a day", "daily", 0, 24, 7000),
+        ("weekdays 9 to 18,400 a day", "mon-fri", 9, 18, 2000),
+        ("weekdays 9 to 18, 1000 a week", "mon-fri", 9, 18, 1000),
+        ("9-18 0.125 a minute", "daily", 9, 18, 7 * 9 * 7.5),
+        ("every day 9 to 18, 4 each hour", "daily", 9, 18, 7 * 36),
+    ],
+)
+def test_usual_words_are_understood(text: str, days: str, start: float, end: float, a_week: float) -> None:
+    found = pattern.read_pattern(text, seed=1)
+    assert len(found.arrivals) == pytest.approx(found.span / traffic.WEEK * a_week, rel=0.1)
+    hours = found.hours or traffic.Hours(tuple(range(7)), 0.0, traffic.DAY)
+    assert (hours.weekdays, hours.start, hours.end) == (days, start * 3600, end * 3600)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("1.000 a day", "write 1000 or 1 for 1.000, which may be both"),
+        ("weekdays, 2.500 an hour", "write 2500 or 2.5 for 2.500"),
+        ("1,5 a minute", "'1' are no days"),
+        ("1 000 a day", "'1' are no days"),
+        ("1e3 a day", "no clear rate"),
+        ("-40 an hour", "no clear rate"),
+        ("40 to 50 an hour", "are no days"),
+        ("40\u201350 an hour", "are no days"),
+        ("40 an hour per user", "'per user' are no days"),
+        ("about 40 an hour", "'about' are no days"),
+        ("2 per 10 minutes", "no clear rate"),
+        ("40 a month", "no clear rate"),
+        ("40 per hour, 9 per day", "no clear rate"),
+        ("9 to 6pm, 40 an hour", "both hours am or pm"),
+        ("9 to 5, 40 an hour", "9 to 17 for 9 am to 5 pm"),
+        ("13pm to 15pm, 40 an hour", "13 pm is no hour"),
+        ("9 to 12 and 14 to 18, 40 an hour", "are no days"),
+        ("weekdays except friday 9 to 18, 40 an hour", "are no days"),
+    ],
+)
+def test_words_that_may_mean_something_else_are_refused(text: str, sentence: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        pattern.read_pattern(text, seed=1)
+    assert sentence in str(raised.value)

@@ -1,0 +1,121 @@
+"""Reads traffic in words, such as "weekdays 9 to 18, 40 an hour": all of the text is understood, or it is refused."""
+
+import datetime
+import math
+import random
+import re
+
+from fast_truss.errors import InvalidInput
+from fast_truss.plan.traffic import DAY, MOST_REQUESTS, Hours, Traffic
+from fast_truss.schedule import DAYS, weekdays_of
+
+EXAMPLE = "weekdays 9 to 18, 40 an hour"
+# A month is drawn, or more weeks up to so many requests, or one week of very much.
+FEW, MANY = 1000, 250_000
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 0.0, "w": 0.0}
+RATE = re.compile(
+    r"(?<![\w.:-])(?P<number>(?:(?<!to )\d{1,3}(?:,\d{3})+|\d{1,7})(?:\.\d{1,3})?) *"
+    r"(?:(?:requests?|images?|calls?|users?|visitors?) *)?(?:an?\b|per\b|each\b|every\b|/) *"
+    r"(?P<unit>s|sec|seconds?|m|min|minutes?|h|hr|hours?|d|days?|w|weeks?)\b",
+    re.ASCII,
+)
+HOUR = r"(\d\d?(?::[0-5]\d)?) *(am|pm|h)?"
+HOURS = re.compile(rf"(?<![\w.:-]){HOUR} *(?:to|until|-|and) *{HOUR}(?![\w.:/-])", re.ASCII)
+DAY_NAME = re.compile(r"\b(mon|tue|wed|thu|fri|sat|sun)(?:s?days?|nesdays?|rs?days?|urdays?|s)?\b")
+WORDS = {"weekdays": "mon-fri", "weekday": "mon-fri", "weekends": "sat,sun", "weekend": "sat,sun", "": "daily"}
+WORDS |= dict.fromkeys(("every day", "each day", "all day", "24/7", "daily"), "daily")
+
+
+def hours_of(option: str, text: str) -> Hours:
+    """Return what `weekdays 9 to 18` means. Raises InvalidInput."""
+    hours = _hours(option, text, _plain(text))
+    if hours.end - hours.start == DAY:
+        raise InvalidInput(f'{option} is {text!r}: use days and hours, such as "weekdays 9 to 18".')
+    return hours
+
+
+def read_pattern(text: str, seed: int) -> Traffic:
+    """Return four weeks of what text says (more if requests are few, one if many), as a Poisson process.
+
+    text: days, hours and a rate, such as EXAMPLE; more parts after `;` add to it. Raises InvalidInput.
+    """
+    parts = [_part(text, part) for part in text.split(";")]
+    weekly = sum(rate * (hours.end - hours.start) * len(hours.days) for hours, rate in parts)
+    if not 0.5 <= weekly <= MOST_REQUESTS:
+        raise InvalidInput(f"--pattern is {text!r}, which makes {weekly:g} requests a week: use 1 to {MOST_REQUESTS}.")
+    weeks = 1 if 4 * weekly > MANY else min(max(4, math.ceil(FEW / weekly)), 52)
+    chance = random.Random(seed)
+    arrivals = []
+    for hours, rate in parts:
+        for day in [day for day in range(7 * weeks) if day % 7 in hours.days and rate]:
+            at, end = day * DAY + hours.start + chance.expovariate(rate), day * DAY + hours.end
+            while at < end:
+                arrivals.append(at)
+                at += chance.expovariate(rate)
+    # A Monday, in UTC: the words are local time, and a pattern has no change of clocks.
+    origin = datetime.datetime(2027, 1, 4, tzinfo=datetime.UTC)
+    most = max(parts, key=lambda part: part[1] * (part[0].end - part[0].start) * len(part[0].days))[0]
+    is_always = most.end - most.start == DAY and len(most.days) == 7
+    source = f"{'1 week' if weeks == 1 else f'{weeks} weeks'} of {text!r}"
+    return Traffic(sorted(arrivals), weeks * 7 * DAY, origin, datetime.UTC, source, None if is_always else most)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r" *- *", "-", " ".join(text.lower().replace("24/7", "daily").split()))
+
+
+def _part(text: str, part: str) -> tuple[Hours, float]:
+    """Return the hours of a part and its requests a second in them."""
+    plain = _plain(part)
+    rates = list(RATE.finditer(plain))
+    if len(rates) != 1:
+        raise InvalidInput(
+            f'--pattern is {text!r}, and {part.strip()!r} has no clear rate: write it as in "{EXAMPLE}; weekends 10:30 '
+            'to 16, 100 a day".'
+        )
+    number, unit = rates[0]["number"], rates[0]["unit"][0]
+    if re.fullmatch(r"[1-9]\d{0,2}\.\d{3}", number):
+        whole = number.replace(".", "")
+        raise InvalidInput(
+            f"--pattern is {text!r}: write {whole} or {float(number):g} for {number}, which may be both."
+        )
+    hours = _hours("--pattern", text, plain[: rates[0].start()] + "," + plain[rates[0].end() :])
+    a_day = hours.end - hours.start
+    seconds = UNITS[unit] or a_day * (len(hours.days) if unit == "w" else 1)
+    return hours, float(number.replace(",", "")) / seconds
+
+
+def _hours(option: str, text: str, rest: str) -> Hours:
+    """Return the hours that rest of text says: nothing else may be in it."""
+    found = HOURS.search(rest)
+    start, end = 0.0, DAY
+    if found:
+        halves = [half if half in ("am", "pm") else None for half in (found[2], found[4])]
+        if (halves[0] is None) != (halves[1] is None):
+            raise InvalidInput(f"{option} is {text!r}: give both hours am or pm, or write them from 0 to 24.")
+        start, end = (_seconds(option, text, hour, half) for hour, half in zip(found.group(1, 3), halves, strict=True))
+        rest = rest[: found.start()] + "," + rest[found.end() :]
+    if not start < end <= DAY:
+        raise InvalidInput(
+            f"{option} is {text!r}: use two hours from 0 to 24, the lower first (9 to 17 for 9 am to 5 pm); for a "
+            "night, two parts."
+        )
+    days = DAY_NAME.sub(r"\1", re.sub(r"\b(?:from|between|on|at)\b", " ", rest))
+    days = re.sub(r" *\b(?:to|through|until)\b *", "-", re.sub(r"\band\b", ",", days))
+    days = re.sub(r"[ ,]*,[ ,]*", ",", " ".join(days.split())).strip(", ")
+    try:
+        names = weekdays_of(WORDS.get(days, days))
+    except InvalidInput:
+        raise InvalidInput(
+            f"{option} is {text!r}, and {days!r} are no days: use weekdays, weekends, daily, mon-fri or mon,wed, then "
+            'hours as "9 to 18".'
+        ) from None
+    return Hours(tuple(DAYS.index(name) for name in names), start, end)
+
+
+def _seconds(option: str, text: str, time: str, half: str | None) -> float:
+    hour, _, minute = time.partition(":")
+    if half and not 1 <= int(hour) <= 12:
+        raise InvalidInput(f"{option} is {text!r}: {hour} {half} is no hour, use 1 to 12 {half}, or 0 to 24.")
+    hours = int(hour) % 12 + 12 * (half == "pm") if half else int(hour)
+    return 3600.0 * hours + 60.0 * int(minute or 0)

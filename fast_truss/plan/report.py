@@ -1,0 +1,112 @@
+"""The answer of a plan: one dict, which is printed as JSON, or as tables and sentences."""
+
+import dataclasses
+import math
+from collections import Counter
+from typing import Any
+
+from fast_truss.plan.choices import Case, Row, command_line
+from fast_truss.plan.simulation import ASSUMPTIONS
+from fast_truss.plan.traffic import DAY, TYPING_SIGMA
+
+COLUMNS = {
+    "name": ("settings", "{}"),
+    "usd": ("USD a month", "{:,.2f}"),
+    "mean": ("mean wait", "{:.1f} s"),
+    "p50": ("p50", "{:.1f} s"),
+    "p95": ("p95", "{:.1f} s"),
+    "p99": ("p99", "{:.1f} s"),
+    "cold_starts": ("cold starts", "{:,.0f}"),
+}
+
+
+def answer(
+    case: Case, rows: list[Row], best: Row, draws: Counter[str], notes: list[str], target: list[str], timezone: str
+) -> dict[str, Any]:
+    """Return all that is to be said. rows: the cheapest first. draws: what by_chance() found. notes: on the machine.
+
+    target, timezone: of the commands.
+    """
+    machine, found, cheapest = case.machine, case.traffic, rows[0]
+    low, high = (case.typing * math.exp(sign * 0.6745 * TYPING_SIGMA) for sign in (-1, 1))
+
+    def with_command(row: Row) -> dict[str, Any]:
+        return {**row.numbers(), "command": command_line(row.choice, target, timezone)}
+
+    return {
+        "requests": len(found.arrivals),
+        "days": found.span / DAY,
+        "machine": {**dataclasses.asdict(machine), "usd_an_hour": case.price},
+        "settings": [row.numbers() for row in rows],
+        "cheapest": with_command(cheapest),
+        "recommended": {**with_command(best), "p95_limit": case.goal},
+        "difference": difference(best, cheapest),
+        "draws": dict(draws),
+        "warnings": [*found.warnings(), *close_ones(rows, best, draws), *unreached(best, case.goal)],
+        "assumptions": [
+            f"Traffic: {found.source}, {len(found.arrivals)} requests, {found.span / DAY:.3g} days: a month is alike.",
+            *found.notes,
+            *notes,
+            f"A cold start takes {machine.cold_start:g} s, {machine.cold_start - machine.unbilled:g} s of it paid for. "
+            f"An image takes {machine.image:g} s. A replica costs USD {case.price:g} an hour.",
+            f"Each user opened the app before the request and typed for {case.typing:g} s (the median; half of them "
+            f"{low:.0f} to {high:.0f} s: log-normal). Who opens it and asks for nothing is not counted.",
+            f"Times are those of {timezone}; seed {case.seed}.",
+            *ASSUMPTIONS,
+        ],
+    }
+
+
+def difference(best: Row, cheapest: Row) -> str:
+    """Return what best buys over the cheapest, in a sentence."""
+    if best.choice == cheapest.choice:
+        return (
+            "The cheapest settings reach the goal." if best.late <= 0.05 else "The cheapest settings are the quickest."
+        )
+    more = best.usd - cheapest.usd
+    waits = f"95 of 100 users wait at most {best.p95:.1f} s and not {cheapest.p95:.1f} s"
+    return f"USD {more:,.{0 if more >= 100 else 2}f} a month more: {waits}."
+
+
+def close_ones(rows: list[Row], best: Row, draws: Counter[str]) -> list[str]:
+    """Return a sentence if other days of the same traffic would recommend something else."""
+    usd = {row.choice.name: row.usd for row in rows}
+    others = [f"{name} (USD {usd[name]:,.2f}) {count}" for name, count in draws.items() if name != best.choice.name]
+    if not others:
+        return []
+    return [
+        f"Too close to tell: with the days of the traffic drawn anew, {draws.total()} times in all, the recommended "
+        f"settings win {draws[best.choice.name]} times, {', '.join(others)}."
+    ]
+
+
+def unreached(best: Row, goal: float) -> list[str]:
+    """Return a sentence if no settings reach the goal."""
+    return [] if best.p95 <= goal else ["No settings reach the goal: with the recommended ones users wait least."]
+
+
+def show(found: dict[str, Any], goal: str) -> None:
+    """Print all settings, the assumptions, and the cheapest and the recommended side by side. goal: in a sentence."""
+    from rich.console import Console
+    from rich.table import Table
+
+    best, cheapest = found["recommended"], found["cheapest"]
+    title = f"{found['requests']} requests in {found['days']:.3g} days: what users wait, and what a month costs"
+    table = Table("", title=title, title_justify="left", caption="*: nothing is cheaper and as quick")
+    pair = Table("", "cheapest", "recommended")
+    for name, (words, form) in COLUMNS.items():
+        table.add_column(words, justify="left" if name == "name" else "right")
+        pair.add_row(words, form.format(cheapest[name]), form.format(best[name]))
+    for row in found["settings"]:
+        cells = [form.format(row[name]) for name, (_, form) in COLUMNS.items()]
+        table.add_row("*" * row["front"], *cells, style="bold green" if row["name"] == best["name"] else None)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("Assumptions:", *(f"- {line}" for line in found["assumptions"]), sep="\n", markup=False)
+    console.print(pair)
+    console.print(goal, found["difference"], *found["warnings"], sep="\n", markup=False)
+    if best["wakes"]:
+        console.print("Let the app wake the model when it is opened, as examples/backend.py does.", markup=False)
+    if best["name"] != cheapest["name"]:
+        print(f"Cheapest:\n{cheapest['command']}")
+    print(f"Recommended:\n{best['command']}")
