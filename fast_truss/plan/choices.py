@@ -108,7 +108,8 @@ def rows_of(choices: Sequence[Choice], case: Case) -> list[Row]:
     rows = []
     for choice in choices:
         outcome = simulate(found.arrivals, found.span, choice.settings, case.machine, opened_at)
-        mean, p50, p95, p99 = (delay + image for delay in (outcome.mean(), *outcome.percentiles(50, 95, 99)))
+        delays = (outcome.mean(), *map(outcome.percentile, (50, 95, 99)))
+        mean, p50, p95, p99 = (delay + image for delay in delays)
         usd, late = outcome.billed / 3600 * case.price * months, outcome.late(case.goal - image)
         rows.append(Row(choice, usd, mean, p50, p95, p99, outcome.cold_starts * months, late))
     # As they are shown: a hundredth of a second more is no reason to pay.

@@ -7,7 +7,6 @@ import math
 import re
 import zoneinfo
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from fast_truss.errors import InvalidInput
@@ -20,6 +19,8 @@ KINDS = {
     "clock": re.compile(r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?", re.ASCII),
 }
 NAMES = {"time", "date", "timestamp", "datetime", "when", "at", "ts", "epoch", "created", "received", "requested"}
+NAMES |= {name.capitalize() for name in NAMES}
+EXAMPLE = "such as 2027-03-31T08:45:00+02:00"
 SAMPLE = 100
 
 
@@ -37,21 +38,22 @@ def read_requests(file: Path, zone: zoneinfo.ZoneInfo, column: str | None = None
             reader = csv.reader(lines, delimiter=separator)
             rows = ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
             sample = list(itertools.islice(rows, SAMPLE))
-            names = sample.pop(0)[1] if sample and not any(map(_kind, sample[0][1])) else None
+            names = sample.pop(0)[1] if sample and not any(map(_kind, sample[0][1])) else []
             places = _columns(file, names, [row for _, row in sample], column) if sample else []
             for line, row in itertools.chain(sample, rows):
                 moment = _moment(" ".join(row[place] for place in places if place < len(row)), zone)
                 if moment is None:
-                    raise InvalidInput(_no_timestamp(file, line, separator.join(row)))
+                    shown = repr(separator.join(row)[:60])
+                    raise InvalidInput(
+                        f"--requests: line {line} of {file.name} is {shown}: use a time, {EXAMPLE}."
+                    )
                 moments.append(moment)
-                if len(moments) > MOST_REQUESTS:
-                    raise InvalidInput(f"--requests has more than {MOST_REQUESTS} lines: use fewer days.")
     except OSError as error:
         raise InvalidInput(f"--requests is {str(file)!r}: it cannot be read ({error.strerror}).") from None
     except (UnicodeDecodeError, csv.Error):
         raise InvalidInput(f"--requests is {str(file)!r}: it is no CSV, use one timestamp in each line.") from None
-    if len(moments) < 2:
-        raise InvalidInput(f"--requests is {str(file)!r}: use at least two timestamps, one in each line.")
+    if not 2 <= len(moments) <= MOST_REQUESTS:
+        raise InvalidInput(f"--requests is {str(file)!r}: use at least two timestamps, and at most {MOST_REQUESTS}.")
     return observed(sorted(moments), zone, file.name, days)
 
 
@@ -83,44 +85,28 @@ def observed(moments: list[float], zone: datetime.tzinfo, source: str, days: flo
     return Traffic([moment - moments[0] for moment in moments], span, origin, zone, source, notes=tuple(notes))
 
 
-def _columns(file: Path, names: list[str] | None, rows: Sequence[list[str]], wanted: str | None) -> list[int]:
+def _columns(file: Path, names: list[str], rows: list[list[str]], wanted: str | None) -> list[int]:
     """Return the column that holds the times, or two: of dates, and of times of day. Raises InvalidInput."""
     width = max(map(len, rows))
-    labels = [name.strip() for name in names or []] + [str(number + 1) for number in range(len(names or []), width)]
-    listed = ", ".join(labels)
-    if wanted is not None:
-        if wanted not in labels:
-            raise InvalidInput(f"--column is {wanted!r}, and {file.name} has {listed}: name one of them.")
-        return [labels.index(wanted)]
-    if width == 1:
-        return [0]
-    kinds = [_usual([_kind(row[place]) for row in rows if place < len(row)]) for place in range(width)]
-    named = [place for place, label in enumerate(labels[:width]) if _words(label) & NAMES]
-    # A number of ten digits may be anything: its name must say that it is a time.
-    fits = [
-        place for place in range(width) if kinds[place] == "moment" or (kinds[place] == "since 1970" and place in named)
-    ]
+    labels = [name.strip() for name in names] + [str(number + 1) for number in range(len(names), width)]
+    if wanted is not None and wanted not in labels:
+        raise InvalidInput(f"--column is {wanted!r}, and {file.name} has {', '.join(labels)}: name one of them.")
+    if wanted is not None or width == 1:
+        return [labels.index(wanted) if wanted else 0]
+    columns = itertools.zip_longest(*rows, fillvalue="")
+    kinds = [Counter(map(_kind, column)).most_common(1)[0][0] for column in columns]
+    named = [bool(NAMES & set(re.findall("[A-Z]?[a-z]+", label))) for label in labels]
     dates, clocks = ([place for place in range(width) if kinds[place] == kind] for kind in ("date", "clock"))
+    # A number of ten digits may be anything: its name must say that it is a time.
+    fits = [place for place, kind in enumerate(kinds) if kind == "moment" or (kind == "since 1970" and named[place])]
+    fits = [place for place in fits if named[place]] or fits
+    if len(fits) == 1:
+        return fits
     if not fits and len(dates) == len(clocks) == 1:
         return [*dates, *clocks]
-    best = fits if len(fits) == 1 else [place for place in fits if place in named]
-    if len(best) == 1:
-        return best
-    if fits:
-        both = " and ".join(labels[place] for place in best or fits)
-        raise InvalidInput(f"--requests is {file.name!r}, where {both} hold times: say which with --column NAME.")
-    raise InvalidInput(
-        f"--requests is {file.name!r}, and none of its columns {listed} is clearly the time: use one such as "
-        "2027-03-31T08:45:00+02:00, or say which with --column NAME."
-    )
-
-
-def _usual(kinds: list[str | None]) -> str | None:
-    return Counter(kinds).most_common(1)[0][0] if kinds else None
-
-
-def _words(label: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", label).lower()))
+    which = " and ".join(labels[place] for place in fits) + " hold times"
+    which = which if fits else f"none of {', '.join(labels)} is clearly the time, {EXAMPLE}"
+    raise InvalidInput(f"--requests is {file.name!r}, where {which}: say which column it is with --column NAME.")
 
 
 def _kind(cell: str) -> str | None:
@@ -134,12 +120,7 @@ def _moment(text: str, zone: datetime.tzinfo) -> float | None:
         return float(text) / (1000 if len(text.split(".")[0]) == 13 else 1) if known else None
     try:
         # Without a time of day every request would come at midnight.
-        moment = datetime.datetime.fromisoformat(text.removesuffix(" UTC") + "Z" * text.endswith(" UTC"))
+        moment = datetime.datetime.fromisoformat(text.replace(" UTC", "Z"))
         return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp() if len(text) > 10 else None
     except (ValueError, OverflowError):
         return None
-
-
-def _no_timestamp(file: Path, line: int, text: str) -> str:
-    shown = text if len(text) <= 60 else text[:60] + "..."
-    return f"--requests: line {line} of {file.name} is {shown!r}: use a timestamp, such as 2027-03-31T08:45:00+02:00."

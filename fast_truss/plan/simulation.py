@@ -32,10 +32,7 @@ ASSUMPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Seconds. cold_start: from the wake until a replica answers. image: of one request on a warm replica.
-
-    unbilled: of the cold start, before the container runs.
-    """
+    """Seconds from the wake until a replica answers, those of them before its container runs, and of one image."""
 
     cold_start: float
     image: float
@@ -64,10 +61,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """When each request came and when its image was begun, in order, and how many seconds are billed.
-
-    cold_starts: replicas that were started; those that are there from the beginning do not count.
-    """
+    """When each request came and when its image was begun, in order; replicas that were started; seconds billed."""
 
     arrivals: Sequence[float]
     starts: Sequence[float]
@@ -76,23 +70,21 @@ class Outcome:
 
     @functools.cached_property
     def waits(self) -> list[float]:
-        """The delays of those who waited at all, the shortest first."""
+        """The delays, in seconds before the image was begun, of those who waited at all, the shortest first."""
         return sorted(delay for delay in map(operator.sub, self.starts, self.arrivals) if delay > 0)
 
     def late(self, seconds: float) -> float:
-        """Return the share of them with a longer delay; 0 without requests."""
-        late = len(self.waits) - bisect.bisect_right(self.waits, seconds + 1e-9)
-        return late / len(self.starts) if self.starts else 0.0
+        """Return the share of the requests with a longer delay."""
+        return (len(self.waits) - bisect.bisect_right(self.waits, seconds + 1e-9)) / max(len(self.starts), 1)
 
     def mean(self) -> float:
-        """Return the mean delay in seconds; 0 without requests."""
-        return sum(self.waits) / len(self.starts) if self.starts else 0.0
+        """Return the mean delay; 0 without requests."""
+        return sum(self.waits) / max(len(self.starts), 1)
 
-    def percentiles(self, *percents: int) -> list[float]:
-        """Return the smallest delay that is not below percent of them, for each (the nearest rank). 0 without any."""
-        at_once = len(self.starts) - len(self.waits)
-        places = [-(-len(self.starts) * percent // 100) - 1 - at_once for percent in percents]
-        return [self.waits[place] if place >= 0 and self.waits else 0.0 for place in places]
+    def percentile(self, percent: int) -> float:
+        """Return the smallest delay that is not below percent of them (the nearest rank); 0 without requests."""
+        place = len(self.waits) - len(self.starts) + -(-len(self.starts) * percent // 100) - 1
+        return self.waits[place] if 0 <= place < len(self.waits) else 0.0
 
 
 def simulate(
@@ -130,28 +122,27 @@ class _Run:
             self.plan_decision(0.0)
 
     def run(self) -> Outcome:
-        inside = max(self.settings.min_replica, self.settings.window_replicas)
-        changes: list[tuple[float, int]] = []
-        for start, end in self.settings.windows:
-            if max(start, 0.0) < min(end, self.span):
-                changes += [(max(start, 0.0), inside), (min(end, self.span), self.settings.min_replica)]
-        position = 0
-        while True:
-            change = changes[position][0] if position < len(changes) else math.inf
-            event = min(self.next_decision, change, self.span)
+        settings, span = self.settings, self.span
+        inside = max(settings.min_replica, settings.window_replicas)
+        changes = []
+        for start, end in settings.windows:
+            if max(start, 0.0) < min(end, span):
+                changes += [(max(start, 0.0), inside), (min(end, span), settings.min_replica)]
+        changes.append((math.inf, 0))
+        event = 0.0
+        while event < span:
+            event = min(self.next_decision, changes[0][0], span)
             if self.serve(event):
-                continue  # a replica started from zero, and with it the decisions
+                event = 0.0  # a replica started from zero, and with it the decisions
+                continue
             if self.least == 0:
                 self.fall_asleep(event)
-            if event >= self.span:
-                break
-            if event == change:
-                self.change_least(event, changes[position][1])
-                position += 1
-            elif event == self.next_decision:  # it was put off if they fell asleep just now
+            if event < span and event == changes[0][0]:
+                self.change_least(*changes.pop(0))
+            elif event < span and event == self.next_decision:  # it was put off if they fell asleep just now
                 self.decide(event)
         self.serve(math.inf)
-        self.end(self.span, len(self.free))
+        self.end(span, len(self.free))
         return Outcome(self.arrivals, self.starts, self.cold_starts, self.billed)
 
     def serve(self, until: float) -> bool:

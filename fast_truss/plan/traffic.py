@@ -6,6 +6,7 @@ import datetime
 import math
 import random
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
 from fast_truss.errors import InvalidInput
@@ -64,9 +65,9 @@ class Traffic:
         return tuple((start, end) for start, end in found if end > 0 and start < self.span)
 
     def _at(self, day: datetime.date, seconds: float) -> float:
-        midnight = datetime.datetime.combine(day, datetime.time(), self.zone)
-        # Clocks may change in between: local time counts.
-        return (midnight + datetime.timedelta(seconds=seconds)).timestamp() - self.origin.timestamp()
+        # Clocks may change since midnight: local time counts.
+        at = datetime.datetime.combine(day, datetime.time(), self.zone) + datetime.timedelta(seconds=seconds)
+        return at.timestamp() - self.origin.timestamp()
 
     def warnings(self) -> list[str]:
         """Return a sentence if it says little of a month. Raises InvalidInput if it says nothing."""
@@ -88,14 +89,12 @@ class Traffic:
         """
         chance, first = random.Random(seed), self.origin.astimezone(self.zone).weekday()
         length = DAY if self.span >= WEEK else 3600.0
-        alike: dict[int, list[int]] = {}
         blocks = range(math.ceil(self.span / length))
         kinds = [int((first + block) % 7 > 4) if length == DAY else block % 24 for block in blocks]
-        for block, kind in enumerate(kinds):
-            alike.setdefault(kind, []).append(block)
+        alike = {kind: [block for block in blocks if kinds[block] == kind] for kind in set(kinds)}
         arrivals: list[float] = []
-        for block, kind in enumerate(kinds):
-            drawn = chance.choice(alike[kind])
+        for block in blocks:
+            drawn = chance.choice(alike[kinds[block]])
             low, high = (bisect.bisect_left(self.arrivals, place * length) for place in (drawn, drawn + 1))
             arrivals += [at + (block - drawn) * length for at in self.arrivals[low:high]]
         return dataclasses.replace(self, arrivals=[at for at in arrivals if at < self.span])
@@ -122,13 +121,10 @@ def busy_hours(traffic: Traffic) -> Hours | None:
     Its days are those with at least half of what an average day brings. None: they come around the clock.
     """
     counts = [[0] * 24 for _ in DAYS]
-    base, place = traffic.origin.timestamp(), 0
-    while place < len(traffic.arrivals):
-        quarter = (base + traffic.arrivals[place]) // 900 * 900  # no zone is off by less than a quarter of an hour
+    # No zone is off by less than a quarter of an hour.
+    for quarter, count in Counter((traffic.origin.timestamp() + at) // 900 * 900 for at in traffic.arrivals).items():
         found = datetime.datetime.fromtimestamp(quarter, traffic.zone)
-        end = bisect.bisect_left(traffic.arrivals, quarter + 900 - base, place + 1)
-        counts[found.weekday()][found.hour] += end - place
-        place = end
+        counts[found.weekday()][found.hour] += count
     days = [day for day in range(7) if sum(counts[day]) >= len(traffic.arrivals) / 14]
     by_hour = [sum(counts[day][hour] for day in days) for hour in range(24)]
     windows = [(end - start, start, end) for start in range(24) for end in range(start + 1, 25)]
