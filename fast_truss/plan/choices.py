@@ -6,7 +6,6 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from fast_truss.plan.simulation import Machine, Settings, simulate
 from fast_truss.plan.traffic import Hours, Traffic, clock, opened
@@ -29,6 +28,18 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
+class Case:
+    """What every choice is tried with. price: USD an hour of one replica. goal: seconds that 95 of 100 may wait."""
+
+    traffic: Traffic
+    machine: Machine
+    price: float
+    goal: float
+    typing: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """What comes of a choice. mean, p50, p95, p99: seconds from the request until the image is there.
 
@@ -46,31 +57,12 @@ class Row:
     late: float
     front: bool = False
 
-    def numbers(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
-        numbers = {name: round(value, 3) for name, value in vars(self).items() if isinstance(value, float)}
-        return {"name": self.choice.name, **numbers, "front": self.front, "wakes": self.choice.settings.wakes}
 
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What every choice is tried with. price: USD an hour of one replica. goal: seconds that 95 of 100 may wait."""
-
-    traffic: Traffic
-    machine: Machine
-    price: float
-    goal: float
-    typing: float
-    seed: int
-
-
-def choices_for(
-    found: Traffic, machine: Machine, most: int, concurrency_target: int, hours: Hours | None
-) -> list[Choice]:
-    """Return the settings to try. most: replicas at most. hours: those of a schedule, if there is one."""
-    common: dict[str, Any] = {"concurrency_target": concurrency_target}
+def choices_for(found: Traffic, machine: Machine, most: int, target: int, hours: Hours | None) -> list[Choice]:
+    """Return the settings to try. most: replicas at most. target: requests in flight for each. hours: of a schedule."""
+    names = {count: f"{count} replica{'s' * (count > 1)}" for count in range(1, most + 1)}
     choices = [
-        Choice(f"always on, {_replicas(count)}", Settings(count, count, **common)) for count in range(1, most + 1)
+        Choice(f"always on, {name}", Settings(count, count, concurrency_target=target)) for count, name in names.items()
     ]
     more = f", {most} at most" if most > 1 else ""
     # The replica is to be there when the first user is.
@@ -78,18 +70,18 @@ def choices_for(
     window = Hours(hours.days, max(hours.start - early, 0.0), hours.end) if hours else None
     windows = found.windows(window) if window else ()
     for delay in DELAYS:
-        base = Settings(0, most, delay, **common)
         if most > 1:
-            settings = dataclasses.replace(base, min_replica=1)
-            choices.append(Choice(f"always 1{more}, delay {delay} s", settings))
+            choices.append(
+                Choice(f"always 1{more}, delay {delay} s", Settings(1, most, delay, concurrency_target=target))
+            )
         for wakes in (False, True):
-            settings = dataclasses.replace(base, wakes=wakes)
-            by_app = ", woken by the app" if wakes else ""
-            choices.append(Choice(f"to zero after {delay} s{more}{by_app}", settings))
-            for count in sorted({1, most} if window and not wakes else {1} if window else set()):
+            settings = Settings(0, most, delay, concurrency_target=target, wakes=wakes)
+            sleeps = f"to zero after {delay} s"
+            woken = ", woken by the app" if wakes else ""
+            choices.append(Choice(sleeps + more + woken, settings))
+            for count in sorted({1, most if not wakes else 1} if window else ()):
                 on = dataclasses.replace(settings, windows=windows, window_replicas=count)
-                words = f"{_replicas(count)} {window}{more}, else to zero after {delay} s{by_app}"
-                choices.append(Choice(words, on, window))
+                choices.append(Choice(f"{names[count]} {window}{more}, else {sleeps}{woken}", on, window))
     return choices
 
 
@@ -97,14 +89,13 @@ def enough_replicas(found: Traffic, image: float) -> int:
     """Return how many replicas the busiest hour keeps busy for 70 percent of it: from 1 to MOST_REPLICAS."""
     hours = [bisect.bisect_left(found.arrivals, hour * 3600.0) for hour in range(int(found.span / 3600) + 2)]
     busiest = max(after - before for before, after in itertools.pairwise(hours))
-    return min(max(math.ceil(busiest * image / min(3600.0, found.span) / 0.7), 1), MOST_REPLICAS)
+    return min(max(math.ceil(busiest * image / 3600 / 0.7), 1), MOST_REPLICAS)
 
 
 def rows_of(choices: Sequence[Choice], case: Case) -> list[Row]:
     """Simulate each choice. Returns the rows, the cheapest first."""
     found, image = case.traffic, case.machine.image
-    opened_at = opened(found.arrivals, case.typing, case.seed)
-    months = MONTH / found.span
+    opened_at, months = opened(found.arrivals, case.typing, case.seed), MONTH / found.span
     rows = []
     for choice in choices:
         outcome = simulate(found.arrivals, found.span, choice.settings, case.machine, opened_at)
@@ -119,7 +110,7 @@ def rows_of(choices: Sequence[Choice], case: Case) -> list[Row]:
 
 
 def recommended(rows: Sequence[Row], goal: float) -> Row:
-    """Return the cheapest row that keeps p95 within the goal, in seconds; if none does, the one with the least p95.
+    """Return the cheapest row with p95 within the goal, in seconds; if none is, the one with the least p95.
 
     rows: the cheapest first.
     """
@@ -131,29 +122,20 @@ def by_chance(rows: Sequence[Row], best: Row, case: Case) -> Counter[str]:
     sure = next((row.usd for row in rows if row.late <= SURE), math.inf)
     close = [row for row in rows if row is best or (row.late <= PERHAPS and row.usd <= 1.05 * sure)][:MOST_CLOSE]
     found = Counter({best.choice.name: 1})
-    draws = ENOUGH_SIMULATED // (len(close) * len(case.traffic.arrivals))
-    for seed in range(1, 1 + min(max(draws, DRAWS[0]), DRAWS[1]) * (len(close) > 1)):
+    draws = min(max(ENOUGH_SIMULATED // (len(close) * len(case.traffic.arrivals)), DRAWS[0]), DRAWS[1])
+    for seed in range(1, draws + 1 if len(close) > 1 else 1):
         drawn = dataclasses.replace(case, traffic=case.traffic.redrawn(seed), seed=case.seed + seed)
         found[recommended(rows_of([row.choice for row in close], drawn), case.goal).choice.name] += 1
     return found
 
 
-def command_line(choice: Choice, target: list[str], timezone: str) -> str:
+def command_line(choice: Choice, target: Sequence[str], timezone: str) -> str:
     """Return the command that sets the choice; with a schedule, two that follow each other."""
     settings, window = choice.settings, choice.window
-    line = (
-        f"fast-truss {' '.join(['autoscaling', *target])} --min-replica {settings.min_replica} --max-replica "
-        f"{settings.max_replica} --scale-down-delay {settings.scale_down_delay:.0f} --concurrency-target "
-        f"{settings.concurrency_target}"
-    )
-    if not window:
-        return line
-    return (
-        f"{line} && fast-truss {' '.join(['schedule', *target])} --weekdays {window.weekdays} --from "
-        f"{clock(window.start)} --to {clock(window.end)} --timezone {timezone} --min-replica "
-        f"{settings.window_replicas} --max-replica {settings.max_replica}"
-    )
-
-
-def _replicas(count: int) -> str:
-    return "1 replica" if count == 1 else f"{count} replicas"
+    most, where = f"--max-replica {settings.max_replica}", "".join(f" {word}" for word in target)
+    line = f"fast-truss autoscaling{where} --min-replica {settings.min_replica} {most} --scale-down-delay "
+    line += f"{settings.scale_down_delay:.0f} --concurrency-target {settings.concurrency_target}"
+    if window:
+        line += f" && fast-truss schedule{where} --weekdays {window.weekdays} --from {clock(window.start)} --to "
+        line += f"{clock(window.end)} --timezone {timezone} --min-replica {settings.window_replicas} {most}"
+    return line

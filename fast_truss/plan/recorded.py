@@ -32,10 +32,7 @@ def requests(client: Any, zone: zoneinfo.ZoneInfo, seed: int) -> Traffic:
     found = client.ask_management(f"get_models_{kind}_metrics", params=params, model_id=target.model_id, **names)
     arrivals = spread(found, random.Random(seed))
     if not 2 <= len(arrivals) <= MOST_REQUESTS:
-        raise ClientError(
-            f"Baseten counted {len(arrivals)} requests of {target} in seven days, and 2 to {MOST_REQUESTS} can be "
-            "planned for: give --pattern."
-        )
+        raise ClientError(f"Baseten counted {len(arrivals)} requests of {target} in seven days: give --pattern.")
     origin = datetime.datetime.fromtimestamp(start / 1000, datetime.UTC)
     since = [max(0.0, moment - start / 1000) for moment in arrivals]
     return Traffic(since, (now - start) / 1000, origin, zone, f"the last seven days of {target}")

@@ -3,46 +3,44 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from fast_truss.plan.choices import Case, Row, command_line
 from fast_truss.plan.simulation import ASSUMPTIONS
 from fast_truss.plan.traffic import DAY, TYPING_SIGMA
 
-COLUMNS = {
-    "name": ("settings", "{}"),
-    "usd": ("USD a month", "{:,.2f}"),
-    "mean": ("mean wait", "{:.1f} s"),
-    "p50": ("p50", "{:.1f} s"),
-    "p95": ("p95", "{:.1f} s"),
-    "p99": ("p99", "{:.1f} s"),
-    "cold_starts": ("cold starts", "{:,.0f}"),
-}
+COLUMNS = {"name": ("settings", "{}"), "usd": ("USD a month", "{:,.2f}"), "mean": ("mean wait", "{:.1f} s")}
+COLUMNS |= {name: (name, "{:.1f} s") for name in ("p50", "p95", "p99")}
+COLUMNS |= {"cold_starts": ("cold starts", "{:,.0f}")}
 
 
 def answer(
-    case: Case, rows: list[Row], best: Row, draws: Counter[str], notes: list[str], target: list[str], timezone: str
+    case: Case, rows: Sequence[Row], best: Row, draws: Counter[str], notes: list[str], target: list[str], timezone: str
 ) -> dict[str, Any]:
     """Return all that is to be said. rows: the cheapest first. draws: what by_chance() found. notes: on the machine.
 
     target, timezone: of the commands.
     """
-    machine, found, cheapest = case.machine, case.traffic, rows[0]
+    machine, found = case.machine, case.traffic
     low, high = (case.typing * math.exp(sign * 0.6745 * TYPING_SIGMA) for sign in (-1, 1))
-
-    def with_command(row: Row) -> dict[str, Any]:
-        return {**row.numbers(), "command": command_line(row.choice, target, timezone)}
-
+    settings: list[dict[str, Any]] = []
+    for row in rows:
+        numbers = {name: round(value, 3) for name, value in vars(row).items() if isinstance(value, float)}
+        about = {"front": row.front, "wakes": row.choice.settings.wakes}
+        settings.append(
+            {"name": row.choice.name, **numbers, **about, "command": command_line(row.choice, target, timezone)}
+        )
     return {
         "requests": len(found.arrivals),
         "days": found.span / DAY,
         "machine": {**dataclasses.asdict(machine), "usd_an_hour": case.price},
-        "settings": [row.numbers() for row in rows],
-        "cheapest": with_command(cheapest),
-        "recommended": {**with_command(best), "p95_limit": case.goal},
-        "difference": difference(best, cheapest),
+        "settings": settings,
+        "cheapest": settings[0],
+        "recommended": {**settings[rows.index(best)], "p95_limit": case.goal},
+        "difference": difference(best, rows[0], case.goal),
         "draws": dict(draws),
-        "warnings": [*found.warnings(), *close_ones(rows, best, draws), *unreached(best, case.goal)],
+        "warnings": [*found.warnings(), *close_ones(rows, best, draws)],
         "assumptions": [
             f"Traffic: {found.source}, {len(found.arrivals)} requests, {found.span / DAY:.3g} days: a month is alike.",
             *found.notes,
@@ -57,32 +55,25 @@ def answer(
     }
 
 
-def difference(best: Row, cheapest: Row) -> str:
-    """Return what best buys over the cheapest, in a sentence."""
+def difference(best: Row, cheapest: Row, goal: float) -> str:
+    """Return what best buys over the cheapest, and whether it reaches the goal."""
+    reached = "" if best.p95 <= goal else " No settings reach the goal: with these users wait least."
     if best.choice == cheapest.choice:
-        return (
-            "The cheapest settings reach the goal." if best.late <= 0.05 else "The cheapest settings are the quickest."
-        )
+        return "The cheapest settings are recommended." + reached
     more = best.usd - cheapest.usd
     waits = f"95 of 100 users wait at most {best.p95:.1f} s and not {cheapest.p95:.1f} s"
-    return f"USD {more:,.{0 if more >= 100 else 2}f} a month more: {waits}."
+    return f"USD {more:,.{0 if more >= 100 else 2}f} a month more: {waits}.{reached}"
 
 
-def close_ones(rows: list[Row], best: Row, draws: Counter[str]) -> list[str]:
+def close_ones(rows: Sequence[Row], best: Row, draws: Counter[str]) -> list[str]:
     """Return a sentence if other days of the same traffic would recommend something else."""
     usd = {row.choice.name: row.usd for row in rows}
     others = [f"{name} (USD {usd[name]:,.2f}) {count}" for name, count in draws.items() if name != best.choice.name]
-    if not others:
-        return []
-    return [
+    said = (
         f"Too close to tell: with the days of the traffic drawn anew, {draws.total()} times in all, the recommended "
         f"settings win {draws[best.choice.name]} times, {', '.join(others)}."
-    ]
-
-
-def unreached(best: Row, goal: float) -> list[str]:
-    """Return a sentence if no settings reach the goal."""
-    return [] if best.p95 <= goal else ["No settings reach the goal: with the recommended ones users wait least."]
+    )
+    return [said] if others else []
 
 
 def show(found: dict[str, Any], goal: str) -> None:
@@ -100,13 +91,12 @@ def show(found: dict[str, Any], goal: str) -> None:
     for row in found["settings"]:
         cells = [form.format(row[name]) for name, (_, form) in COLUMNS.items()]
         table.add_row("*" * row["front"], *cells, style="bold green" if row["name"] == best["name"] else None)
+    lines = [goal, found["difference"], *found["warnings"]]
+    if best["wakes"]:
+        lines.append("Let the app wake the model when it is opened, as examples/backend.py does.")
     console = Console(highlight=False)
     console.print(table)
     console.print("Assumptions:", *(f"- {line}" for line in found["assumptions"]), sep="\n", markup=False)
     console.print(pair)
-    console.print(goal, found["difference"], *found["warnings"], sep="\n", markup=False)
-    if best["wakes"]:
-        console.print("Let the app wake the model when it is opened, as examples/backend.py does.", markup=False)
-    if best["name"] != cheapest["name"]:
-        print(f"Cheapest:\n{cheapest['command']}")
-    print(f"Recommended:\n{best['command']}")
+    console.print(*lines, sep="\n", markup=False)
+    print(f"Cheapest:\n{cheapest['command']}\nRecommended:\n{best['command']}")

@@ -44,9 +44,7 @@ def read_requests(file: Path, zone: zoneinfo.ZoneInfo, column: str | None = None
                 moment = _moment(" ".join(row[place] for place in places if place < len(row)), zone)
                 if moment is None:
                     shown = repr(separator.join(row)[:60])
-                    raise InvalidInput(
-                        f"--requests: line {line} of {file.name} is {shown}: use a time, {EXAMPLE}."
-                    )
+                    raise InvalidInput(f"--requests: line {line} of {file.name} is {shown}: use a time, {EXAMPLE}.")
                 moments.append(moment)
     except OSError as error:
         raise InvalidInput(f"--requests is {str(file)!r}: it cannot be read ({error.strerror}).") from None

@@ -73,14 +73,13 @@ class Traffic:
         """Return a sentence if it says little of a month. Raises InvalidInput if it says nothing."""
         count, days = len(self.arrivals), self.span / DAY
         holds = f"{self.source} holds {count} requests in {days:.2g} days"
+        enough = f"Use {ENOUGH_REQUESTS} requests and a week to rely on it"
         if count < FEWEST_REQUESTS or days < 0.95:
             raise InvalidInput(
-                f"{holds}, too little to plan a month: use {FEWEST_REQUESTS} requests and a day at least, better a "
-                "week, or describe the traffic with --pattern. --days says what a file stands for."
+                f"{holds}, too little to plan a month ({FEWEST_REQUESTS} in a day are the least). {enough}, or "
+                "--pattern to describe the traffic. --days says what a file stands for."
             )
-        if count < ENOUGH_REQUESTS or days < 6.95:
-            return [f"Little data: {holds}. Use {ENOUGH_REQUESTS} requests and a week before you rely on this."]
-        return []
+        return [f"Little data: {holds}. {enough}."] if count < ENOUGH_REQUESTS or days < 6.95 else []
 
     def redrawn(self, seed: int) -> "Traffic":
         """Return traffic whose days are drawn from these, working days and weekends apart: a bootstrap.
