@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fast_truss.errors import ClientError, InvalidInput
+from fast_truss.errors import InvalidInput
 from fast_truss.options import Where, on_target
 
 EXAMPLE = "weekdays 9 to 18, 40 an hour"
@@ -70,13 +70,9 @@ def plan(
         raise InvalidInput(f"--hours is of a schedule, and {where.target} has none: give --environment.")
     if measure == (image_seconds is not None):
         raise InvalidInput("Give one of --image-seconds, such as p50 of `fast-truss load`, and --measure.")
-    on_baseten = bool(where.model) and where.url is None
-    if cold_start is None and not on_baseten:
-        raise InvalidInput(
-            "--cold-start is missing: give what `fast-truss coldstart` showed, or --model to look it up."
-        )
-    if price is None and not on_baseten:
-        raise InvalidInput("--price is missing: give USD an hour of the instance type, or --model to look it up.")
+    for option, value in (("--cold-start", cold_start), ("--price", price)):
+        if value is None and (not where.model or where.url):
+            raise InvalidInput(f"{option} is missing: give it, or --model, of which Baseten tells it.")
     zone, window = zone_of(timezone), words.hours_of("--hours", hours) if hours else None
     if pattern is not None:
         found = words.read_pattern(pattern, seed)
@@ -93,7 +89,7 @@ def plan(
         image_seconds = _measured_image(where)
         notes.append("The seconds of an image are the median of three that were made just now.")
     if price is None:
-        price = _list_price(where)
+        price = recorded.list_price(where.client())
         notes.append("The price is Baseten's list price of the instance type.")
     machine = simulation.Machine(cold_start, image_seconds, unbilled)
     case = choices.Case(found, machine, price, image_seconds + PATIENCE if p95 is None else p95, typing, seed)
@@ -114,15 +110,6 @@ def plan(
     if png:
         chart.save(rows, best, case.goal, f"{len(found.arrivals)} requests, {found.source}"[:90], png)
         console().print(f"Chart: {png}", markup=False)
-
-
-def _list_price(where: Where) -> float:
-    from fast_truss.load import price_per_minute
-
-    found = price_per_minute(where.client())
-    if found is None:
-        raise ClientError("Baseten does not tell the price of this instance type: give --price, in USD an hour.")
-    return round(found[0] * 60, 4)
 
 
 def _measured_image(where: Where) -> float:

@@ -12,13 +12,14 @@ from fast_truss.schedule import DAYS, weekdays_of
 EXAMPLE = "weekdays 9 to 18, 40 an hour"
 # A month is drawn, or more weeks up to so many requests, or one week of very much.
 FEW, MANY = 1000, 250_000
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 0.0, "w": 0.0}
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 RATE = re.compile(
     r"(?<![\w.:-])(?P<number>(?:(?<!to )\d{1,3}(?:,\d{3})+|\d{1,7})(?:\.\d{1,3})?) *"
     r"(?:(?:requests?|images?|calls?|users?|visitors?) *)?(?:an?\b|per\b|each\b|every\b|/) *"
     r"(?P<unit>s|sec|seconds?|m|min|minutes?|h|hr|hours?|d|days?|w|weeks?)\b",
     re.ASCII,
 )
+HALVES: dict[str | None, int] = {"am": 0, "pm": 12}
 HOUR = r"(\d\d?(?::[0-5]\d)?) *(am|pm|h)?"
 HOURS = re.compile(rf"(?<![\w.:-]){HOUR} *(?:to|until|-|and) *{HOUR}(?![\w.:/-])", re.ASCII)
 DAY_NAME = re.compile(r"\b(mon|tue|wed|thu|fri|sat|sun)(?:s?days?|nesdays?|rs?days?|urdays?|s)?\b")
@@ -69,32 +70,27 @@ def _part(text: str, part: str) -> tuple[Hours, float]:
     plain = _plain(part)
     rates = list(RATE.finditer(plain))
     if len(rates) != 1:
+        example = f"{EXAMPLE}; weekends 10:30 to 16, 100 a day"
         raise InvalidInput(
-            f'--pattern is {text!r}, and {part.strip()!r} has no clear rate: write it as in "{EXAMPLE}; weekends 10:30 '
-            'to 16, 100 a day".'
+            f'--pattern is {text!r}, and {part.strip()!r} has no clear rate: write it as in "{example}".'
         )
     number, unit = rates[0]["number"], rates[0]["unit"][0]
     if re.fullmatch(r"[1-9]\d{0,2}\.\d{3}", number):
-        whole = number.replace(".", "")
-        raise InvalidInput(
-            f"--pattern is {text!r}: write {whole} or {float(number):g} for {number}, which may be both."
-        )
+        meant = f"{number.replace('.', '')} or {float(number):g}"
+        raise InvalidInput(f"--pattern is {text!r}: write {meant} for {number}, which may be both.")
     hours = _hours("--pattern", text, plain[: rates[0].start()] + "," + plain[rates[0].end() :])
-    a_day = hours.end - hours.start
-    seconds = UNITS[unit] or a_day * (len(hours.days) if unit == "w" else 1)
+    seconds = UNITS.get(unit) or (hours.end - hours.start) * (len(hours.days) if unit == "w" else 1)
     return hours, float(number.replace(",", "")) / seconds
 
 
 def _hours(option: str, text: str, rest: str) -> Hours:
     """Return the hours that rest of text says: nothing else may be in it."""
-    found = HOURS.search(rest)
-    start, end = 0.0, DAY
+    found, start, end = HOURS.search(rest), 0.0, DAY
     if found:
-        halves = [half if half in ("am", "pm") else None for half in (found[2], found[4])]
-        if (halves[0] is None) != (halves[1] is None):
-            raise InvalidInput(f"{option} is {text!r}: give both hours am or pm, or write them from 0 to 24.")
-        start, end = (_seconds(option, text, hour, half) for hour, half in zip(found.group(1, 3), halves, strict=True))
+        start, end = _seconds(found[1], found[2]), _seconds(found[3], found[4])
         rest = rest[: found.start()] + "," + rest[found.end() :]
+        if (found[2] in HALVES) != (found[4] in HALVES):
+            raise InvalidInput(f"{option} is {text!r}: give both hours am or pm, or write them from 0 to 24.")
     if not start < end <= DAY:
         raise InvalidInput(
             f"{option} is {text!r}: use two hours from 0 to 24, the lower first (9 to 17 for 9 am to 5 pm); for a "
@@ -113,9 +109,9 @@ def _hours(option: str, text: str, rest: str) -> Hours:
     return Hours(tuple(DAYS.index(name) for name in names), start, end)
 
 
-def _seconds(option: str, text: str, time: str, half: str | None) -> float:
-    hour, _, minute = time.partition(":")
-    if half and not 1 <= int(hour) <= 12:
-        raise InvalidInput(f"{option} is {text!r}: {hour} {half} is no hour, use 1 to 12 {half}, or 0 to 24.")
-    hours = int(hour) % 12 + 12 * (half == "pm") if half else int(hour)
-    return 3600.0 * hours + 60.0 * int(minute or 0)
+def _seconds(time: str, half: str | None) -> float:
+    """Return the seconds since midnight: more than a day for an hour that is none."""
+    hour, minute = int(time.split(":")[0]), int(time.partition(":")[2] or 0)
+    if half in HALVES:
+        hour = hour % 12 + HALVES[half] if 1 <= hour <= 12 else 99
+    return 3600.0 * hour + 60.0 * minute

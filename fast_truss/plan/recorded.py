@@ -1,4 +1,4 @@
-"""What Baseten recorded of a model: its requests and its startups."""
+"""What Baseten recorded of a model: its requests, its startups and its price."""
 
 import datetime
 import random
@@ -66,3 +66,13 @@ def usual_start(client: Any) -> tuple[float, float, str]:
     count = summary.total_duration_ms.sample_count
     sentence = f"The cold start is the median of {count} startups that Baseten recorded in {DAYS} days."
     return total, min(total, sum(phases.get(name, 0.0) for name in UNBILLED)), sentence
+
+
+def list_price(client: Any) -> float:
+    """Return USD an hour of one replica. Raises ClientError."""
+    from fast_truss.load import price_per_minute
+
+    found = price_per_minute(client)
+    if found is None:
+        raise ClientError("Baseten does not tell the price of this instance type: give --price, in USD an hour.")
+    return round(found[0] * 60, 4)

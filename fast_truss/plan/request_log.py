@@ -65,20 +65,17 @@ def observed(moments: list[float], zone: datetime.tzinfo, source: str, days: flo
     seen = {datetime.datetime.fromtimestamp(quarter, zone).weekday() for quarter in quarters}
     first = datetime.datetime.fromtimestamp(moments[0], zone).weekday()
     working = sum((first + number) % 7 < 5 for number in range(math.ceil(length / DAY)))
+    span = math.ceil(length / DAY) * DAY if length >= 2 * DAY else length * len(moments) / (len(moments) - 1)
     if days is not None:
         span = days * DAY
         if span < length:
             raise InvalidInput(f"--days is {days:g}, and the requests cover {length / DAY:.3g} days: use as many.")
     elif working >= 5 and not seen & {5, 6}:
         span = max(working / 5 * 7 * DAY, length)
-        notes = [
+        notes.append(
             f"No request came on a weekend: the {working} working days stand for {span / DAY:.3g} days. If the file "
             "leaves weekends out, say what it stands for with --days."
-        ]
-    elif length >= 2 * DAY:
-        span = math.ceil(length / DAY) * DAY
-    else:
-        span = max(length * len(moments) / (len(moments) - 1), 60.0)
+        )
     origin = datetime.datetime.fromtimestamp(moments[0], datetime.UTC)
     return Traffic([moment - moments[0] for moment in moments], span, origin, zone, source, notes=tuple(notes))
 

@@ -1,13 +1,10 @@
 """What users wait and what replicas cost under autoscaling settings, by the rules of Baseten's documents.
 
-All times are seconds from the start of the traffic. Where each rule is written:
-
-* deployment/autoscaling/overview: requests in flight, averaged over autoscaling_window, over concurrency_target x
-  target_utilization_percentage, rounded up, are the replicas wanted. More start at that decision. Load must stay lower
-  for a whole scale_down_delay before max_scale_down_rate percent of what is too much ends, and so on.
-* deployment/autoscaling/cold-starts: after scale_down_delay without traffic all replicas end, and the next request,
-  which waits in a queue, starts one.
-* organization/billing: by the minute, from the moment a replica is up on a node.
+Seconds from the start of the traffic. deployment/autoscaling/overview: requests in flight, averaged over
+autoscaling_window, over concurrency_target x target_utilization_percentage, rounded up, are the replicas wanted. More
+start at once. Load must stay lower for a scale_down_delay before max_scale_down_rate percent of what is too much ends,
+and so on. deployment/autoscaling/cold-starts: after scale_down_delay without traffic all replicas end, and the next
+request, which waits in a queue, starts one. organization/billing: by the minute, from when a replica is up on a node.
 """
 
 import bisect
@@ -41,10 +38,9 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Baseten's autoscaling settings under their own names, and who wakes.
+    """Baseten's autoscaling settings, and wakes: the app wakes the model when it is opened.
 
-    wakes: the app wakes the model when it is opened. windows: (start, end) of a schedule, in order and apart, in which
-    window_replicas are the least.
+    windows: (start, end) of a schedule, in order and apart, in which window_replicas are the least.
     """
 
     min_replica: int
@@ -99,8 +95,6 @@ def simulate(
 
 
 class _Run:
-    """The state of one simulation."""
-
     def __init__(
         self, arrivals: Sequence[float], span: float, settings: Settings, machine: Machine, opened: Sequence[float]
     ) -> None:
@@ -117,7 +111,7 @@ class _Run:
         self.below_since: float | None = None
         self.next_decision = math.inf
         self.cold_starts, self.billed = 0, 0.0
-        self.came, self.finished = 0, 0  # before the window of the next decision
+        self.came = self.finished = 0  # before the window of the next decision
         if self.least:
             self.plan_decision(0.0)
 
@@ -234,11 +228,10 @@ class _Run:
     def decide(self, now: float) -> None:
         """Compare what is wanted with what is there, and start or end replicas."""
         settings, there = self.settings, len(self.free)
-        before = self.came - self.finished
-        in_flight = before + self.count(now) / settings.autoscaling_window
-        wanted = wanted_replicas(in_flight, settings)
+        in_flight = self.came - self.finished + self.count(now) / settings.autoscaling_window
         # To zero it comes by itself, when there was no traffic for the whole delay.
-        wanted = min(max(wanted, self.least, 1), max(settings.max_replica, self.least))
+        wanted = max(wanted_replicas(in_flight, settings), self.least, 1)
+        wanted = min(wanted, max(settings.max_replica, self.least))
         self.next_decision = now + settings.autoscaling_window
         if wanted >= there:
             self.below_since = None

@@ -628,7 +628,7 @@ def test_usual_words_are_understood(text: str, days: str, start: float, end: flo
         ("40 per hour, 9 per day", "no clear rate"),
         ("9 to 6pm, 40 an hour", "both hours am or pm"),
         ("9 to 5, 40 an hour", "9 to 17 for 9 am to 5 pm"),
-        ("13pm to 15pm, 40 an hour", "13 pm is no hour"),
+        ("13pm to 15pm, 40 an hour", "use two hours from 0 to 24"),
         ("9 to 12 and 14 to 18, 40 an hour", "are no days"),
         ("weekdays except friday 9 to 18, 40 an hour", "are no days"),
     ],
