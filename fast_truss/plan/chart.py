@@ -21,6 +21,7 @@ def check(file: Path) -> None:
 def save(rows: Sequence[Row], chosen: Row, goal: float, title: str, file: Path) -> None:
     """Draw the rows into a PNG, on logarithmic axes: the front numbered and named below, chosen with a red ring."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     front = [row for row in rows if row.front]
     figure = Figure(figsize=(11, 6.5 + 0.26 * len(front)), layout="constrained")
@@ -36,7 +37,7 @@ def save(rows: Sequence[Row], chosen: Row, goal: float, title: str, file: Path) 
         axes.annotate(str(number), (row.usd, row.p95), (7, 7), textcoords="offset points")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("{x:g}")
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(3, 0.6)))
     axes.grid(which="both", alpha=0.25)
     axes.legend()
     named = [f"{number}  {row.choice.name}: USD {row.usd:,.0f}, {row.p95:.1f} s" for number, row in enumerate(front, 1)]

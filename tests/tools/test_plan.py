@@ -218,8 +218,9 @@ def send_in_bursts(platform: Platform, cold_start: float, delay: float) -> tuple
         concurrent.futures.ThreadPoolExecutor(WHILE_COLD) as pool,
     ):
         for _ in range(BURSTS):
-            # From the last answer on, however busy the machine is: nothing is sent before the replica is gone.
-            begin = time.monotonic() + (delay + 2.0 if found else 0.0)
+            # From the last answer on, however busy the machine is: nothing is sent before the replica is gone, in the
+            # simulation too, where every cold start takes as long as the mean one.
+            begin = time.monotonic() + (delay + 2.0 + cold_start / 2 if found else 0.0)
             found += pool.map(send, [begin + cold_start * number / WHILE_COLD for number in range(WHILE_COLD)])
             for _ in range(WARM):
                 found.append(send(time.monotonic() + 0.1))
