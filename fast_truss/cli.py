@@ -362,3 +362,23 @@ def serve_page(
     except ModuleNotFoundError as error:
         raise InvalidInput(f"{error.name} is not installed: pip install -r requirements-app.txt") from None
     launch(client, port, where.url)
+
+
+@app.command()
+@on_target
+def gateway(
+    where: Where,
+    listen: Annotated[
+        str, typer.Option(help="An address of this machine. Others than its own need a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    key_file: Annotated[
+        Path | None, typer.Option(help="Holds the key that clients give. Else FAST_TRUSS_GATEWAY_KEY does.")
+    ] = None,
+) -> None:
+    """Serve OpenAI's Images API in front of the model, for programs that speak it."""
+    try:
+        from fast_truss.gateway import serve
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f'{error.name} is not installed: pip install "fast-truss[gateway]"') from None
+    serve(where.async_client(), listen, port, key_file, where.timeout)
