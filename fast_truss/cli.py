@@ -369,16 +369,21 @@ def serve_page(
 def gateway(
     where: Where,
     listen: Annotated[
-        str, typer.Option(help="An address of this machine. Others than its own need a key.")
+        str, typer.Option(help="An address of this machine. If others reach it, it needs a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
     key_file: Annotated[
-        Path | None, typer.Option(help="Holds the key that clients give. Else FAST_TRUSS_GATEWAY_KEY does.")
+        typer.FileText | None, typer.Option(help="Holds the key of its clients. Else FAST_TRUSS_GATEWAY_KEY does.")
     ] = None,
 ) -> None:
-    """Serve OpenAI's Images API in front of the model, for programs that speak it."""
+    """Serve OpenAI's Images API in front of the model, for programs that speak it. It wakes the model."""
+    import os
+
     try:
         from fast_truss.gateway import serve
     except ModuleNotFoundError as error:
         raise InvalidInput(f'{error.name} is not installed: pip install "fast-truss[gateway]"') from None
-    serve(where.async_client(), listen, port, key_file, where.timeout)
+    key = key_file.read().strip() if key_file else os.environ.get("FAST_TRUSS_GATEWAY_KEY", "")
+    if not key and (key_file or (listen != "127.0.0.1" and sys.stdin.isatty())):
+        key = typer.prompt("The key of this gateway", hide_input=True)
+    serve(where.async_client(), listen, port, key, where.timeout)
