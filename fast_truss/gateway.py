@@ -5,12 +5,10 @@ import base64
 import contextlib
 import hmac
 import io
-import ipaddress
 import json
 import logging
 import math
 import re
-import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -29,23 +27,21 @@ from fast_truss.errors import ClientError, ConnectionLost, InvalidInput, NotFoun
 
 MAX_BODY, MASK_PIXELS = 64_000_000, 25_000_000
 # How soon it notices that a client left. A stream is never silent for longer.
-TICK_SECONDS = 2.0
+TICK_SECONDS = 1.0
 # No image depends on them. The API lets fewer partial images come than were asked for: here none do.
 IGNORED = ("model", "user", "safety_identifier", "partial_images")
-# "auto" is as good as left out. The last two are parameters of AsyncClient.events().
+# "auto" is as good as left out.
 REFUSED = {
     "quality": "give num_inference_steps in extra_body",
     "style": "describe it in the prompt",
     "background": "images are opaque",
     "moderation": "the model does not check content",
     "input_fidelity": "give strength in extra_body",
-    "timeout": "set it in the client",
-    "self": "it is no field",
 }
 # The model's names of what OpenAI names otherwise.
 PARAMS = {"num_images": "n", "quality": "output_compression", "width": "size", "height": "size"}
-NO_TOKENS = {"image_tokens": 0, "text_tokens": 0}
-NO_USAGE = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": NO_TOKENS}
+COUNTS = ("input_tokens", "output_tokens", "total_tokens")
+NO_USAGE = {**dict.fromkeys(COUNTS, 0), "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
 Events = AsyncGenerator[Event | None, None]
 log = logging.getLogger("uvicorn.error")
 
@@ -114,26 +110,21 @@ def white_where_clear(mask: bytes, image: bytes) -> bytes:
     return buffer.getvalue()
 
 
-async def followed(client: AsyncClient, request: dict[str, Any], seconds: float) -> Events:
-    """Yield each Event, and None after each TICK_SECONDS without one. Closed before the end, the work ends."""
-    arrived: asyncio.Queue[Event | None] = asyncio.Queue()
+async def followed(events: AsyncGenerator[Event, None]) -> Events:
+    """Yield the newest Event each TICK_SECONDS, None before the first, and the last at once. Closes events."""
+    seen: list[Event | None] = [None]
 
-    async def ask() -> None:
-        async with contextlib.aclosing(client.events(timeout=seconds, **request)) as events:
-            async for event in events:
-                arrived.put_nowait(event)
+    async def follow() -> None:
+        async with contextlib.aclosing(events):
+            async for seen[0] in events:
+                pass
 
-    task = asyncio.create_task(ask())
-    task.add_done_callback(lambda _: arrived.put_nowait(None))
+    task = asyncio.create_task(follow())
     try:
-        while True:
-            event = None
-            with contextlib.suppress(TimeoutError):
-                event = await asyncio.wait_for(arrived.get(), TICK_SECONDS)
-            if event is None and task.done() and arrived.empty():
-                break
-            yield event
+        while not (await asyncio.wait({task}, timeout=TICK_SECONDS))[0]:
+            yield seen[0]
         task.result()
+        yield seen[0]
     finally:
         task.cancel()
         await asyncio.wait({task})
@@ -169,8 +160,8 @@ async def failure(request: Request, error: Exception) -> JSONResponse:
         status, message = error.status_code, error.detail
     elif isinstance(error, InvalidInput) or (isinstance(error, RequestRefused) and error.status in (400, 413, 422)):
         status, named = 413 if error.status == 413 else 400, re.search(r"`(\w+)", message)
-        param = named[1] if named else None
-        param = PARAMS.get(str(param), param) if isinstance(error, RequestRefused) else param
+        if named:
+            param = PARAMS.get(named[1], named[1]) if isinstance(error, RequestRefused) else named[1]
     elif isinstance(error, NotFound):
         status = 404
     elif isinstance(error, TimedOut | ConnectionLost) and error.retry_after is None:
@@ -202,16 +193,17 @@ def application(client: AsyncClient, key: str, seconds: float) -> Starlette:
         length = request.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > MAX_BODY:
             raise HTTPException(413, f"Content-Length must be there, and at most {MAX_BODY}: send smaller images.")
+        # Before openai's client gives up, which says when. Each part of a stream renews that.
+        limit = re.match(r"[0-9]{1,6}", request.headers.get("x-stainless-read-timeout", ""))
         try:
             fields = await (read_form(request) if request.url.path.endswith("edits") else request.json())
             wanted = model_request(dict(**fields))
+            stream = wanted.pop("stream")
+            most = min(seconds, 0.98 * float(limit[0])) if limit and not stream else seconds
+            events = followed(client.events(timeout=most, **wanted))
         except (TypeError, ValueError, RecursionError):
-            raise InvalidInput("The body must be a JSON object.") from None
+            raise InvalidInput("The body must be a JSON object, of parameters of this API and of the model.") from None
         size = f"{wanted.get('width')}x{wanted.get('height')}" if {"width", "height"} <= wanted.keys() else "auto"
-        stream = wanted.pop("stream")
-        # Before openai's client gives up, which says when. Each part of a stream renews that.
-        limit = re.match(r"[0-9]{1,6}", "" if stream else request.headers.get("x-stainless-read-timeout", ""))
-        events = followed(client, wanted, min(seconds, 0.98 * float(limit[0])) if limit else seconds)
         if stream:  # what is refused at once is not in it
             parts = streamed(request, events, await anext(events), size)
             return StreamingResponse(parts, headers={"X-Accel-Buffering": "no"}, media_type="text/event-stream")
@@ -233,18 +225,13 @@ def serve(client: AsyncClient, listen: str, port: int, key: str, seconds: float)
     """Serve until it is stopped. key: of its own, or empty. Raises InvalidInput."""
     if key and not re.fullmatch(r"[!-~]{8,}", key):
         raise InvalidInput("The gateway's key must have 8 or more letters, digits and signs, and no blanks.")
-    try:
-        bound = socket.create_server((listen, port), family=socket.AF_INET6 if ":" in listen else socket.AF_INET)
-    except OSError as error:
-        raise InvalidInput(f"--listen {listen} --port {port} cannot be used: {error.strerror}.") from None
-    if not key and not ipaddress.ip_address(bound.getsockname()[0]).is_loopback:
-        bound.close()
-        raise InvalidInput("--listen lets others in: set FAST_TRUSS_GATEWAY_KEY, or give --key-file.")
-    config = uvicorn.Config(application(client, key, seconds), access_log=False, timeout_graceful_shutdown=5)
+    if not key and listen not in ("127.0.0.1", "::1", "localhost"):
+        raise InvalidInput(f"--listen {listen} lets others in: set FAST_TRUSS_GATEWAY_KEY, or give --key-file.")
+    app = application(client, key, seconds)
+    config = uvicorn.Config(app, listen, port, access_log=False, timeout_graceful_shutdown=5)
 
     async def run() -> None:
         async with client:
-            await uvicorn.Server(config).serve(sockets=[bound])
+            await uvicorn.Server(config).serve()
 
-    print(f"OpenAI's Images API: http://{listen}:{bound.getsockname()[1]}/v1", flush=True)
     asyncio.run(run())

@@ -173,8 +173,6 @@ def test_what_is_left_out_is_the_model_s(client: openai.OpenAI, model: Model) ->
         ({"background": "transparent"}, "background"),
         ({"moderation": "low"}, "moderation"),
         ({"extra_body": {"stream": "yes"}}, "stream"),
-        ({"extra_body": {"timeout": 5}}, "timeout"),
-        ({"extra_body": {"self": 5}}, "self"),
         ({"n": 1, "extra_body": {"num_images": 2}}, "n"),
         ({"size": "64x64", "extra_body": {"width": 128}}, "size"),
         ({"prompt": None}, "prompt"),
@@ -189,7 +187,19 @@ def test_what_it_cannot_do_is_named_and_asks_nothing(
     assert model.asked == []
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"x"', b"[" * 100_000, b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'"x"',
+        b"[" * 100_000,
+        b"\xff",
+        b'{"prompt": "a boat", "timeout": 5}',
+        b'{"prompt": "x", "self": 1}',
+    ],
+)
 def test_a_body_that_is_no_json_object_is_refused(shared: tuple[Model, str], body: bytes) -> None:
     answer = httpx.post(f"{shared[1]}/v1/images/generations", content=body, headers={"Authorization": f"Bearer {KEY}"})
     assert answer.status_code == 400
@@ -273,10 +283,9 @@ def test_a_stream_is_never_silent(shared: tuple[Model, str], model: Model, monke
         lines = answer.iter_lines()
         assert answer.headers["Content-Type"].startswith("text/event-stream")
         seen = [next(lines) for _ in range(5)]
-        assert seen == [": queued {}", "", ": waiting", "", ": waiting"]
+        assert seen == [": queued {}", ""] * 2 + [": queued {}"]
         model.hangs = False
         rest = list(lines)
-    assert ': step {"image": 1, "step": 1, "of": 2, "seconds": 0.1}' in rest
     assert sum(line.startswith("data:") for line in rest) == 1
 
 
@@ -285,8 +294,10 @@ def test_an_error_after_the_first_event_of_a_stream_is_raised(
 ) -> None:
     async def events(**_: Any) -> AsyncIterator[Event]:
         yield Event("queued", {})
+        await asyncio.sleep(0.2)
         raise errors.ModelFailed("The model failed (500).", 500)
 
+    monkeypatch.setattr(gateway, "TICK_SECONDS", 0.05)
     monkeypatch.setattr(model, "events", events, raising=False)
     with client.images.generate(prompt="a boat", stream=True) as stream, pytest.raises(openai.APIError) as caught:
         list(stream)
@@ -431,9 +442,8 @@ def test_without_a_key_no_web_page_can_use_it() -> None:
 @pytest.mark.parametrize(
     ("arguments", "key", "sentence"),
     [
-        (["--listen", "0.0.0.0"], "", "--listen lets others in: set FAST_TRUSS_GATEWAY_KEY, or give --key-file."),
-        (["--listen", "::"], "", "--listen lets others in"),
-        (["--listen", "nowhere.invalid"], "", "--listen nowhere.invalid --port 0 cannot be used"),
+        (["--listen", "0.0.0.0"], "", "--listen 0.0.0.0 lets others in: set FAST_TRUSS_GATEWAY_KEY"),
+        (["--listen", "::"], "", "--listen :: lets others in"),
         ([], "short", "must have 8 or more"),
         ([], "two words in it", "must have 8 or more"),
     ],
@@ -493,7 +503,7 @@ def started(platform: Platform, *arguments: str) -> Iterator[openai.OpenAI]:
             if "Uvicorn running" in log.read_text() or process.poll() is not None:
                 break
             time.sleep(0.05)
-        address = log.read_text().split("API: ")[1].split()[0]
+        address = log.read_text().split("running on ")[1].split()[0] + "/v1"
         with openai.OpenAI(api_key=KEY, base_url=address, max_retries=0) as client:
             yield client
     finally:
