@@ -16,7 +16,6 @@ from typing import Any
 import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -75,18 +74,17 @@ async def read_form(request: Request) -> dict[str, Any]:
     async with request.form(max_files=20, max_fields=100) as form:
         for key, value in form.multi_items():
             name = key.removesuffix("[]")
-            if isinstance(value, UploadFile) != (name in files):
+            if isinstance(value, str) == (name in files):
                 raise InvalidInput(f"`{name}` cannot be used so: image and mask are files, and nothing else is.")
-            if isinstance(value, UploadFile):
+            if not isinstance(value, str):
                 files[name].append(await value.read())
-                continue
-            # A form knows no types: what reads as JSON is that.
-            fields[name] = value or None
-            with contextlib.suppress(ValueError, RecursionError):
-                fields[name] = value if "prompt" in name else json.loads(value)
+            elif value:
+                fields[name] = value
+                with contextlib.suppress(ValueError, RecursionError):  # a form knows no types but text
+                    fields[name] = value if "prompt" in name else json.loads(value)
     images, masks = files.values()
     if not images or len(masks) > 1:
-        raise InvalidInput("`image` must be one or more files." if not images else "`mask` must be one file.")
+        raise InvalidInput("`mask` must be one file." if images else "`image` must be one or more files.")
     encoded = [base64.b64encode(image).decode() for image in images]
     fields["image"] = encoded if len(encoded) > 1 else encoded[0]
     for mask in masks:
@@ -155,10 +153,9 @@ async def streamed(request: Request, events: Events, event: Event | None, size: 
 
 async def failure(request: Request, error: Exception) -> JSONResponse:
     """Return an error in OpenAI's shape. Its client tries again what may succeed, and nothing else."""
-    status, message, param, headers = 500, str(error), None, {"x-should-retry": "false"}
-    if isinstance(error, HTTPException):
-        status, message = error.status_code, error.detail
-    elif isinstance(error, InvalidInput) or (isinstance(error, RequestRefused) and error.status in (400, 413, 422)):
+    status, param, headers = getattr(error, "status_code", 500), None, {"x-should-retry": "false"}
+    message = str(error) if isinstance(error, ClientError) else getattr(error, "detail", "The gateway failed.")
+    if isinstance(error, InvalidInput) or (isinstance(error, RequestRefused) and error.status in (400, 413, 422)):
         status, named = 413 if error.status == 413 else 400, re.search(r"`(\w+)", message)
         if named:
             param = PARAMS.get(named[1], named[1]) if isinstance(error, RequestRefused) else named[1]
@@ -168,8 +165,6 @@ async def failure(request: Request, error: Exception) -> JSONResponse:
         status, headers = 504, {}
     elif isinstance(error, ClientError) and error.retryable:
         status, headers = 503, {"Retry-After": str(math.ceil(error.retry_after or 10))}
-    elif not isinstance(error, ClientError):
-        message = "The gateway failed: its log says why."
     # Not its words, which may be those of a prompt.
     log.warning("%s: %d, %s", request.url.path, status, type(error).__name__)
     kind = "invalid_request_error" if status < 500 else "server_error"
@@ -215,10 +210,16 @@ def application(client: AsyncClient, key: str, seconds: float) -> Starlette:
                     break
         return Response(status_code=499)
 
+    @contextlib.asynccontextmanager
+    async def connected(_: Starlette) -> AsyncIterator[None]:
+        async with client:
+            yield
+
     paths = {"/v1/models": "GET", "/v1/images/generations": "POST", "/v1/images/edits": "POST"}
     routes = [Route(path, answer, methods=[method]) for path, method in paths.items()]
     handlers: Any = dict.fromkeys((HTTPException, ClientError, Exception), failure)
-    return Starlette(routes=[Route("/health", JSONResponse({"status": "ok"})), *routes], exception_handlers=handlers)
+    routes.append(Route("/health", JSONResponse({"status": "ok"})))
+    return Starlette(routes=routes, exception_handlers=handlers, lifespan=connected)
 
 
 def serve(client: AsyncClient, listen: str, port: int, key: str, seconds: float) -> None:
@@ -227,11 +228,6 @@ def serve(client: AsyncClient, listen: str, port: int, key: str, seconds: float)
         raise InvalidInput("The gateway's key must have 8 or more letters, digits and signs, and no blanks.")
     if not key and listen not in ("127.0.0.1", "::1", "localhost"):
         raise InvalidInput(f"--listen {listen} lets others in: set FAST_TRUSS_GATEWAY_KEY, or give --key-file.")
-    app = application(client, key, seconds)
-    config = uvicorn.Config(app, listen, port, access_log=False, timeout_graceful_shutdown=5)
-
-    async def run() -> None:
-        async with client:
-            await uvicorn.Server(config).serve()
-
-    asyncio.run(run())
+    uvicorn.run(
+        application(client, key, seconds), host=listen, port=port, access_log=False, timeout_graceful_shutdown=5
+    )
