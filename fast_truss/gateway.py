@@ -199,7 +199,7 @@ def application(client: AsyncClient, key: str, seconds: float) -> Starlette:
         except (TypeError, ValueError, RecursionError):
             raise InvalidInput("The body must be a JSON object, of parameters of this API and of the model.") from None
         size = f"{wanted.get('width')}x{wanted.get('height')}" if {"width", "height"} <= wanted.keys() else "auto"
-        if stream:  # what is refused at once is not in it
+        if stream:  # an error that comes at once keeps its status
             parts = streamed(request, events, await anext(events), size)
             return StreamingResponse(parts, headers={"X-Accel-Buffering": "no"}, media_type="text/event-stream")
         async with contextlib.aclosing(events):
@@ -215,10 +215,9 @@ def application(client: AsyncClient, key: str, seconds: float) -> Starlette:
         async with client:
             yield
 
-    paths = {"/v1/models": "GET", "/v1/images/generations": "POST", "/v1/images/edits": "POST"}
-    routes = [Route(path, answer, methods=[method]) for path, method in paths.items()]
+    routes = [Route("/health", JSONResponse({"status": "ok"})), Route("/v1/models", answer)]
+    routes += [Route(f"/v1/images/{name}", answer, methods=["POST"]) for name in ("generations", "edits")]
     handlers: Any = dict.fromkeys((HTTPException, ClientError, Exception), failure)
-    routes.append(Route("/health", JSONResponse({"status": "ok"})))
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=connected)
 
 
@@ -228,6 +227,6 @@ def serve(client: AsyncClient, listen: str, port: int, key: str, seconds: float)
         raise InvalidInput("The gateway's key must have 8 or more letters, digits and signs, and no blanks.")
     if not key and listen not in ("127.0.0.1", "::1", "localhost"):
         raise InvalidInput(f"--listen {listen} lets others in: set FAST_TRUSS_GATEWAY_KEY, or give --key-file.")
-    uvicorn.run(
-        application(client, key, seconds), host=listen, port=port, access_log=False, timeout_graceful_shutdown=5
-    )
+    app = application(client, key, seconds)
+    # Its log of requests would show what their addresses hold.
+    uvicorn.run(app, host=listen, port=port, access_log=False, timeout_graceful_shutdown=5)
