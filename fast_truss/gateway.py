@@ -94,16 +94,15 @@ async def read_form(request: Request) -> dict[str, Any]:
 
 def white_where_clear(mask: bytes, image: bytes) -> bytes:
     """Return a PNG, white where mask is fully transparent: OpenAI edits that, and the model what is white."""
-    try:
+    clear: Any = None
+    with contextlib.suppress(Exception):  # for a damaged file Pillow raises whatever its parsers run into
         start, opened = (Image.open(io.BytesIO(file), formats=("PNG", "WEBP", "JPEG")) for file in (image, mask))
         turned = start.getexif().get(0x0112, 1) >= 5
-        fits = opened.size == (start.size[::-1] if turned else start.size) and math.prod(opened.size) <= MASK_PIXELS
-        clear = opened.convert("RGBA").getchannel("A").point([255] + 255 * [0]) if fits else None
-    except Exception:  # for a damaged file Pillow raises whatever its parsers run into
-        raise InvalidInput("`mask` or image cannot be read: send whole files, and a PNG as mask.") from None
-    if clear is None or clear.getbbox() is None:
-        wrong = "no fully transparent part" if clear else f"not the size of image, or more than {MASK_PIXELS} pixels"
-        raise InvalidInput(f"`mask` has {wrong}: send a PNG as large as image, transparent where that shall change.")
+        if opened.size == (start.size[::-1] if turned else start.size) and math.prod(opened.size) <= MASK_PIXELS:
+            clear = opened.convert("RGBA").getchannel("A").point([255] + 255 * [0])
+    if not (clear and clear.getbbox()):
+        wanted = f"a whole PNG, as wide and high as image, of at most {MASK_PIXELS} pixels"
+        raise InvalidInput(f"`mask` must be {wanted}, and fully transparent where image shall change.")
     clear.save(buffer := io.BytesIO(), "PNG", compress_level=1)
     return buffer.getvalue()
 
@@ -153,14 +152,13 @@ async def streamed(request: Request, events: Events, event: Event | None, size: 
 
 async def failure(request: Request, error: Exception) -> JSONResponse:
     """Return an error in OpenAI's shape. Its client tries again what may succeed, and nothing else."""
-    status, param, headers = getattr(error, "status_code", 500), None, {"x-should-retry": "false"}
+    status = getattr(error, "status_code", 404 if isinstance(error, NotFound) else 500)
+    param, headers = None, {"x-should-retry": "false"}
     message = str(error) if isinstance(error, ClientError) else getattr(error, "detail", "The gateway failed.")
     if isinstance(error, InvalidInput) or (isinstance(error, RequestRefused) and error.status in (400, 413, 422)):
         status, named = 413 if error.status == 413 else 400, re.search(r"`(\w+)", message)
         if named:
             param = PARAMS.get(named[1], named[1]) if isinstance(error, RequestRefused) else named[1]
-    elif isinstance(error, NotFound):
-        status = 404
     elif isinstance(error, TimedOut | ConnectionLost) and error.retry_after is None:
         status, headers = 504, {}
     elif isinstance(error, ClientError) and error.retryable:
@@ -185,8 +183,7 @@ def application(client: AsyncClient, key: str, seconds: float) -> Starlette:
         if request.method != "POST":
             model = {"id": client.target.model_id, "object": "model", "created": 0, "owned_by": "fast-truss"}
             return JSONResponse({"object": "list", "data": [model]})
-        length = request.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > MAX_BODY:
+        if int(request.headers.get("Content-Length", MAX_BODY + 1)) > MAX_BODY:
             raise HTTPException(413, f"Content-Length must be there, and at most {MAX_BODY}: send smaller images.")
         # Before openai's client gives up, which says when. Each part of a stream renews that.
         limit = re.match(r"[0-9]{1,6}", request.headers.get("x-stainless-read-timeout", ""))

@@ -368,11 +368,15 @@ def test_an_edit_streams_its_own_events(client: openai.OpenAI) -> None:
     ("parameters", "param", "words"),
     [
         ({"image": []}, "image", "must be one or more files"),
-        ({"image": PICTURE, "mask": PICTURE}, "mask", "no fully transparent part"),
-        ({"image": PICTURE, "mask": picture("RGBA", color=(0, 0, 0, 255))}, "mask", "no fully transparent part"),
-        ({"image": PICTURE, "mask": clear_mask((4, 8))}, "mask", "not the size of image"),
-        ({"image": PICTURE, "mask": b"no picture"}, "mask", "cannot be read"),
-        ({"image": PICTURE, "mask": clear_mask()[:60]}, "mask", "cannot be read"),
+        ({"image": PICTURE, "mask": PICTURE}, "mask", "must be a whole PNG, as wide and high as image"),
+        (
+            {"image": PICTURE, "mask": picture("RGBA", color=(0, 0, 0, 255))},
+            "mask",
+            "must be a whole PNG, as wide and high as image",
+        ),
+        ({"image": PICTURE, "mask": clear_mask((4, 8))}, "mask", "must be a whole PNG, as wide and high as image"),
+        ({"image": PICTURE, "mask": b"no picture"}, "mask", "must be a whole PNG, as wide and high as image"),
+        ({"image": PICTURE, "mask": clear_mask()[:60]}, "mask", "must be a whole PNG, as wide and high as image"),
         ({"image": PICTURE, "markup": PICTURE}, "markup", "cannot be used"),
         ({"image": PICTURE, "input_fidelity": "high"}, "input_fidelity", "strength"),
     ],
@@ -398,6 +402,13 @@ def test_a_long_body_is_refused_before_it_is_read(
             ask()
         assert caught.value.status_code == 413
     assert model.asked == []
+
+
+def test_a_body_of_unknown_length_is_refused(shared: tuple[Model, str]) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    answer = httpx.post(f"{shared[1]}/v1/images/generations", content=iter([b"{}"]), headers=headers)
+    assert answer.status_code == 413
+    assert "Content-Length must be there" in answer.json()["error"]["message"]
 
 
 def test_a_wrong_key_is_401_and_none_is_shown(
