@@ -21,8 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from fast_truss import AsyncClient, Event, image_bytes
-from fast_truss.errors import ClientError, ConnectionLost, InvalidInput, NotFound, RequestRefused, TimedOut
+from fast_truss import AsyncClient, ClientError, Event, InvalidInput, RequestRefused, errors, image_bytes
 
 MAX_BODY, MASK_PIXELS = 64_000_000, 25_000_000
 # How soon it notices that a client left. A stream is never silent for longer.
@@ -152,14 +151,15 @@ async def streamed(request: Request, events: Events, event: Event | None, size: 
 
 async def failure(request: Request, error: Exception) -> JSONResponse:
     """Return an error in OpenAI's shape. Its client tries again what may succeed, and nothing else."""
-    status = getattr(error, "status_code", 404 if isinstance(error, NotFound) else 500)
-    param, headers = None, {"x-should-retry": "false"}
+    is_gone = isinstance(error, errors.NotFound | errors.DeploymentFailed)
+    status, param = getattr(error, "status_code", 404 if is_gone else 500), None
+    headers = {"x-should-retry": "false"}
     message = str(error) if isinstance(error, ClientError) else getattr(error, "detail", "The gateway failed.")
     if isinstance(error, InvalidInput) or (isinstance(error, RequestRefused) and error.status in (400, 413, 422)):
         status, named = 413 if error.status == 413 else 400, re.search(r"`(\w+)", message)
         if named:
             param = PARAMS.get(named[1], named[1]) if isinstance(error, RequestRefused) else named[1]
-    elif isinstance(error, TimedOut | ConnectionLost) and error.retry_after is None:
+    elif isinstance(error, errors.TimedOut | errors.ConnectionLost) and error.retry_after is None:
         status, headers = 504, {}
     elif isinstance(error, ClientError) and error.retryable:
         status, headers = 503, {"Retry-After": str(math.ceil(error.retry_after or 10))}

@@ -215,6 +215,7 @@ def test_a_body_that_is_no_json_object_is_refused(shared: tuple[Model, str], bod
         (errors.RequestRefused("too large", 413), 413, {"param": None}),
         (errors.InvalidInput("no JSON"), 400, {"type": "invalid_request_error"}),
         (errors.NotFound("deactivated", 404), 404, {"code": "not_found"}),
+        (errors.DeploymentFailed("The deployment is FAILED."), 404, {"code": "not_found"}),
         (errors.RequestRefused("not allowed", 405), 500, {"type": "server_error"}),
         (errors.KeyRefused("Baseten refused the key", 401), 500, {"type": "server_error"}),
         (errors.ModelFailed("it failed", 500), 500, {"type": "server_error"}),
