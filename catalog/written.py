@@ -21,6 +21,9 @@ from catalog.schema import Accelerator, Preset, Repo
 SERVER_GB = 2  # of main memory, beside the weights: an estimate
 RATES = (1, 5)  # GB/s
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".onnx")
+# The most used: the README shows these.
+TOP = ("sdxl", "sdxl-turbo", "sdxl-lightning", "sd15", "sd3.5-medium", "sd3.5-large", "flux-schnell", "flux-dev")
+TOP += ("z-image-turbo", "qwen-image-2512")
 COLUMNS = ["preset", "weights", "size", "steps", "download GB", *(f"at {rate} GB/s" for rate in RATES)]
 COLUMNS += ["GPU", "memory GB", "time per image", "licence", "gated"]
 # What the emitted project has no use for.
@@ -105,6 +108,25 @@ def table(presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> str:
             "yes" if preset.gated else "no",
         ]
         rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def top(presets: dict[str, Preset]) -> str:
+    """Return the README's short table."""
+    rows = ["| preset | weights | steps | download GB | GPU | license | gated |", "|" + " --- |" * 7]
+    for name in TOP:
+        preset = presets[name]
+        repo, gated = preset.repos["pipeline"].repo_id, "yes" if preset.gated else "no"
+        cells = [
+            f"`{name}`",
+            repo,
+            preset.num_inference_steps,
+            preset.download_gb,
+            preset.accelerator,
+            preset.license,
+            gated,
+        ]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows) + "\n"
 
 
@@ -203,7 +225,7 @@ def outputs(root: Path = ROOT) -> dict[Path, str]:
     for hook, facts_of_hook in facts_of_hooks(presets, gpus).items():
         path = root / "hooks" / f"{hook}.py"
         found[path] = with_facts(path.read_text("utf-8"), facts_of_hook)
-    lists = {"table": table(presets, gpus), "unverified": unverified(presets)}
+    lists = {"top": top(presets), "table": table(presets, gpus), "unverified": unverified(presets)}
     for page in (root / "README.md", root / "docs" / "presets.md"):
         found[page] = with_lists(page.read_text("utf-8"), lists)
     return found

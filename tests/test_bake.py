@@ -29,6 +29,7 @@ MANIFEST = {
     "README.md",
     "check.py",
     "config.yaml",
+    "docs/tuning.md",
     "examples/backend.py",
     "local_server.py",
     "model/__init__.py",
@@ -78,7 +79,7 @@ DEMO = {
     "tiny/demo/vae/config.json",
     "tiny/demo/vae/diffusion_pytorch_model.safetensors",
 }
-RENDERED = {"Makefile", "README.md", "config.yaml", "tiny/pipeline.yaml"}
+RENDERED = {"Makefile", "README.md", "config.yaml", "docs/tuning.md", "tiny/pipeline.yaml"}
 
 
 def test_the_manifest_is_exact(preset_project: tuple[str, BakedProject]) -> None:

@@ -235,14 +235,12 @@ def test_a_new_preset_is_one_file_and_the_last_of_the_choices(copy: Path) -> Non
         "a-new-one: A new one: 512 px, 30 steps, open weights, 2.13 GB, on T4"
     )
     assert sha in found[copy / "templates" / "catalog" / "a-new-one"]
-    for page in ("README.md", "docs/presets.md"):
-        assert "| `a-new-one` | owner/new | 512 px |" in found[copy / page]
+    assert "| `a-new-one` | owner/new | 512 px |" in found[copy / "docs" / "presets.md"]
     changed = {path.relative_to(copy).as_posix() for path in written.stale(found, copy)}
     expected = {"templates/catalog/a-new-one", "templates/tiny/a-new-one.yaml", "cookiecutter.json"}
     assert changed == expected | {
         "hooks/pre_gen_project.py",
         "hooks/post_gen_project.py",
-        "README.md",
         "docs/presets.md",
     }
 

@@ -22,7 +22,7 @@ def test_emitted_model(module: str, bake: Callable[..., BakedProject], tmp_path:
     pipelines = {preset: render_config(preset=preset).model_metadata["pipeline"] for preset in PRESETS}
     blocks.write_text(json.dumps(pipelines), "utf-8")
     readmes = tmp_path / "readmes.json"
-    readmes.write_text(json.dumps({preset: render("README.md", preset=preset) for preset in PRESETS}), "utf-8")
+    readmes.write_text(json.dumps({preset: render("docs/tuning.md", preset=preset) for preset in PRESETS}), "utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment = {
         **kept,

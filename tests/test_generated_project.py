@@ -63,9 +63,9 @@ def test_its_own_tests_pass(
 def test_a_lora_is_served_as_the_readme_says(bake: Callable[..., BakedProject], tmp_path: Path, delivery: str) -> None:
     project = bake(preset="sd15", weights=delivery)
     config = project.path / "config.yaml"
-    readme = (project.path / "README.md").read_text("utf-8")
+    readme = (project.path / "docs" / "tuning.md").read_text("utf-8")
     # As they stand there, each pasted below the last entry.
-    entry, files, loras, *_ = re.findall(r"```yaml\n(.*?)```", readme.split("For a LoRA")[1], re.DOTALL)
+    entry, files, loras, *_ = re.findall(r"```yaml\n(.*?)```", readme.split("## A LoRA")[1], re.DOTALL)
     entry = entry.replace("OWNER/NAME", "owner/style").replace("COMMIT", "a" * 40)
     text = config.read_text("utf-8").replace("\n# load() reads", f"{entry}\n# load() reads")
     text = text.replace("pipeline: *pipeline_files\n", f"pipeline: *pipeline_files\n{files}")

@@ -240,7 +240,7 @@ def test_cookiecutter_runs_code_in_an_answer_before_any_hook_as_the_readme_says(
     code = f"<< cycler.__init__.__globals__['os'].system('touch {mark}') >>"
     assert run_cookiecutter(tmp_path, model_name=f"x{code}").returncode == 0
     assert mark.exists()
-    assert "never bake from answers that others wrote" in (TEMPLATE / "README.md").read_text("utf-8")
+    assert "never bake from answers that others wrote" in (TEMPLATE / "docs" / "options.md").read_text("utf-8")
 
 
 def test_a_fine_tune_says_whose_licence_holds() -> None:

@@ -10,11 +10,11 @@ import pytest
 from conftest import CATALOG, CONTEXT, PRESETS, PROJECT, TEMPLATE, BakedProject, render
 
 MARKDOWN = [TEMPLATE / "README.md", TEMPLATE / "CONTRIBUTING.md", *sorted((TEMPLATE / "benchmarks").glob("*.md"))]
-MARKDOWN += [TEMPLATE / "docs" / "presets.md"]
+MARKDOWN += sorted((TEMPLATE / "docs").glob("*.md"))
 
 
 def test_every_answer_is_documented() -> None:
-    readme = (TEMPLATE / "README.md").read_text("utf-8")
+    readme = (TEMPLATE / "docs" / "options.md").read_text("utf-8")
     for name in CONTEXT:
         if not name.startswith("_"):
             assert f"| `{name}` |" in readme
@@ -27,14 +27,14 @@ def test_the_readmes_say_that_nothing_filters_the_images(bake: Callable[..., Bak
     left_out = "safety_checker" in CATALOG[preset]["load_kwargs"]
     assert ("is left out: nothing filters" in emitted) == left_out
     if left_out:
-        paragraph = (TEMPLATE / "README.md").read_text("utf-8").split("No preset filters its images")[1]
+        paragraph = (TEMPLATE / "docs" / "presets.md").read_text("utf-8").split("No preset filters its images")[1]
         assert f"`{preset}`" in paragraph.split("are left out")[0]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_emitted_readme_says_which_preset_takes_no_lora(preset: str) -> None:
     facts = CATALOG[preset]
-    assert (f"{facts['title']} cannot take one" in render("README.md", preset=preset)) != facts["takes_lora"]
+    assert (f"{facts['title']} cannot take one" in render("docs/tuning.md", preset=preset)) != facts["takes_lora"]
 
 
 def anchors(text: str) -> set[str]:

@@ -9,7 +9,13 @@ from conftest import ACCELERATOR_FACTS, CONTEXT, FACTS, JINJA, PROJECT, TEMPLATE
 from cookiecutter.main import cookiecutter
 from jinja2 import meta, nodes
 
-RENDERED = [PROJECT / "config.yaml", PROJECT / "README.md", PROJECT / "tiny" / "pipeline.yaml"]
+RENDERED = [
+    PROJECT / "config.yaml",
+    PROJECT / "Makefile",
+    PROJECT / "README.md",
+    PROJECT / "docs" / "tuning.md",
+    PROJECT / "tiny" / "pipeline.yaml",
+]
 HOOKS = sorted((TEMPLATE / "hooks").glob("*.py"))
 TAGS = (
     " cookiecutter",

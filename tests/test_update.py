@@ -60,7 +60,18 @@ def test_an_update_moves_the_pin_and_keeps_the_edits(template: Path, tmp_path: P
     assert cruft.check(project_dir=project)
     status = ["git", "status", "--porcelain"]
     changed = subprocess.run(status, cwd=project, check=True, capture_output=True, text=True).stdout.split()
-    assert sorted(changed) == [".cruft.json", "M", "M", "M", "M", "M", "Makefile", "README.md", "check.py", "config.yaml"]
+    assert sorted(changed) == [
+        ".cruft.json",
+        "M",
+        "M",
+        "M",
+        "M",
+        "M",
+        "Makefile",
+        "README.md",
+        "check.py",
+        "config.yaml",
+    ]
     assert (project / "README.md").read_text("utf-8").startswith("# Ours\n")
     before["model_cache"][0]["revision"] = NEW_PIN
     assert BakedProject(project).config == before
