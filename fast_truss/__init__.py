@@ -12,7 +12,9 @@ Transport, paths and models are those of Baseten's SDK. This adds what it lacks:
 going through a cold start, and sentences for people. It is not pushed.
 """
 
-from fast_truss.api import AsyncClient, Client, image_bytes
+from fast_truss.blocking import Client
+from fast_truss.client import AsyncClient, image_bytes
+from fast_truss.deployment import Status
 from fast_truss.errors import (
     ClientError,
     ConnectionLost,
@@ -29,7 +31,6 @@ from fast_truss.errors import (
     Unreachable,
 )
 from fast_truss.events import Event
-from fast_truss.rules import Status
 from fast_truss.target import Target
 
 __all__ = [

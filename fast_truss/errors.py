@@ -16,9 +16,14 @@ class ClientError(Exception):
     retryable = False  # True: the same call may succeed later
 
     def __init__(self, sentence: str, status: int | None = None, retry_after: float | None = None) -> None:
-        super().__init__(sentence)
+        super().__init__(printable(sentence))
         self.status = status
         self.retry_after = retry_after
+
+
+def printable(text: str) -> str:
+    """Return text without control characters: those of an answer must not reach a terminal."""
+    return "".join(each for each in text if each.isprintable() or each == "\n")
 
 
 class InvalidInput(ClientError):
@@ -46,11 +51,11 @@ class DeploymentFailed(ClientError):
 
 
 class UnexpectedAnswer(ClientError):
-    """The answer is not what Baseten or the model of this project gives."""
+    """The answer is not what Baseten or a model of fast-truss gives."""
 
 
 class Unavailable(ClientError):
-    """Baseten cannot answer now: 429 or 5xx."""
+    """Baseten cannot answer now: 408, 429 or 5xx."""
 
     retryable = True
 
@@ -93,7 +98,7 @@ def of_answer(status: int, headers: Any, content: bytes) -> ClientError:
         return NotFound(sentence, **known)
     if own and status >= 500:
         return ModelFailed(f"The model failed ({shown}). The same request would fail again.", **known)
-    if not own and (status == 429 or status >= 500):
+    if not own and (status in (408, 429) or status >= 500):
         return Unavailable(f"Baseten cannot answer now ({shown}).", **known)
     return RequestRefused(f"The request was refused ({shown}).", **known)
 

@@ -1,13 +1,13 @@
-"""Server-sent events: what the model says of a request while it works on it."""
+"""Server-sent events: the progress of a request."""
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
-from fast_truss.errors import MODEL, SOURCE_HEADER, UnexpectedAnswer, of_answer
+from fast_truss.errors import MODEL, SOURCE_HEADER, ConnectionLost, UnexpectedAnswer, of_answer
 
-# The model says something every 15 s.
+# The model sends something every 15 s.
 SILENT_SECONDS = 60.0
 
 
@@ -23,50 +23,32 @@ class Event:
     data: dict[str, Any]
 
 
-class Reader:
-    """Puts events together from the parts in which they come."""
+async def read(response: Any) -> AsyncGenerator[Event, None]:
+    """Yield the events of an open httpx.Response, up to the result. Raises the ClientError that an `error` means."""
+    from httpx_sse import EventSource, SSEError
 
-    def __init__(self) -> None:
-        self._rest = bytearray()
-
-    def feed(self, part: bytes) -> Iterator[Event]:
-        """Yield what is whole now. Raises the ClientError that an event `error` means."""
-        start = max(len(self._rest) - 1, 0)
-        self._rest += part
-        # Of bytes, and at these alone: a prompt in a warning may hold characters that Unicode calls ends of a line.
-        while (end := self._rest.find(b"\n\n", start)) >= 0:
-            block, start = bytes(self._rest[:end]), 0
-            del self._rest[: end + 2]
-            yield from _event(block)
-
-
-def _event(block: bytes) -> Iterator[Event]:
-    fields = dict(line.split(b": ", 1) for line in block.split(b"\n") if b": " in line)
-    if b"data" not in fields:  # a comment, so that the connection is not silent
-        return
-    kind = fields.get(b"event", b"").decode("utf-8", "replace")
+    # Silence is allowed until the first byte, in a cold start, and no more after it.
+    response.request.extensions["timeout"]["read"] = SILENT_SECONDS
+    response.encoding = "utf-8"
     try:
-        data = dict(json.loads(fields[b"data"]))
+        async for sse in EventSource(response).aiter_sse():
+            if not sse.data and sse.event == "message":  # an id or a retry alone
+                continue
+            event = _event(sse.event, sse.data)
+            yield event
+            if event.kind == "result":
+                return
+    except SSEError:
+        raise UnexpectedAnswer("The answer is not a stream of events: is this a model of fast-truss?") from None
+    raise ConnectionLost("The answer ended before the images were there: try again.")
+
+
+def _event(kind: str, text: str) -> Event:
+    try:
+        data = dict(json.loads(text))
         status = int(data["status"]) if kind == "error" else 200
-    except (ValueError, LookupError, TypeError):
-        raise UnexpectedAnswer("The answer holds an event that is not whole: is this this project's model?") from None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise UnexpectedAnswer("The answer holds an event that is not whole: is this a model of fast-truss?") from None
     if kind == "error":
-        raise of_answer(status, {SOURCE_HEADER: MODEL}, fields[b"data"])
-    yield Event(kind, data)
-
-
-class Body:
-    """The body of an open answer, part by part. response: httpx.Response, of either kind of client."""
-
-    def __init__(self, response: Any) -> None:
-        import httpx
-
-        self._is_async = isinstance(response.stream, httpx.AsyncByteStream)
-        # Silence is allowed until the first byte, in a cold start, and no more after it.
-        limits = response.request.extensions["timeout"]
-        limits["read"] = min(limits["read"], SILENT_SECONDS)
-        self._parts = response.aiter_bytes() if self._is_async else response.iter_bytes()
-
-    def part(self) -> Any:
-        """Return the next part, b"" at the end. Of an asynchronous client: an awaitable of it."""
-        return anext(self._parts, b"") if self._is_async else next(self._parts, b"")
+        raise of_answer(status, {SOURCE_HEADER: MODEL}, text.encode())
+    return Event(kind, data)

@@ -1,5 +1,6 @@
-"""How long to try, what may be tried again, and after which pause. It is said here, and nowhere else."""
+"""How long to try, what may be tried again, and after which pause."""
 
+import dataclasses
 import enum
 import time
 
@@ -8,6 +9,9 @@ from fast_truss.errors import ClientError, ConnectionLost, NotReady, TimedOut, U
 # Baseten lets a synchronous request live for 1200 s.
 PREDICT_SECONDS = 1200.0
 OTHER_SECONDS = 30.0
+# A look beside a request, whose answer is not needed.
+GLANCE_SECONDS = 10.0
+ASK_SECONDS = 60.0
 WAIT_SECONDS = 1800.0
 # No answer makes the client ask more often than this.
 LEAST_PAUSE = 1.0
@@ -26,7 +30,15 @@ class Kind(enum.Enum):
     WAKE = "starts a replica if there is none"
     PREDICT = "makes an image, which costs"
     CHANGE = "sets values, twice as once"
-    CREATE = "makes something new each time"
+    ONCE = "does something each time, such as ending a replica"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wait:
+    """A pause. reason: what went wrong before it."""
+
+    seconds: float
+    reason: ClientError
 
 
 def shown(seconds: float) -> str:
@@ -51,7 +63,7 @@ def may_try_again(kind: Kind, error: ClientError) -> bool:
         return False
     if isinstance(error, ConnectionLost):
         return kind in (Kind.READ, Kind.WAKE, Kind.CHANGE)
-    if kind is Kind.CREATE:
+    if kind is Kind.ONCE:
         return isinstance(error, Unreachable) or error.status == 429
     return error.retryable
 

@@ -38,6 +38,15 @@ class Target:
     def is_production(self) -> bool:
         return self.environment == "production"
 
+    @property
+    def path(self) -> str:
+        """The path of the deployment on its inference host."""
+        if self.kind == "regional":
+            return ""
+        if self.kind in ("deployment", "development"):
+            return f"/deployment/{self.name}" if self.kind == "deployment" else "/development"
+        return "/production" if self.is_production else f"/environments/{self.name}"
+
     def __str__(self) -> str:
         return {"deployment": f"deployment {self.name}", "development": "development"}.get(self.kind, self.name)
 
@@ -51,7 +60,7 @@ class Target:
         return ["--model", self.model_id, *where]
 
     def call(self, api: Any, action: str, form: str = "", **request: Any) -> Any:
-        """Call wake, predict or async_predict of an SDK's inference API. form: `_raw` leaves the answer open."""
+        """Call wake, predict or async_predict of the SDK's inference API. form: `_raw` leaves the answer open."""
         if self.kind == "deployment":
             return getattr(api, f"{action}_deployment{form}")(deployment_id=self.name, **request)
         if self.kind in ("development", "regional"):
@@ -61,37 +70,22 @@ class Target:
         return getattr(api, f"{action}{form}")(env_name=self.name, **request)
 
     def describe(self, api: Any) -> Any:
-        """Ask an SDK's management API for the environment, or for the one deployment."""
+        """Ask the SDK's management API for the environment, or for the one deployment."""
         if self.environment:
             return api.get_models_environments_env_name(model_id=self.model_id, env_name=self.environment)
         if self.kind == "development":
             return api.get_models_deployments_development(model_id=self.model_id)
         return api.get_models_deployments_deployment_id(model_id=self.model_id, deployment_id=self.name)
 
-    def startups(self, api: Any, deployment_id: str, **window: Any) -> Any:
-        """Ask for the newest attempts in Baseten's record of startups. window: of its parameters."""
+    def startups(self, api: Any, deployment_id: str, what: str = "startups", **window: Any) -> Any:
+        """Ask for the newest attempts in Baseten's record of startups. what: startups_summary for its percentiles."""
         from baseten.client import managementapi as sdk
 
-        # The SDK asks for both, though the API does not.
-        window = {"sort_by": "STARTED_AT", "direction": "desc", **window}
-        if self.environment:
-            params = sdk.GetModelsEnvironmentsStartupsParams(**window)
-            return api.get_models_environments_startups(
-                model_id=self.model_id, env_name=self.environment, params=params
-            )
-        single = sdk.GetModelsDeploymentsStartupsParams(**window)
-        return api.get_models_deployments_startups(model_id=self.model_id, deployment_id=deployment_id, params=single)
-
-    def startups_summary(self, api: Any, deployment_id: str, **window: int) -> Any:
-        """Ask for the percentiles of that record."""
-        from baseten.client import managementapi as sdk
-
-        if self.environment:
-            params = sdk.GetModelsEnvironmentsStartupsSummaryParams(**window)
-            return api.get_models_environments_startups_summary(
-                model_id=self.model_id, env_name=self.environment, params=params
-            )
-        single = sdk.GetModelsDeploymentsStartupsSummaryParams(**window)
-        return api.get_models_deployments_startups_summary(
-            model_id=self.model_id, deployment_id=deployment_id, params=single
-        )
+        kind = "environments" if self.environment else "deployments"
+        names = {"env_name": self.environment} if self.environment else {"deployment_id": deployment_id}
+        if what == "startups":
+            # The SDK asks for both, though the API does not.
+            window = {"sort_by": "STARTED_AT", "direction": "desc", **window}
+        title = "".join(word.title() for word in f"get_models_{kind}_{what}_params".split("_"))
+        ask = getattr(api, f"get_models_{kind}_{what}")
+        return ask(model_id=self.model_id, **names, params=getattr(sdk, title)(**window))

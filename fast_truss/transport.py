@@ -3,24 +3,27 @@
 The key is read from BASETEN_API_KEY and goes into a header, never into an address, a log or an error.
 """
 
+import contextvars
 import dataclasses
 import functools
 import ipaddress
 import os
 import re
+import socket
 import ssl
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 from baseten.client import InferenceClient, ManagementClient, inferenceapi, managementapi
 
 from fast_truss.errors import ClientError, ConnectionLost, InvalidInput, UnexpectedAnswer, Unreachable, of_answer
+from fast_truss.lenient import MISSING, lenient
 from fast_truss.target import Target
 
 CONNECT_SECONDS = 10.0
 EVENTS = "text/event-stream"
+# Of Truss's server, below which its paths are.
+SERVER = "/v1/models/model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,95 +61,100 @@ def local_address(url: str) -> str:
     return address
 
 
-def options(route: Route, hook: Any) -> dict[str, Any]:
-    """Return what both kinds of httpx clients are made with. hook: is given each answer first."""
-    headers = {"Authorization": f"Api-Key {route.key}"} if route.key else {}
+def made(route: Route, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    """Return a client that reads the proxies of the environment. transport: in their place. Raises InvalidInput."""
     hosts = {httpx.URL(address).host for address in (route.inference, route.management, route.local or "")}
     # None: no proxy, whatever HTTP_PROXY and NO_PROXY say.
     direct = {f"all://{_in_url(host)}": None for host in hosts if _is_local(host)}
-    return {"headers": headers, "mounts": direct, "event_hooks": {"response": [hook]}, "verify": _tls()}
-
-
-def made(kind: Any, settings: dict[str, Any]) -> Any:
-    """Return an httpx.Client or httpx.AsyncClient, which reads the proxies of the environment. Raises InvalidInput."""
     try:
-        return kind(**settings)
+        return httpx.AsyncClient(
+            headers={"Authorization": f"Api-Key {route.key}"} if route.key else {},
+            mounts=direct if transport is None else None,
+            transport=transport,
+            event_hooks={"response": [raise_for_error]},
+            verify=_tls(),
+        )
     # A proxy of SOCKS without its package, one of no known kind, or no address.
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         raise InvalidInput(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from None
 
 
-class _InTime(httpx.SyncByteStream):
-    """The body of an answer, which must be whole in time. httpx's own limit is one for each part of it.
-
-    AsyncClient has no need of it: asyncio ends the whole call.
-    """
-
-    def __init__(self, response: httpx.Response) -> None:
-        assert isinstance(response.stream, httpx.SyncByteStream)  # of httpx.Client
-        self._body, self._request = response.stream, response.request
-        self._end = time.monotonic() + response.request.extensions["timeout"]["read"]
-
-    def __iter__(self) -> Iterator[bytes]:
-        for part in self._body:
-            if time.monotonic() > self._end:
-                raise httpx.ReadTimeout("the answer is too slow", request=self._request)
-            yield part
-
-    def close(self) -> None:
-        self._body.close()
+# The newest answer of this task, for one that does not fit the SDK's models.
+_answer: contextvars.ContextVar[httpx.Response | None] = contextvars.ContextVar("_answer", default=None)
 
 
-def raise_for_error(response: httpx.Response) -> None:
+async def raise_for_error(response: httpx.Response) -> None:
     """Raise what an answer of 300 or above means. With this hook the SDK sees none of them."""
-    response.stream = _InTime(response)
-    if response.status_code >= 300:
-        response.read()
-        raise of_answer(response.status_code, response.headers, response.content)
-
-
-async def raise_for_error_async(response: httpx.Response) -> None:
-    """The same for httpx.AsyncClient."""
+    _answer.set(None)
     if response.status_code >= 300:
         await response.aread()
         raise of_answer(response.status_code, response.headers, response.content)
+    _answer.set(response)
 
 
+@dataclasses.dataclass(frozen=True)
 class Reach:
-    """What one call can reach: the SDK's two APIs and the local server, each with the call's own time limit.
+    """What one request can reach: the SDK's two APIs, and the server itself. seconds: for the request in all."""
 
-    http: an httpx.Client or httpx.AsyncClient. Of the second, each method returns an awaitable.
-    """
-
-    def __init__(self, http: httpx.Client | httpx.AsyncClient, route: Route, seconds: float) -> None:
-        self._http = http
-        self._route = route
-        self._timeout = httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+    http: httpx.AsyncClient
+    route: Route
+    seconds: float
 
     @property
-    def inference(self) -> Any:
-        if isinstance(self._http, httpx.AsyncClient):
-            return inferenceapi.AsyncApiClient(self._http, base_url=self._route.inference, timeout=self._timeout)
-        return inferenceapi.ApiClient(self._http, base_url=self._route.inference, timeout=self._timeout)
+    def timeout(self) -> httpx.Timeout:
+        # The client ends the whole request in time. A connection fails before that, so that its error is known.
+        return httpx.Timeout(None, connect=min(0.9 * self.seconds, CONNECT_SECONDS))
 
     @property
-    def management(self) -> Any:
-        if isinstance(self._http, httpx.AsyncClient):
-            return managementapi.AsyncApiClient(self._http, base_url=self._route.management, timeout=self._timeout)
-        return managementapi.ApiClient(self._http, base_url=self._route.management, timeout=self._timeout)
+    def inference(self) -> inferenceapi.AsyncApiClient:
+        return inferenceapi.AsyncApiClient(self.http, base_url=self.route.inference, timeout=self.timeout)
 
-    def local(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Return the httpx.Response of the local server."""
-        return self._http.request(method, f"{self._route.local}{path}", json=body, timeout=self._timeout)
+    @property
+    def management(self) -> managementapi.AsyncApiClient:
+        return managementapi.AsyncApiClient(self.http, base_url=self.route.management, timeout=self.timeout)
 
-    def opened(self, target: Target, local: bool, path: str, body: dict[str, Any]) -> Any:
-        """Return the httpx.Response of a predict, with its body still to come. path: of the local server."""
-        if not local:
+    async def loaded(self) -> None:
+        """Ask the local server whether its model is loaded. Raises NotReady."""
+        await self.http.get(f"{self.route.local}{SERVER}/loaded", timeout=self.timeout)
+
+    async def schema(self, target: Target) -> dict[str, Any]:
+        """Ask for the schemas of the server, which Baseten passes on below /sync."""
+        base = self.route.local or f"{self.route.inference}{target.path}/sync"
+        return _object(await self.http.get(f"{base}{SERVER}/schema", timeout=self.timeout))
+
+    async def predict(self, target: Target, body: dict[str, Any]) -> dict[str, Any]:
+        if not self.route.local:
+            answer = await target.call(self.inference, "predict", request=inferenceapi.PredictInput(body))
+            return dict(answer.root)
+        address = f"{self.route.local}{SERVER}:predict"
+        return _object(await self.http.post(address, json=body, timeout=self.timeout))
+
+    async def opened(self, target: Target, body: dict[str, Any]) -> httpx.Response:
+        """Return the answer to a predict, with its body still to come."""
+        if not self.route.local:
             asked = inferenceapi.PredictInput(body)
-            return target.call(self.inference, "predict", "_raw", request=asked, accept=EVENTS)
-        address, headers = f"{self._route.local}{path}", {"Accept": EVENTS}
-        request = self._http.build_request("POST", address, json=body, headers=headers, timeout=self._timeout)
-        return self._http.send(request, stream=True)
+            response: httpx.Response = await target.call(
+                self.inference, "predict", "_raw", request=asked, accept=EVENTS
+            )
+            return response
+        address, headers = f"{self.route.local}{SERVER}:predict", {"Accept": EVENTS}
+        request = self.http.build_request("POST", address, json=body, headers=headers, timeout=self.timeout)
+        return await self.http.send(request, stream=True)
+
+
+def fitting(error: Exception) -> Any:
+    """Return the answer that the SDK refused with error, without what does not fit. Raises the error if nothing is."""
+    response, name = _answer.get(), getattr(error, "title", "")
+    kind = getattr(managementapi, name, None) or getattr(inferenceapi, name, None)
+    if response is None or kind is None or not isinstance(error, ValueError):
+        raise error
+    try:
+        found = lenient(kind, response.json())
+    except (ValueError, RecursionError):
+        raise error from None
+    if found is MISSING:
+        raise error
+    return found
 
 
 def as_client_error(error: Exception, key: str) -> ClientError:
@@ -158,7 +166,7 @@ def as_client_error(error: Exception, key: str) -> ClientError:
     if isinstance(error, httpx.HTTPError):
         return _network_error(error)
     if isinstance(error, TimeoutError):  # of asyncio
-        return ConnectionLost("There was no whole answer in time: try again.")
+        return ConnectionLost("The server did not answer in time: try again.")
     if isinstance(error, inferenceapi.ResponseError | managementapi.ResponseError):
         # What is 300 or above never gets so far.
         sentence = f"The answer is {error.status_code}, which is not what Baseten's SDK knows here: check the address."
@@ -171,14 +179,50 @@ def as_client_error(error: Exception, key: str) -> ClientError:
 
 def _network_error(error: httpx.HTTPError) -> ClientError:
     try:
-        host = error.request.url.host
+        where = address_of(error.request.url)
     except RuntimeError:  # no request was made
-        host = "The server"
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError | httpx.PoolTimeout):
-        return Unreachable(f"{host} cannot be reached: check the network and the address.")
+        where = "The server"
+    if isinstance(error, httpx.ProxyError):
+        return Unreachable(f"{where} cannot be reached: the proxy of HTTP_PROXY or HTTPS_PROXY refuses ({error}).")
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+        return Unreachable(f"{where} cannot be reached: {_likely(error)}.")
     if isinstance(error, httpx.TimeoutException):
-        return ConnectionLost(f"{host} did not answer in time: try again.")
-    return ConnectionLost(f"The connection to {host} broke in the middle of the answer: try again.")
+        return ConnectionLost(f"{where} did not answer in time: try again.")
+    return ConnectionLost(f"The connection to {where} broke in the middle of the answer: try again.")
+
+
+def address_of(url: httpx.URL) -> str:
+    """Return the host and port of url, for a sentence."""
+    port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+    return f"{_in_url(url.host)}:{port}"
+
+
+def _likely(error: BaseException) -> str:
+    """Return the likely cause of a connection that was not made."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(each, socket.gaierror) for each in causes):
+        return "its name is not known here. Check the network, and the spelling of the address"
+    if any(isinstance(each, ConnectionRefusedError) for each in causes):
+        return "nothing listens there. Check that the server runs, and its port"
+    if any(isinstance(each, ssl.SSLError) for each in causes):
+        return "TLS fails. Check https or http, and the certificates that a proxy may need (SSL_CERT_FILE)"
+    if isinstance(error, httpx.ConnectTimeout):
+        return "it does not answer. Check the network, and a firewall or proxy between"
+    return "check the network and the address"
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        found = response.json()
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UnexpectedAnswer("The answer is not whole, or not a JSON object: try again.")
+    return found
 
 
 def _fields(error: ValueError) -> str:

@@ -1,0 +1,394 @@
+"""AsyncClient: wakes, watches and calls the model. Every method raises ClientError."""
+
+import asyncio
+import base64
+import contextlib
+import copy
+import functools
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, Self
+
+from fast_truss import events as sse
+from fast_truss.deployment import READY, Settings, Status, checked_autoscaling, settings_of, status_of
+from fast_truss.errors import (
+    ClientError,
+    InvalidInput,
+    KeyRefused,
+    NotFound,
+    NotReady,
+    RequestRefused,
+    TimedOut,
+    UnexpectedAnswer,
+)
+from fast_truss.events import Event
+from fast_truss.policy import (
+    ASK_SECONDS,
+    GLANCE_SECONDS,
+    LEAST_PAUSE,
+    OTHER_SECONDS,
+    PREDICT_SECONDS,
+    WAIT_SECONDS,
+    Deadline,
+    Kind,
+    Wait,
+    next_pause,
+    shown,
+)
+from fast_truss.target import Target
+
+# Baseten takes no more of an async request.
+ASYNC_BODY_BYTES = 256 * 1024
+# Makes a request on a transport.Reach.
+Ask = Callable[[Any], Any]
+
+
+def is_ready(status: Status) -> bool:
+    """Return whether a replica can answer at once."""
+    return status.ready
+
+
+class AsyncClient:
+    """Wakes, watches and calls the model.
+
+    In an `async with` block it keeps its connections; outside, each call makes its own.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        url: str | None = None,
+        on_pause: Callable[[Wait], None] | None = None,
+        transport: Any = None,
+    ) -> None:
+        """url: of a local server, in place of Baseten. on_pause: called before a request is tried again.
+
+        transport: an httpx transport in place of the network, for tests.
+        """
+        # Here, and not above: the SDK takes half a second, which `--help` need not wait for.
+        from fast_truss.transport import route_to
+
+        self.target = target
+        self.local = url is not None
+        self._route = route_to(target, url)
+        self._on_pause = on_pause
+        self._transport = transport
+        self._http: Any = None
+
+    async def __aenter__(self) -> Self:
+        from fast_truss.transport import made
+
+        self._http = made(self._route, self._transport)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+        self._http = None
+
+    async def wake(self, timeout: float = ASK_SECONDS) -> None:
+        """Start a replica. Returns at once: see wait_until_ready(). Raises DeploymentFailed if it cannot start."""
+        if not self.local:
+            deadline = Deadline(timeout)
+            await self._ask(Kind.WAKE, lambda to: self.target.call(to.inference, "wake"), deadline)
+            await self._raise_if_failed(deadline)
+
+    async def status(self, timeout: float = ASK_SECONDS) -> Status:
+        """Return the status now."""
+        return await self._status(Deadline(timeout))
+
+    async def watch(
+        self, timeout: float = WAIT_SECONDS, until: Callable[[Status], bool] = is_ready
+    ) -> AsyncGenerator[Status, None]:
+        """Yield each new status until one is as asked, for at most timeout seconds."""
+        deadline = Deadline(timeout)
+        seen: Status | None = None
+        async with self._kept() as client:
+            while True:
+                now = await client._status(deadline, answered=seen is not None)
+                if seen is None or (now.status, now.replicas) != (seen.status, seen.replicas):
+                    yield now
+                seen = now
+                if until(now):
+                    return
+                now.raise_if_failed()
+                if deadline.left() <= LEAST_PAUSE:
+                    raise TimedOut(f"The model is still {now.status} after {shown(timeout)}: gave up waiting.")
+                await asyncio.sleep(LEAST_PAUSE)
+
+    async def wait_until_ready(self, timeout: float = WAIT_SECONDS) -> Status:
+        """Return when a replica can answer, after at most timeout seconds. It wakes nothing: see wake()."""
+        return [status async for status in self.watch(timeout)][-1]
+
+    async def generate(self, /, prompt: str, timeout: float = WAIT_SECONDS, **request: Any) -> dict[str, Any]:
+        """Return the model's answer: see image_bytes(). request: the other fields, see schema().
+
+        Goes through a cold start: it tries again, for at most timeout seconds.
+        """
+        return await self._generate(_checked({"prompt": prompt, **request}), Deadline(timeout))
+
+    async def events(
+        self, /, prompt: str, timeout: float = WAIT_SECONDS, **request: Any
+    ) -> AsyncGenerator[Event, None]:
+        """Yield each Event of a request: its steps, and at last the answer. Closed before, the work on it ends.
+
+        Goes through a cold start like generate(). What broke off after the first event is not asked for again.
+        """
+        deadline, body = Deadline(timeout), _checked({"prompt": prompt, **request})
+        async with self._kept() as client:
+            try:
+                asked = {**body, "stream": True}
+                response = await client._ask(
+                    Kind.PREDICT, lambda to: to.opened(self.target, asked), deadline, PREDICT_SECONDS
+                )
+            except RequestRefused as error:
+                if "`stream`" not in str(error):
+                    raise
+                # A deployment that is older than this client: it has made nothing yet.
+                yield Event("result", await client._generate(body, deadline))
+                return
+            whole = Deadline(min(PREDICT_SECONDS, deadline.left()))
+            async with contextlib.aclosing(response), contextlib.aclosing(sse.read(response)) as found:
+                while event := await client._once(lambda: anext(found, None), whole.left()):
+                    yield event
+
+    async def schema(self, timeout: float = ASK_SECONDS) -> dict[str, Any]:
+        """Return the JSON schema of a request, from the deployment itself. Raises NotFound where it gives none.
+
+        On Baseten this wakes the deployment, as any request does.
+        """
+        answer = await self._ask(Kind.READ, lambda to: to.schema(self.target), Deadline(timeout))
+        found = answer.get("input_schema")
+        if not isinstance(found, dict) or not isinstance(found.get("properties"), dict):
+            raise NotFound("The deployment gives no schema of its requests.")
+        return found
+
+    async def submit(self, /, prompt: str, webhook: str, timeout: float = ASK_SECONDS, **request: Any) -> str:
+        """Return the id of a request that waits in Baseten's queue. Its answer goes to webhook, and nowhere else."""
+        body = _async_request(_checked({"prompt": prompt, **request}), webhook)
+        answer = await self._on_baseten(
+            Kind.ONCE, lambda to: self.target.call(to.inference, "async_predict", request=body), Deadline(timeout)
+        )
+        return str(answer.request_id)
+
+    async def submitted(self, request_id: str, timeout: float = ASK_SECONDS) -> Any:
+        """Return the SDK's AsyncRequestStatusResponse of such a request."""
+        return await self._on_baseten(
+            Kind.READ, lambda to: to.inference.get_async_request_status(request_id=request_id), Deadline(timeout)
+        )
+
+    async def autoscaling(self, /, timeout: float = ASK_SECONDS, **changes: int) -> Settings:
+        """Return the autoscaling settings as Baseten gives them, after the changes if there are any.
+
+        deployment.BOUNDS holds the names and bounds.
+        """
+        request, deadline = checked_autoscaling(changes), Deadline(timeout)
+        found = await self._describe(deadline)
+        if not changes:
+            return settings_of(found)
+        if self.target.environment:
+            # Those of its deployment alone would be gone with the next one that is promoted.
+            answer = await self._change_environment(deadline, Kind.CHANGE, autoscaling_settings=request)
+            settings = settings_of(answer.environment)
+        else:
+            names = {"model_id": self.target.model_id, "deployment_id": found.id}
+            method = "patch_models_deployments_autoscaling_settings"
+            answer = await self._manage(Kind.CHANGE, method, deadline, **names, request=request)
+            settings = settings_of(await self._describe(deadline))
+        # vars(): the SDK calls both deprecated in the answer of an environment.
+        settings.answered, settings.message = (vars(answer).get(name) for name in ("status", "message"))
+        return settings
+
+    async def environment(self, timeout: float = ASK_SECONDS) -> Any:
+        """Return the SDK's Environment. Raises InvalidInput for a single deployment."""
+        if not self.target.environment:
+            raise InvalidInput(f"{self.target} is a single deployment: name an environment with --environment.")
+        return await self._describe(Deadline(timeout))
+
+    async def change_schedules(self, settings: Any, timeout: float = ASK_SECONDS) -> Any:
+        """Send the SDK's UpdateAutoscalingScheduleSettings. Returns the Environment after it."""
+        # A schedule without an id is new each time.
+        is_new = any(getattr(each, "id", None) is None for each in settings.schedules or [])
+        kind = Kind.ONCE if is_new else Kind.CHANGE
+        answer = await self._change_environment(Deadline(timeout), kind, autoscaling_schedule_settings=settings)
+        return answer.environment
+
+    async def startups(self, /, deployment_id: str, timeout: float = ASK_SECONDS, **window: Any) -> list[Any] | None:
+        """Return the newest startups in Baseten's record, as the SDK's StartupAttempt. None: there is no record."""
+        found = await self._recorded(deployment_id, "startups", Deadline(timeout), window)
+        return found.items if found else None
+
+    async def startups_summary(self, /, timeout: float = ASK_SECONDS, **window: int) -> Any:
+        """Return the SDK's StartupSummary. None: there is no record."""
+        deadline = Deadline(timeout)
+        single = "" if self.target.environment else (await self._status(deadline)).deployment_id
+        return await self._recorded(single, "startups_summary", deadline, window)
+
+    async def ask_management(self, /, method: str, timeout: float = ASK_SECONDS, **arguments: Any) -> Any:
+        """Return the answer to a reading method of the SDK's management API, such as get_secrets."""
+        return await self._manage(Kind.READ, method, Deadline(timeout), **arguments)
+
+    async def change_management(self, /, method: str, timeout: float = ASK_SECONDS, **arguments: Any) -> Any:
+        """Call a changing method of that API, such as delete_models_deployments_replicas.
+
+        It is tried again only where the first request was certainly not carried out.
+        """
+        return await self._manage(Kind.ONCE, method, Deadline(timeout), **arguments)
+
+    async def _generate(self, body: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+        answer: dict[str, Any] = await self._ask(
+            Kind.PREDICT, lambda to: to.predict(self.target, body), deadline, PREDICT_SECONDS
+        )
+        return answer
+
+    async def _status(self, deadline: Deadline, answered: bool = False) -> Status:
+        if not self.local:
+            return status_of(self.target, await self._describe(deadline, answered))
+        try:
+            await self._ask(Kind.READ, lambda to: to.loaded(), deadline, answered=answered, told=NotReady)
+        except NotReady:
+            return Status("LOADING_MODEL", 0, "local", None)
+        return Status(READY, 1, "local", None)
+
+    async def _describe(self, deadline: Deadline, answered: bool = False) -> Any:
+        return await self._on_baseten(
+            Kind.READ, lambda to: self.target.describe(to.management), deadline, answered=answered
+        )
+
+    async def _manage(self, kind: Kind, method: str, deadline: Deadline, **arguments: Any) -> Any:
+        return await self._on_baseten(kind, lambda to: getattr(to.management, method)(**arguments), deadline)
+
+    async def _change_environment(self, deadline: Deadline, kind: Kind, **changes: Any) -> Any:
+        from baseten.client.managementapi import UpdateEnvironmentRequest
+
+        names = {"model_id": self.target.model_id, "env_name": self.target.environment}
+        request = UpdateEnvironmentRequest(**changes)
+        return await self._manage(kind, "patch_models_environments", deadline, **names, request=request)
+
+    async def _recorded(self, deployment_id: str, what: str, deadline: Deadline, window: dict[str, Any]) -> Any:
+        """Return what is read in the record of startups, or None where there is no record."""
+        try:
+            return await self._on_baseten(
+                Kind.READ, lambda to: self.target.startups(to.management, deployment_id, what, **window), deadline
+            )
+        except (NotFound, RequestRefused, KeyRefused) as error:
+            if error.status == 401:
+                raise
+            return None  # 403: it is off
+
+    async def _raise_if_failed(self, deadline: Deadline) -> None:
+        """Raise DeploymentFailed if that is the status. Any other answer, and none, is as good as no look."""
+        seconds = min(GLANCE_SECONDS, deadline.left())
+        try:
+            async with self._kept() as client:
+                api = client._reach(seconds).management
+                now = status_of(self.target, await client._once(lambda: self.target.describe(api), seconds))
+        except ClientError:
+            return
+        now.raise_if_failed()
+
+    async def _on_baseten(self, kind: Kind, ask: Ask, deadline: Deadline, answered: bool = False) -> Any:
+        if self.local:
+            raise InvalidInput("This exists on Baseten only: leave out --url.")
+        return await self._ask(kind, ask, deadline, answered=answered)
+
+    async def _ask(
+        self,
+        kind: Kind,
+        ask: Ask,
+        deadline: Deadline,
+        seconds: float = OTHER_SECONDS,
+        answered: bool = False,
+        told: type[ClientError] | tuple[()] = (),
+    ) -> Any:
+        """Return the answer, after as many tries as policy.py allows, of at most seconds each.
+
+        answered: the address is known to be right. told: an error that is an answer to the caller, and ends the tries.
+        """
+        tries = 0
+        async with self._kept() as client:
+            while True:
+                tries += 1
+                reach = client._reach(max(min(seconds, deadline.left()), 0.01))
+                try:
+                    return await client._once(functools.partial(ask, reach), reach.seconds)
+                except told:
+                    raise
+                except ClientError as error:
+                    caught = error
+                answered = answered or caught.status is not None
+                # A request is tried for as long as a cold start takes, and a failed deployment never starts.
+                unlikely = isinstance(caught, NotFound) or (tries > 1 and caught.status is not None)
+                if unlikely and not self.local and kind in (Kind.PREDICT, Kind.WAKE):
+                    await client._raise_if_failed(deadline)
+                wait = Wait(next_pause(kind, caught, tries, answered, deadline), caught)
+                if self._on_pause:
+                    self._on_pause(wait)
+                await asyncio.sleep(wait.seconds)
+
+    async def _once(self, ask: Callable[[], Any], seconds: float) -> Any:
+        """Return the answer to one request, which may take so many seconds in all."""
+        from fast_truss.transport import as_client_error, fitting
+
+        try:
+            try:
+                async with asyncio.timeout(seconds):
+                    return await ask()
+            except ValueError as error:
+                return fitting(error)
+        except Exception as error:
+            raise as_client_error(error, self._route.key) from None
+
+    def _reach(self, seconds: float) -> Any:
+        from fast_truss.transport import Reach
+
+        return Reach(self._http, self._route, seconds)
+
+    @contextlib.asynccontextmanager
+    async def _kept(self) -> AsyncIterator[Self]:
+        """Give a client that keeps its connections."""
+        if self._http:
+            yield self
+            return
+        async with copy.copy(self) as client:
+            yield client
+
+
+def image_bytes(answer: dict[str, Any]) -> list[bytes]:
+    """Return the files in an answer of generate(). Raises UnexpectedAnswer."""
+    try:
+        files = [base64.b64decode(entry["image"], validate=True) for entry in answer["images"]]
+    except (KeyError, TypeError, ValueError):
+        files = []
+    if not files:
+        raise UnexpectedAnswer("The answer holds no image: is this a model of fast-truss?")
+    return files
+
+
+def _checked(request: dict[str, Any]) -> dict[str, Any]:
+    if "stream" in request:
+        raise InvalidInput("stream is not a field to give: use events(), which asks for it and reads the answer.")
+    try:
+        json.dumps(request, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"The request holds what JSON cannot: {error}.") from None
+    return request
+
+
+def _async_request(request: dict[str, Any], webhook: str) -> Any:
+    """Return the SDK's AsyncPredictRequest. Raises InvalidInput."""
+    from baseten.client.inferenceapi import AsyncPredictRequest
+    from pydantic import ValidationError
+
+    if not webhook.startswith("https://"):
+        raise InvalidInput(f"webhook is {webhook!r}: use an address that starts with https://.")
+    try:
+        body = AsyncPredictRequest(model_input=request, webhook_endpoint=webhook)  # type: ignore[arg-type]  # pydantic reads the text
+    except ValidationError:
+        raise InvalidInput(f"webhook is {webhook!r}: use an address such as https://example.com/done.") from None
+    size = len(body.model_dump_json(exclude_unset=True).encode())
+    if size > ASYNC_BODY_BYTES:
+        raise InvalidInput(
+            f"The request has {size // 1024} KiB, and Baseten takes at most {ASYNC_BODY_BYTES // 1024} KiB of an async "
+            "one: send a smaller image, or leave out the webhook."
+        )
+    return body

@@ -1,0 +1,58 @@
+"""Answers that lack what the SDK's models require: a field that is deprecated there may go at any time."""
+
+import functools
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
+
+from fast_truss.errors import UnexpectedAnswer
+
+MISSING = object()
+
+
+class FieldMissing(UnexpectedAnswer, AttributeError):
+    """The answer lacks a field that is read."""
+
+
+def lenient(kind: Any, value: Any) -> Any:
+    """Return value, of JSON, as kind, or MISSING. Reading a field that does not fit raises FieldMissing."""
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError:
+        pass
+    arguments, origin = typing.get_args(kind), typing.get_origin(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and not issubclass(kind, RootModel):
+        return _partial(kind, value) if isinstance(value, dict) else MISSING
+    if origin is list and isinstance(value, list):
+        return [each for each in (lenient(arguments[0], each) for each in value) if each is not MISSING]
+    if origin in (typing.Union, types.UnionType):
+        found = (lenient(each, value) for each in arguments)
+        return next((each for each in found if each is not MISSING), MISSING)
+    return MISSING
+
+
+def _partial(kind: type[BaseModel], value: dict[str, Any]) -> BaseModel:
+    names = {name: field.alias or name for name, field in kind.model_fields.items()}
+    fitting = {
+        names[name]: lenient(field.annotation, value[names[name]])
+        for name, field in kind.model_fields.items()
+        if names[name] in value
+    }
+    return _class(kind).model_construct(**{name: each for name, each in fitting.items() if each is not MISSING})
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+@functools.cache
+def _class(kind: type[BaseModel]) -> type[BaseModel]:
+    def __getattr__(self: BaseModel, name: str) -> Any:
+        if name in kind.model_fields:
+            raise FieldMissing(f"Baseten's answer lacks `{name}` of {kind.__name__}, which is needed here.")
+        raise AttributeError(name)
+
+    return type(kind.__name__, (kind,), {"__getattr__": __getattr__, "__module__": kind.__module__})
