@@ -1,10 +1,12 @@
 """The client's rules, on answers that are made here, as objects of the SDK. No network, no waiting."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import datetime
 import inspect
 import json
+import signal
 import socket
 import sys
 import threading
@@ -623,6 +625,23 @@ def test_events_are_whole_however_they_come(follow: Callable[..., Any], size: in
     assert seen[0].headers["Accept"] == "text/event-stream"
 
 
+@pytest.mark.parametrize("size", [1, 10_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'event: step\r\ndata: {"step": 1}\r\n\r\nevent: result\r\ndata: RESULT\r\n\r\n',
+        'event: step\rdata: {"step": 1}\r\revent: result\rdata: RESULT\r\r',
+        'event:step\ndata:{"step": 1}\n\nevent:result\ndata:RESULT\n\n',
+        'event: step\ndata: {\ndata: "step": 1\ndata: }\n\nevent: result\ndata: RESULT\n\n',
+        'id: 1\n\n: still there\n\nretry: 5\n\nevent: step\ndata: {"step": 1}\n\nevent: result\ndata: RESULT\n\n',
+    ],
+)
+def test_events_are_read_however_they_are_written(follow: Callable[..., Any], text: str, size: int) -> None:
+    whole = text.replace("RESULT", json.dumps(IMAGE)).encode()
+    answer, _ = answers(streamed(*[whole[start : start + size] for start in range(0, len(whole), size)]))
+    assert follow(answer) == [fast_truss.Event("step", {"step": 1}), fast_truss.Event("result", IMAGE)]
+
+
 @pytest.mark.parametrize(("target", "address", "_"), TARGETS, ids=[target.kind for target, *_ in TARGETS])
 def test_every_target_has_events(follow: Callable[..., Any], target: Target, address: str, _: str) -> None:
     answer, seen = answers(streamed(told("queued", "result")))
@@ -657,6 +676,9 @@ def test_events_go_through_a_cold_start_and_a_broken_stream_is_not_asked_for_aga
         (told("queued", "step", "error"), fast_truss.ModelFailed, r"failed \(503: The GPU has too little memory\)"),
         (told("queued"), fast_truss.ConnectionLost, "ended before the images were there"),
         (b"", fast_truss.ConnectionLost, "ended before the images were there"),
+        (b"event: step\ndata:\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
+        (b"event: step\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
+        (b"event: step\ndata: " + b"[" * 100_000 + b"\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
         (b"event: step\ndata: {\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
         (b"event: step\ndata: 5\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
         (b"event: error\ndata: []\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
@@ -725,6 +747,12 @@ def test_a_stream_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch)
         thread.join()
 
 
+def test_an_answer_without_events_is_a_sentence(follow: Callable[..., Any]) -> None:
+    answer, _ = answers(httpx.Response(200, html="<html>"))
+    with pytest.raises(fast_truss.UnexpectedAnswer, match="not a stream of events"):
+        follow(answer)
+
+
 def test_stream_is_no_field_of_a_plain_request(call: Callable[..., Any]) -> None:
     answer, seen = answers()
     for method, more in (("generate", []), ("submit", ["https://example.com/done"])):
@@ -755,6 +783,50 @@ def test_a_success_of_another_kind_is_a_sentence(
     answer, _ = answers(httpx.Response(code, json={"request_id": "r1"}))
     with pytest.raises(fast_truss.UnexpectedAnswer, match=f"The answer is {code}, which"):
         call(answer, method, *arguments)
+
+
+def refused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_an_address_that_is_wrong_is_told_with_what_is_likely(call: Callable[..., Any]) -> None:
+    port = refused_port()
+    with pytest.raises(fast_truss.Unreachable, match=rf"^127\.0\.0\.1:{port} cannot be reached: nothing listens there"):
+        Client(MODEL, url=f"127.0.0.1:{port}").status()
+    with pytest.raises(fast_truss.Unreachable, match=r"^model\.invalid:80 cannot be reached: its name is not known"):
+        Client(MODEL, url="http://model.invalid").generate("a boat")
+
+    def timed_out(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectTimeout("x", request=request)
+
+    with pytest.raises(fast_truss.Unreachable, match=r"^api\.baseten\.co:443 cannot be reached: it does not answer"):
+        call(timed_out, "status")
+
+
+def test_https_to_a_plain_server_is_told_as_that() -> None:
+    def plain(server: socket.socket) -> None:
+        for _ in range(policy.STRANGER_TRIES):
+            with server.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=plain, args=[server])
+        thread.start()
+        with pytest.raises(fast_truss.Unreachable, match="TLS fails"):
+            Client(MODEL, url=f"https://127.0.0.1:{server.getsockname()[1]}").status()
+        thread.join()
+
+
+ESCAPE = "\x1b[2J\x9b31m\u202eevil\x07"
+
+
+def test_no_escape_code_of_an_answer_is_in_an_error_or_a_status(call: Callable[..., Any]) -> None:
+    with pytest.raises(fast_truss.RequestRefused, match=r"\(400: \[2J31mevil\)") as caught:
+        call(lambda _: httpx.Response(400, json={"error": ESCAPE}), "generate", "a boat")
+    assert str(caught.value).isprintable()
+    assert call(lambda _: reply(environment(f"NEW{ESCAPE}")), "status").status == "NEW[2J31mevil"
 
 
 def test_the_key_is_in_no_error(call: Callable[..., Any]) -> None:
@@ -934,27 +1006,82 @@ def test_a_local_server_is_reached_past_a_proxy_and_a_silent_one_is_given_up(
         accepted[0].close()
 
 
-@pytest.mark.parametrize("code", [200, 503])
-def test_an_answer_that_comes_in_drops_is_given_up(code: int) -> None:
-    parts = 0
+@contextlib.contextmanager
+def dripping(head: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers with head, and then one byte at a time until the client leaves."""
+    sent: list[bytes] = []
 
     def drip(server: socket.socket) -> None:
-        nonlocal parts
         with server.accept()[0] as connection, contextlib.suppress(OSError):
             connection.recv(65536)
-            connection.sendall(f"HTTP/1.1 {code} X\r\nContent-Length: 1000\r\n\r\n".encode())
-            while parts < 200:
-                connection.sendall(b" ")
-                parts += 1
+            connection.sendall(head)
+            while len(sent) < 200:
+                connection.sendall(b"x")
+                sent.append(b"x")
                 threading.Event().wait(0.05)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=drip, args=[server])
         thread.start()
-        with pytest.raises(fast_truss.ConnectionLost, match="did not answer in time"):
-            Client(MODEL, url=f"127.0.0.1:{server.getsockname()[1]}").generate("a boat", timeout=0.5)
+        yield f"127.0.0.1:{server.getsockname()[1]}", sent
         thread.join()
-    assert parts < 200  # it ended because the client left
+
+
+HEADS = [b"HTTP/1.1 200 X\r\nA: ", *[b"HTTP/1.1 %d X\r\nContent-Length: 1000\r\n\r\n" % code for code in (200, 503)]]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("method", ["generate", "events"])
+def test_an_answer_that_comes_in_drops_is_given_up(head: bytes, method: str) -> None:
+    if method == "events":
+        head = head.replace(b"\r\n\r\n", b"\r\nContent-Type: text/event-stream\r\n\r\n")
+    with dripping(head) as (url, sent), pytest.raises(fast_truss.ConnectionLost, match="did not answer in time"):
+        answer = getattr(Client(MODEL, url=url), method)("a boat", timeout=0.5)
+        list(answer)
+    assert len(sent) < 200  # it ended because the client left
+
+
+@pytest.mark.parametrize("method", ["generate", "events"])
+@pytest.mark.parametrize("in_block", [True, False])
+def test_ctrl_c_ends_the_call_and_closes_the_connection(method: str, in_block: bool) -> None:
+    def interrupt() -> None:
+        while not sent:
+            threading.Event().wait(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    head = b"HTTP/1.1 200 X\r\nContent-Length: 1000\r\nContent-Type: text/event-stream\r\n\r\n"
+    with dripping(head) as (url, sent):
+        client = Client(MODEL, url=url)
+        with client if in_block else contextlib.nullcontext(), pytest.raises(KeyboardInterrupt):
+            threading.Thread(target=interrupt).start()
+            list(getattr(client, method)("a boat"))
+    assert len(sent) < 200
+
+
+def test_the_client_works_inside_a_running_loop(slept: list[float]) -> None:
+    answer, seen = answers(
+        httpx.Response(200, json=IMAGE), streamed(told("queued", "result")), streamed(told("queued", "result"))
+    )
+
+    async def in_jupyter() -> None:
+        client = Client(MODEL, transport=httpx.MockTransport(answer))
+        assert client.generate("a boat") == IMAGE
+        assert [event.kind for event in client.events("a boat")] == ["queued", "result"]
+        with client:
+            assert [event.kind for event in client.events("a boat")] == ["queued", "result"]
+
+    asyncio.run(in_jupyter())
+    assert len(seen) == 3
+
+
+def test_a_client_can_be_used_by_threads_and_in_blocks(slept: list[float]) -> None:
+    client = Client(MODEL, transport=httpx.MockTransport(lambda _: httpx.Response(200, json=IMAGE)))
+    before = threading.active_count()
+    for _ in range(2):
+        with client, concurrent.futures.ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(client.generate, ["a boat"] * 32)) == [IMAGE] * 32
+    assert client.generate("a boat") == IMAGE
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("made", [Client, AsyncClient])
