@@ -7,9 +7,7 @@ import math
 import random
 import shlex
 import statistics
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -300,78 +298,3 @@ def test_plan_says_what_baseten_does_not_tell(awake: Platform) -> None:
         assert result.returncode == 1
         assert sentence in result.stderr.splitlines()[-1]
         assert "Traceback" not in result.stderr
-
-
-@pytest.fixture
-def backend(platform: Platform, tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """examples/backend.py as it says that it is started. Gives its address and its log."""
-    code = "import local_server; print(local_server.free_port())"
-    port = subprocess.check_output([PROJECT_PYTHON, "-c", code], cwd=platform.project, text=True).strip()
-    log, url = tmp_path / "log", f"http://127.0.0.1:{port}"
-    command = [PROJECT_PYTHON, "-m", "uvicorn", "--app-dir", "examples", "backend:app", "--port", port]
-    with log.open("w") as output:
-        options = {"cwd": platform.project, "env": platform.environment(), "stdout": output, "stderr": output}
-        process = subprocess.Popen(command, **options)
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()
-            if "Uvicorn running" in log.read_text():
-                break
-            time.sleep(0.1)
-        yield url, log
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-    assert "good-key" not in log.read_text()
-    assert "Traceback" not in log.read_text(), log.read_text()
-
-
-@needs_platform
-def test_the_backend_wakes_on_open_tells_the_status_and_whose_fault_it_is(
-    platform: Platform, backend: tuple[str, Path]
-) -> None:
-    url, log = backend
-    assert platform.tell()["starts"] == 0
-    with httpx.Client(base_url=url, timeout=120) as http:
-        assert "<form>" in http.get("/").text
-        for _ in range(100):
-            if platform.tell()["starts"]:
-                break
-            time.sleep(0.05)
-        assert platform.tell()["starts"] == 1
-        with http.stream("GET", "/status") as stream:
-            assert stream.headers["content-type"].startswith("text/event-stream")
-            events = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
-        assert events[0]["kind"] == "waking"
-        assert events[-1] == {"kind": "ready", "words": "Ready"}
-
-        def predict(**wish: Any) -> httpx.Response:
-            return http.post("/predict", json={"prompt": "a boat", "width": 64, "height": 64, **wish})
-
-        made = predict(seed=3)
-        assert made.status_code == 200, made.text
-        assert made.json()["images"][0]["seed"] == 3
-        # The visitor's: a sentence that names the field.
-        refused = predict(width=63)
-        assert (refused.status_code, "`width`" in refused.json()["error"]) == (400, True)
-        assert predict(prompt=3).status_code == predict(steps=1).status_code == 422
-        # Its own: a sentence that tells nothing, and the reason in the log.
-        platform.set(faults=[["model", 500, "a tensor is missing"]])
-        failed = predict()
-        assert failed.status_code == 502
-        assert "tensor" not in failed.text
-        assert "a tensor is missing" in log.read_text()
-        platform.set(deactivated=True)
-        assert predict().status_code == 502
-    assert platform.tell()["starts"] == 1
-
-
-@needs_platform
-def test_a_backend_without_a_key_ends_in_a_sentence(platform: Platform) -> None:
-    command = [PROJECT_PYTHON, "-m", "uvicorn", "--app-dir", "examples", "backend:app", "--port", "0"]
-    environment = {**platform.environment(), "BASETEN_API_KEY": ""}
-    options = {"cwd": platform.project, "env": environment, "timeout": 60}
-    result = subprocess.run(command, capture_output=True, text=True, **options)
-    assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith("BASETEN_API_KEY is not set")
-    assert "Traceback" not in result.stderr
