@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import json
+import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Self
 
@@ -39,6 +40,8 @@ from fast_truss.target import Target
 
 # Baseten takes no more of an async request.
 ASYNC_BODY_BYTES = 256 * 1024
+# The paths of Truss's server begin with this.
+SERVER = "/v1/models/model"
 # Makes a request on a transport.Reach.
 Ask = Callable[[Any], Any]
 
@@ -89,7 +92,8 @@ class AsyncClient:
         """Start a replica. Returns at once: see wait_until_ready(). Raises DeploymentFailed if it cannot start."""
         if not self.local:
             deadline = Deadline(timeout)
-            await self._ask(Kind.WAKE, lambda to: self.target.call(to.inference, "wake"), deadline)
+            paths = (f"{self.target.path}/wake", "")
+            await self._ask(Kind.WAKE, lambda to: to.send("POST", paths, expected=202), deadline)
             await self._raise_if_failed(deadline)
 
     async def status(self, timeout: float = ASK_SECONDS) -> Status:
@@ -124,7 +128,8 @@ class AsyncClient:
 
         Goes through a cold start: it tries again, for at most timeout seconds.
         """
-        return await self._generate(_checked({"prompt": prompt, **request}), Deadline(timeout))
+        answer: dict[str, Any] = await self._predict("json", _checked({"prompt": prompt, **request}), Deadline(timeout))
+        return answer
 
     async def events(
         self, /, prompt: str, timeout: float = WAIT_SECONDS, **request: Any
@@ -136,15 +141,12 @@ class AsyncClient:
         deadline, body = Deadline(timeout), _checked({"prompt": prompt, **request})
         async with self._kept() as client:
             try:
-                asked = {**body, "stream": True}
-                response = await client._ask(
-                    Kind.PREDICT, lambda to: to.opened(self.target, asked), deadline, PREDICT_SECONDS
-                )
+                response = await client._predict("send", {**body, "stream": True}, deadline, stream=True)
             except RequestRefused as error:
                 if "`stream`" not in str(error):
                     raise
                 # A deployment that is older than this client: it has made nothing yet.
-                yield Event("result", await client._generate(body, deadline))
+                yield Event("result", await client._predict("json", body, deadline))
                 return
             whole = Deadline(min(PREDICT_SECONDS, deadline.left()))
             async with contextlib.aclosing(response), contextlib.aclosing(sse.read(response)) as found:
@@ -156,7 +158,9 @@ class AsyncClient:
 
         On Baseten this wakes the deployment, as any request does.
         """
-        answer = await self._ask(Kind.READ, lambda to: to.schema(self.target), Deadline(timeout))
+        # Baseten passes on what comes below /sync.
+        paths = (f"{self.target.path}/sync{SERVER}/schema", f"{SERVER}/schema")
+        answer = await self._ask(Kind.READ, lambda to: to.json("GET", paths), Deadline(timeout))
         found = answer.get("input_schema")
         if not isinstance(found, dict) or not isinstance(found.get("properties"), dict):
             raise NotFound("The deployment gives no schema of its requests.")
@@ -164,11 +168,18 @@ class AsyncClient:
 
     async def submit(self, /, prompt: str, webhook: str, timeout: float = ASK_SECONDS, **request: Any) -> str:
         """Return the id of a request that waits in Baseten's queue. Its answer goes to webhook, and nowhere else."""
-        body = _async_request(_checked({"prompt": prompt, **request}), webhook)
+        url = urllib.parse.urlsplit(webhook)
+        if url.scheme != "https" or not url.hostname:
+            raise InvalidInput(f"webhook is {webhook!r}: use an address such as https://example.com/done.")
+        body = {"model_input": _checked({"prompt": prompt, **request}), "webhook_endpoint": webhook}
+        size, most = len(json.dumps(body)) // 1024, ASYNC_BODY_BYTES // 1024
+        if size >= most:
+            raise InvalidInput(f"The request has {size} KiB, and Baseten takes {most} KiB: send a smaller image.")
+        paths = (f"{self.target.path}/async_predict", "")
         answer = await self._on_baseten(
-            Kind.ONCE, lambda to: self.target.call(to.inference, "async_predict", request=body), Deadline(timeout)
+            Kind.ONCE, lambda to: to.json("POST", paths, body, expected=201), Deadline(timeout)
         )
-        return str(answer.request_id)
+        return str(answer.get("request_id"))
 
     async def submitted(self, request_id: str, timeout: float = ASK_SECONDS) -> Any:
         """Return the SDK's AsyncRequestStatusResponse of such a request."""
@@ -234,17 +245,23 @@ class AsyncClient:
         """
         return await self._manage(Kind.ONCE, method, Deadline(timeout), **arguments)
 
-    async def _generate(self, body: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
-        answer: dict[str, Any] = await self._ask(
-            Kind.PREDICT, lambda to: to.predict(self.target, body), deadline, PREDICT_SECONDS
+    async def _predict(self, form: str, body: dict[str, Any], deadline: Deadline, **how: Any) -> Any:
+        paths = (f"{self.target.path}/predict", f"{SERVER}:predict")
+        return await self._ask(
+            Kind.PREDICT, lambda to: getattr(to, form)("POST", paths, body, **how), deadline, PREDICT_SECONDS
         )
-        return answer
 
     async def _status(self, deadline: Deadline, answered: bool = False) -> Status:
         if not self.local:
             return status_of(self.target, await self._describe(deadline, answered))
         try:
-            await self._ask(Kind.READ, lambda to: to.loaded(), deadline, answered=answered, told=NotReady)
+            await self._ask(
+                Kind.READ,
+                lambda to: to.send("GET", ("", f"{SERVER}/loaded")),
+                deadline,
+                answered=answered,
+                told=NotReady,
+            )
         except NotReady:
             return Status("LOADING_MODEL", 0, "local", None)
         return Status(READY, 1, "local", None)
@@ -372,23 +389,3 @@ def _checked(request: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"The request holds what JSON cannot: {error}.") from None
     return request
-
-
-def _async_request(request: dict[str, Any], webhook: str) -> Any:
-    """Return the SDK's AsyncPredictRequest. Raises InvalidInput."""
-    from baseten.client.inferenceapi import AsyncPredictRequest
-    from pydantic import ValidationError
-
-    if not webhook.startswith("https://"):
-        raise InvalidInput(f"webhook is {webhook!r}: use an address that starts with https://.")
-    try:
-        body = AsyncPredictRequest(model_input=request, webhook_endpoint=webhook)  # type: ignore[arg-type]  # pydantic reads the text
-    except ValidationError:
-        raise InvalidInput(f"webhook is {webhook!r}: use an address such as https://example.com/done.") from None
-    size = len(body.model_dump_json(exclude_unset=True).encode())
-    if size > ASYNC_BODY_BYTES:
-        raise InvalidInput(
-            f"The request has {size // 1024} KiB, and Baseten takes at most {ASYNC_BODY_BYTES // 1024} KiB of an async "
-            "one: send a smaller image, or leave out the webhook."
-        )
-    return body

@@ -9,15 +9,7 @@ from fast_truss.target import Target
 READY = "ACTIVE"
 # States that no replica leaves by itself. UNHEALTHY and UPDATING are not among them: a replica that fails its health
 # checks is restarted, and an update ends.
-FAILED = {
-    "BUILD_FAILED",
-    "BUILD_STOPPED",
-    "DEACTIVATED",
-    "DEACTIVATING",
-    "DEPLOY_FAILED",
-    "FAILED",
-    "INACTIVE",
-}
+FAILED = ("BUILD_FAILED", "BUILD_STOPPED", "DEACTIVATED", "DEACTIVATING", "DEPLOY_FAILED", "FAILED", "INACTIVE")
 # The SDK's model has the names and the types, but not these bounds.
 BOUNDS = {
     "min_replica": (0, 1000),
@@ -55,12 +47,8 @@ class Status:
     def raise_if_failed(self) -> None:
         """Raise DeploymentFailed if the deployment never becomes ready by itself."""
         if self.failed:
-            raise DeploymentFailed(f"The deployment is {self.status}: {self._cure()}")
-
-    def _cure(self) -> str:
-        if self.status in ("INACTIVE", "DEACTIVATED", "DEACTIVATING"):
-            return "activate it on Baseten, or push again."
-        return "see its log on Baseten, then push again."
+            cure = "activate it on Baseten" if self.status.startswith(("INACTIVE", "DEACTIVAT")) else "see its log"
+            raise DeploymentFailed(f"The deployment is {self.status}: {cure}, or push again.")
 
 
 class Settings(dict[str, int]):

@@ -1,4 +1,4 @@
-"""Which deployment of a model, and its paths in Baseten's SDK."""
+"""Which deployment of a model, its path, and its methods in Baseten's SDK."""
 
 import dataclasses
 import re
@@ -40,12 +40,9 @@ class Target:
 
     @property
     def path(self) -> str:
-        """The path of the deployment on its inference host."""
-        if self.kind == "regional":
-            return ""
-        if self.kind in ("deployment", "development"):
-            return f"/deployment/{self.name}" if self.kind == "deployment" else "/development"
-        return "/production" if self.is_production else f"/environments/{self.name}"
+        """The path of the deployment on its inference host, to which /predict and the like are added."""
+        single = {"regional": "", "development": "/development", "deployment": f"/deployment/{self.name}"}
+        return single.get(self.kind, "/production" if self.is_production else f"/environments/{self.name}")
 
     def __str__(self) -> str:
         return {"deployment": f"deployment {self.name}", "development": "development"}.get(self.kind, self.name)
@@ -58,16 +55,6 @@ class Target:
             "regional": ["--environment", self.name, "--regional"],
         }.get(self.kind, ["--environment", self.name])
         return ["--model", self.model_id, *where]
-
-    def call(self, api: Any, action: str, form: str = "", **request: Any) -> Any:
-        """Call wake, predict or async_predict of the SDK's inference API. form: `_raw` leaves the answer open."""
-        if self.kind == "deployment":
-            return getattr(api, f"{action}_deployment{form}")(deployment_id=self.name, **request)
-        if self.kind in ("development", "regional"):
-            return getattr(api, f"{action}_{self.kind}{form}")(**request)
-        if self.is_production:
-            return getattr(api, f"{action}_production{form}")(**request)
-        return getattr(api, f"{action}{form}")(env_name=self.name, **request)
 
     def describe(self, api: Any) -> Any:
         """Ask the SDK's management API for the environment, or for the one deployment."""

@@ -21,9 +21,6 @@ from fast_truss.lenient import MISSING, lenient
 from fast_truss.target import Target
 
 CONNECT_SECONDS = 10.0
-EVENTS = "text/event-stream"
-# Of Truss's server, below which its paths are.
-SERVER = "/v1/models/model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,33 +110,29 @@ class Reach:
     def management(self) -> managementapi.AsyncApiClient:
         return managementapi.AsyncApiClient(self.http, base_url=self.route.management, timeout=self.timeout)
 
-    async def loaded(self) -> None:
-        """Ask the local server whether its model is loaded. Raises NotReady."""
-        await self.http.get(f"{self.route.local}{SERVER}/loaded", timeout=self.timeout)
+    async def send(
+        self, method: str, paths: tuple[str, str], body: Any = None, expected: int = 200, stream: bool = False
+    ) -> httpx.Response:
+        """Return the answer, open if it is a stream of events. paths: on Baseten, and of the local server."""
+        address = f"{self.route.local}{paths[1]}" if self.route.local else f"{self.route.inference}{paths[0]}"
+        headers = {"Accept": "text/event-stream"} if stream else {}
+        request = self.http.build_request(method, address, json=body, headers=headers, timeout=self.timeout)
+        response = await self.http.send(request, stream=stream)
+        if response.status_code != expected:
+            await response.aclose()
+            raise _unexpected(response.status_code)
+        return response
 
-    async def schema(self, target: Target) -> dict[str, Any]:
-        """Ask for the schemas of the server, which Baseten passes on below /sync."""
-        base = self.route.local or f"{self.route.inference}{target.path}/sync"
-        return _object(await self.http.get(f"{base}{SERVER}/schema", timeout=self.timeout))
-
-    async def predict(self, target: Target, body: dict[str, Any]) -> dict[str, Any]:
-        if not self.route.local:
-            answer = await target.call(self.inference, "predict", request=inferenceapi.PredictInput(body))
-            return dict(answer.root)
-        address = f"{self.route.local}{SERVER}:predict"
-        return _object(await self.http.post(address, json=body, timeout=self.timeout))
-
-    async def opened(self, target: Target, body: dict[str, Any]) -> httpx.Response:
-        """Return the answer to a predict, with its body still to come."""
-        if not self.route.local:
-            asked = inferenceapi.PredictInput(body)
-            response: httpx.Response = await target.call(
-                self.inference, "predict", "_raw", request=asked, accept=EVENTS
-            )
-            return response
-        address, headers = f"{self.route.local}{SERVER}:predict", {"Accept": EVENTS}
-        request = self.http.build_request("POST", address, json=body, headers=headers, timeout=self.timeout)
-        return await self.http.send(request, stream=True)
+    async def json(self, method: str, paths: tuple[str, str], body: Any = None, expected: int = 200) -> dict[str, Any]:
+        """Return the JSON object that is the answer. Raises UnexpectedAnswer."""
+        response = await self.send(method, paths, body, expected)
+        try:
+            found = response.json()
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise UnexpectedAnswer("The answer is not whole, or not a JSON object: try again.")
+        return found
 
 
 def fitting(error: Exception) -> Any:
@@ -168,13 +161,16 @@ def as_client_error(error: Exception, key: str) -> ClientError:
     if isinstance(error, TimeoutError):  # of asyncio
         return ConnectionLost("The server did not answer in time: try again.")
     if isinstance(error, inferenceapi.ResponseError | managementapi.ResponseError):
-        # What is 300 or above never gets so far.
-        sentence = f"The answer is {error.status_code}, which is not what Baseten's SDK knows here: check the address."
-        return UnexpectedAnswer(sentence, error.status_code)
+        return _unexpected(error.status_code)
     # pydantic's ValidationError is one: an answer that does not fit the SDK's models.
     if isinstance(error, ValueError):
         return UnexpectedAnswer(f"The answer is not whole, or not what Baseten's SDK knows{_fields(error)}: try again.")
     raise error
+
+
+def _unexpected(status: int) -> UnexpectedAnswer:
+    # What is 300 or above never gets so far.
+    return UnexpectedAnswer(f"The answer is {status}, which is not what Baseten gives here: check the address.", status)
 
 
 def _network_error(error: httpx.HTTPError) -> ClientError:
@@ -213,16 +209,6 @@ def _likely(error: BaseException) -> str:
     if isinstance(error, httpx.ConnectTimeout):
         return "it does not answer. Check the network, and a firewall or proxy between"
     return "check the network and the address"
-
-
-def _object(response: httpx.Response) -> dict[str, Any]:
-    try:
-        found = response.json()
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UnexpectedAnswer("The answer is not whole, or not a JSON object: try again.")
-    return found
 
 
 def _fields(error: ValueError) -> str:
