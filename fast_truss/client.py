@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Self
 
 from fast_truss import events as sse
+from fast_truss import policy
 from fast_truss.deployment import READY, Settings, Status, checked_autoscaling, settings_of, status_of
 from fast_truss.errors import (
     ClientError,
@@ -23,19 +24,7 @@ from fast_truss.errors import (
     UnexpectedAnswer,
 )
 from fast_truss.events import Event
-from fast_truss.policy import (
-    ASK_SECONDS,
-    GLANCE_SECONDS,
-    LEAST_PAUSE,
-    OTHER_SECONDS,
-    PREDICT_SECONDS,
-    WAIT_SECONDS,
-    Deadline,
-    Kind,
-    Wait,
-    next_pause,
-    shown,
-)
+from fast_truss.policy import Deadline, Kind, Wait
 from fast_truss.target import Target
 
 # Baseten takes no more of an async request.
@@ -88,20 +77,20 @@ class AsyncClient:
         await self._http.aclose()
         self._http = None
 
-    async def wake(self, timeout: float = ASK_SECONDS) -> None:
+    async def wake(self, timeout: float = policy.ASK_SECONDS) -> None:
         """Start a replica. Returns at once: see wait_until_ready(). Raises DeploymentFailed if it cannot start."""
         if not self.local:
             deadline = Deadline(timeout)
             paths = (f"{self.target.path}/wake", "")
-            await self._ask(Kind.WAKE, lambda to: to.send("POST", paths, expected=202), deadline)
+            await self._ask(Kind.WAKE, lambda to: to.send("POST", paths, expected=(202,)), deadline)
             await self._raise_if_failed(deadline)
 
-    async def status(self, timeout: float = ASK_SECONDS) -> Status:
+    async def status(self, timeout: float = policy.ASK_SECONDS) -> Status:
         """Return the status now."""
         return await self._status(Deadline(timeout))
 
     async def watch(
-        self, timeout: float = WAIT_SECONDS, until: Callable[[Status], bool] = is_ready
+        self, timeout: float = policy.WAIT_SECONDS, until: Callable[[Status], bool] = is_ready
     ) -> AsyncGenerator[Status, None]:
         """Yield each new status until one is as asked, for at most timeout seconds."""
         deadline = Deadline(timeout)
@@ -115,15 +104,15 @@ class AsyncClient:
                 if until(now):
                     return
                 now.raise_if_failed()
-                if deadline.left() <= LEAST_PAUSE:
-                    raise TimedOut(f"The model is still {now.status} after {shown(timeout)}: gave up waiting.")
-                await asyncio.sleep(LEAST_PAUSE)
+                if deadline.left() <= policy.LEAST_PAUSE:
+                    raise TimedOut(f"The model is still {now.status} after {policy.shown(timeout)}: gave up waiting.")
+                await asyncio.sleep(policy.LEAST_PAUSE)
 
-    async def wait_until_ready(self, timeout: float = WAIT_SECONDS) -> Status:
+    async def wait_until_ready(self, timeout: float = policy.WAIT_SECONDS) -> Status:
         """Return when a replica can answer, after at most timeout seconds. It wakes nothing: see wake()."""
         return [status async for status in self.watch(timeout)][-1]
 
-    async def generate(self, /, prompt: str, timeout: float = WAIT_SECONDS, **request: Any) -> dict[str, Any]:
+    async def generate(self, /, prompt: str, timeout: float = policy.WAIT_SECONDS, **request: Any) -> dict[str, Any]:
         """Return the model's answer: see image_bytes(). request: the other fields, see schema().
 
         Goes through a cold start: it tries again, for at most timeout seconds.
@@ -132,7 +121,7 @@ class AsyncClient:
         return answer
 
     async def events(
-        self, /, prompt: str, timeout: float = WAIT_SECONDS, **request: Any
+        self, /, prompt: str, timeout: float = policy.WAIT_SECONDS, **request: Any
     ) -> AsyncGenerator[Event, None]:
         """Yield each Event of a request: its steps, and at last the answer. Closed before, the work on it ends.
 
@@ -148,12 +137,12 @@ class AsyncClient:
                 # A deployment that is older than this client: it has made nothing yet.
                 yield Event("result", await client._predict("json", body, deadline))
                 return
-            whole = Deadline(min(PREDICT_SECONDS, deadline.left()))
+            whole = Deadline(min(policy.PREDICT_SECONDS, deadline.left()))
             async with contextlib.aclosing(response), contextlib.aclosing(sse.read(response)) as found:
                 while event := await client._once(lambda: anext(found, None), whole.left()):
                     yield event
 
-    async def schema(self, timeout: float = ASK_SECONDS) -> dict[str, Any]:
+    async def schema(self, timeout: float = policy.ASK_SECONDS) -> dict[str, Any]:
         """Return the JSON schema of a request, from the deployment itself. Raises NotFound where it gives none.
 
         On Baseten this wakes the deployment, as any request does.
@@ -166,7 +155,7 @@ class AsyncClient:
             raise NotFound("The deployment gives no schema of its requests.")
         return found
 
-    async def submit(self, /, prompt: str, webhook: str, timeout: float = ASK_SECONDS, **request: Any) -> str:
+    async def submit(self, /, prompt: str, webhook: str, timeout: float = policy.ASK_SECONDS, **request: Any) -> str:
         """Return the id of a request that waits in Baseten's queue. Its answer goes to webhook, and nowhere else."""
         url = urllib.parse.urlsplit(webhook)
         if url.scheme != "https" or not url.hostname:
@@ -177,17 +166,17 @@ class AsyncClient:
             raise InvalidInput(f"The request has {size} KiB, and Baseten takes {most} KiB: send a smaller image.")
         paths = (f"{self.target.path}/async_predict", "")
         answer = await self._on_baseten(
-            Kind.ONCE, lambda to: to.json("POST", paths, body, expected=201), Deadline(timeout)
+            Kind.ONCE, lambda to: to.json("POST", paths, body, (201, 202)), Deadline(timeout)
         )
         return str(answer.get("request_id"))
 
-    async def submitted(self, request_id: str, timeout: float = ASK_SECONDS) -> Any:
+    async def submitted(self, request_id: str, timeout: float = policy.ASK_SECONDS) -> Any:
         """Return the SDK's AsyncRequestStatusResponse of such a request."""
         return await self._on_baseten(
             Kind.READ, lambda to: to.inference.get_async_request_status(request_id=request_id), Deadline(timeout)
         )
 
-    async def autoscaling(self, /, timeout: float = ASK_SECONDS, **changes: int) -> Settings:
+    async def autoscaling(self, /, timeout: float = policy.ASK_SECONDS, **changes: int) -> Settings:
         """Return the autoscaling settings as Baseten gives them, after the changes if there are any.
 
         deployment.BOUNDS holds the names and bounds.
@@ -199,23 +188,22 @@ class AsyncClient:
         if self.target.environment:
             # Those of its deployment alone would be gone with the next one that is promoted.
             answer = await self._change_environment(deadline, Kind.CHANGE, autoscaling_settings=request)
-            settings = settings_of(answer.environment)
         else:
             names = {"model_id": self.target.model_id, "deployment_id": found.id}
             method = "patch_models_deployments_autoscaling_settings"
             answer = await self._manage(Kind.CHANGE, method, deadline, **names, request=request)
-            settings = settings_of(await self._describe(deadline))
+        settings = settings_of(getattr(answer, "environment", None) or await self._describe(deadline))
         # vars(): the SDK calls both deprecated in the answer of an environment.
         settings.answered, settings.message = (vars(answer).get(name) for name in ("status", "message"))
         return settings
 
-    async def environment(self, timeout: float = ASK_SECONDS) -> Any:
+    async def environment(self, timeout: float = policy.ASK_SECONDS) -> Any:
         """Return the SDK's Environment. Raises InvalidInput for a single deployment."""
         if not self.target.environment:
             raise InvalidInput(f"{self.target} is a single deployment: name an environment with --environment.")
         return await self._describe(Deadline(timeout))
 
-    async def change_schedules(self, settings: Any, timeout: float = ASK_SECONDS) -> Any:
+    async def change_schedules(self, settings: Any, timeout: float = policy.ASK_SECONDS) -> Any:
         """Send the SDK's UpdateAutoscalingScheduleSettings. Returns the Environment after it."""
         # A schedule without an id is new each time.
         is_new = any(getattr(each, "id", None) is None for each in settings.schedules or [])
@@ -223,22 +211,24 @@ class AsyncClient:
         answer = await self._change_environment(Deadline(timeout), kind, autoscaling_schedule_settings=settings)
         return answer.environment
 
-    async def startups(self, /, deployment_id: str, timeout: float = ASK_SECONDS, **window: Any) -> list[Any] | None:
-        """Return the newest startups in Baseten's record, as the SDK's StartupAttempt. None: there is no record."""
+    async def startups(
+        self, /, deployment_id: str, timeout: float = policy.ASK_SECONDS, **window: Any
+    ) -> list[Any] | None:
+        """Return a list of the newest startups, as the SDK's StartupAttempt. None: Baseten keeps no record."""
         found = await self._recorded(deployment_id, "startups", Deadline(timeout), window)
         return found.items if found else None
 
-    async def startups_summary(self, /, timeout: float = ASK_SECONDS, **window: int) -> Any:
+    async def startups_summary(self, /, timeout: float = policy.ASK_SECONDS, **window: int) -> Any:
         """Return the SDK's StartupSummary. None: there is no record."""
         deadline = Deadline(timeout)
         single = "" if self.target.environment else (await self._status(deadline)).deployment_id
         return await self._recorded(single, "startups_summary", deadline, window)
 
-    async def ask_management(self, /, method: str, timeout: float = ASK_SECONDS, **arguments: Any) -> Any:
+    async def ask_management(self, /, method: str, timeout: float = policy.ASK_SECONDS, **arguments: Any) -> Any:
         """Return the answer to a reading method of the SDK's management API, such as get_secrets."""
         return await self._manage(Kind.READ, method, Deadline(timeout), **arguments)
 
-    async def change_management(self, /, method: str, timeout: float = ASK_SECONDS, **arguments: Any) -> Any:
+    async def change_management(self, /, method: str, timeout: float = policy.ASK_SECONDS, **arguments: Any) -> Any:
         """Call a changing method of that API, such as delete_models_deployments_replicas.
 
         It is tried again only where the first request was certainly not carried out.
@@ -248,7 +238,7 @@ class AsyncClient:
     async def _predict(self, form: str, body: dict[str, Any], deadline: Deadline, **how: Any) -> Any:
         paths = (f"{self.target.path}/predict", f"{SERVER}:predict")
         return await self._ask(
-            Kind.PREDICT, lambda to: getattr(to, form)("POST", paths, body, **how), deadline, PREDICT_SECONDS
+            Kind.PREDICT, lambda to: getattr(to, form)("POST", paths, body, **how), deadline, policy.PREDICT_SECONDS
         )
 
     async def _status(self, deadline: Deadline, answered: bool = False) -> Status:
@@ -294,7 +284,7 @@ class AsyncClient:
 
     async def _raise_if_failed(self, deadline: Deadline) -> None:
         """Raise DeploymentFailed if that is the status. Any other answer, and none, is as good as no look."""
-        seconds = min(GLANCE_SECONDS, deadline.left())
+        seconds = min(policy.GLANCE_SECONDS, deadline.left())
         try:
             async with self._kept() as client:
                 api = client._reach(seconds).management
@@ -313,7 +303,7 @@ class AsyncClient:
         kind: Kind,
         ask: Ask,
         deadline: Deadline,
-        seconds: float = OTHER_SECONDS,
+        seconds: float = policy.OTHER_SECONDS,
         answered: bool = False,
         told: type[ClientError] | tuple[()] = (),
     ) -> Any:
@@ -337,23 +327,20 @@ class AsyncClient:
                 unlikely = isinstance(caught, NotFound) or (tries > 1 and caught.status is not None)
                 if unlikely and not self.local and kind in (Kind.PREDICT, Kind.WAKE):
                     await client._raise_if_failed(deadline)
-                wait = Wait(next_pause(kind, caught, tries, answered, deadline), caught)
+                wait = Wait(policy.next_pause(kind, caught, tries, answered, deadline), caught)
                 if self._on_pause:
                     self._on_pause(wait)
                 await asyncio.sleep(wait.seconds)
 
     async def _once(self, ask: Callable[[], Any], seconds: float) -> Any:
         """Return the answer to one request, which may take so many seconds in all."""
-        from fast_truss.transport import as_client_error, fitting
+        from fast_truss.transport import fitting
 
         try:
-            try:
-                async with asyncio.timeout(seconds):
-                    return await ask()
-            except ValueError as error:
-                return fitting(error)
+            async with asyncio.timeout(seconds):
+                return await ask()
         except Exception as error:
-            raise as_client_error(error, self._route.key) from None
+            return fitting(error, self._route.key)
 
     def _reach(self, seconds: float) -> Any:
         from fast_truss.transport import Reach

@@ -1,11 +1,12 @@
 """Answers that lack what the SDK's models require: a field that is deprecated there may go at any time."""
 
+import contextlib
 import functools
 import types
 import typing
 from typing import Any
 
-from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fast_truss.errors import UnexpectedAnswer
 
@@ -18,18 +19,15 @@ class FieldMissing(UnexpectedAnswer, AttributeError):
 
 def lenient(kind: Any, value: Any) -> Any:
     """Return value, of JSON, as kind, or MISSING. Reading a field that does not fit raises FieldMissing."""
-    try:
-        return _adapter(kind).validate_python(value)
-    except ValidationError:
-        pass
+    with contextlib.suppress(ValidationError):
+        return TypeAdapter(kind).validate_python(value)
     arguments, origin = typing.get_args(kind), typing.get_origin(kind)
-    if isinstance(kind, type) and issubclass(kind, BaseModel) and not issubclass(kind, RootModel):
-        return _partial(kind, value) if isinstance(value, dict) else MISSING
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, dict):
+        return _partial(kind, value)
     if origin is list and isinstance(value, list):
         return [each for each in (lenient(arguments[0], each) for each in value) if each is not MISSING]
     if origin in (typing.Union, types.UnionType):
-        found = (lenient(each, value) for each in arguments)
-        return next((each for each in found if each is not MISSING), MISSING)
+        return next((each for each in (lenient(each, value) for each in arguments) if each is not MISSING), MISSING)
     return MISSING
 
 
@@ -41,11 +39,6 @@ def _partial(kind: type[BaseModel], value: dict[str, Any]) -> BaseModel:
         if names[name] in value
     }
     return _class(kind).model_construct(**{name: each for name, each in fitting.items() if each is not MISSING})
-
-
-@functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 @functools.cache

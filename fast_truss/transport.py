@@ -3,6 +3,7 @@
 The key is read from BASETEN_API_KEY and goes into a header, never into an address, a log or an error.
 """
 
+import contextlib
 import contextvars
 import dataclasses
 import functools
@@ -21,6 +22,13 @@ from fast_truss.lenient import MISSING, lenient
 from fast_truss.target import Target
 
 CONNECT_SECONDS = 10.0
+# Why a connection is not made.
+LIKELY: tuple[tuple[type[BaseException], str], ...] = (
+    (socket.gaierror, "its name is not known here. Check the network, and the spelling of the address"),
+    (ConnectionRefusedError, "nothing listens there. Check that the server runs, and its port"),
+    (ssl.SSLError, "TLS fails. Check https or http, and the certificates that a proxy may need (SSL_CERT_FILE)"),
+    (httpx.ConnectTimeout, "it does not answer. Check the network, and a firewall or proxy between"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,21 +119,26 @@ class Reach:
         return managementapi.AsyncApiClient(self.http, base_url=self.route.management, timeout=self.timeout)
 
     async def send(
-        self, method: str, paths: tuple[str, str], body: Any = None, expected: int = 200, stream: bool = False
+        self,
+        method: str,
+        paths: tuple[str, str],
+        body: Any = None,
+        expected: tuple[int, ...] = (200,),
+        stream: bool = False,
     ) -> httpx.Response:
         """Return the answer, open if it is a stream of events. paths: on Baseten, and of the local server."""
         address = f"{self.route.local}{paths[1]}" if self.route.local else f"{self.route.inference}{paths[0]}"
         headers = {"Accept": "text/event-stream"} if stream else {}
         request = self.http.build_request(method, address, json=body, headers=headers, timeout=self.timeout)
         response = await self.http.send(request, stream=stream)
-        if response.status_code != expected:
+        if response.status_code not in expected:
             await response.aclose()
             raise _unexpected(response.status_code)
         return response
 
-    async def json(self, method: str, paths: tuple[str, str], body: Any = None, expected: int = 200) -> dict[str, Any]:
+    async def json(self, method: str, paths: tuple[str, str], *rest: Any) -> dict[str, Any]:
         """Return the JSON object that is the answer. Raises UnexpectedAnswer."""
-        response = await self.send(method, paths, body, expected)
+        response = await self.send(method, paths, *rest)
         try:
             found = response.json()
         except (ValueError, RecursionError):
@@ -135,23 +148,22 @@ class Reach:
         return found
 
 
-def fitting(error: Exception) -> Any:
-    """Return the answer that the SDK refused with error, without what does not fit. Raises the error if nothing is."""
+def fitting(error: Exception, key: str) -> Any:
+    """Return the answer that the SDK refused with error, without what does not fit. Raises ClientError if nothing is.
+
+    key: never shown.
+    """
     response, name = _answer.get(), getattr(error, "title", "")
     kind = getattr(managementapi, name, None) or getattr(inferenceapi, name, None)
-    if response is None or kind is None or not isinstance(error, ValueError):
-        raise error
-    try:
-        found = lenient(kind, response.json())
-    except (ValueError, RecursionError):
-        raise error from None
-    if found is MISSING:
-        raise error
-    return found
+    with contextlib.suppress(ValueError, RecursionError):
+        found = lenient(kind, response.json()) if response and kind else MISSING
+        if found is not MISSING:
+            return found
+    raise as_client_error(error, key) from None
 
 
 def as_client_error(error: Exception, key: str) -> ClientError:
-    """Return what an exception of httpx or of the SDK means. key: never shown. Raises what is neither."""
+    """Return what an exception of httpx or of the SDK means. Raises what is neither."""
     if isinstance(error, ClientError):
         if key and key in str(error):
             error.args = (str(error).replace(key, "[key]"),)
@@ -164,7 +176,7 @@ def as_client_error(error: Exception, key: str) -> ClientError:
         return _unexpected(error.status_code)
     # pydantic's ValidationError is one: an answer that does not fit the SDK's models.
     if isinstance(error, ValueError):
-        return UnexpectedAnswer(f"The answer is not whole, or not what Baseten's SDK knows{_fields(error)}: try again.")
+        return UnexpectedAnswer("The answer is not whole, or not what Baseten's SDK knows: try again.")
     raise error
 
 
@@ -193,30 +205,15 @@ def address_of(url: httpx.URL) -> str:
     return f"{_in_url(url.host)}:{port}"
 
 
-def _likely(error: BaseException) -> str:
+def _likely(error: BaseException | None) -> str:
     """Return the likely cause of a connection that was not made."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    if any(isinstance(each, socket.gaierror) for each in causes):
-        return "its name is not known here. Check the network, and the spelling of the address"
-    if any(isinstance(each, ConnectionRefusedError) for each in causes):
-        return "nothing listens there. Check that the server runs, and its port"
-    if any(isinstance(each, ssl.SSLError) for each in causes):
-        return "TLS fails. Check https or http, and the certificates that a proxy may need (SSL_CERT_FILE)"
-    if isinstance(error, httpx.ConnectTimeout):
-        return "it does not answer. Check the network, and a firewall or proxy between"
-    return "check the network and the address"
-
-
-def _fields(error: ValueError) -> str:
-    errors = getattr(error, "errors", None)
-    if errors is None:
-        return ""
-    names = {".".join(map(str, each["loc"])) for each in errors(include_url=False, include_input=False)} - {""}
-    return f" ({', '.join(sorted(names)[:5])})" if names else ""
+    causes = []
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return next(
+        (words for kind, words in LIKELY if any(isinstance(each, kind) for each in causes)), "check the address"
+    )
 
 
 def _key() -> str:

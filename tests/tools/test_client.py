@@ -772,7 +772,7 @@ def test_an_answer_that_is_none_is_a_sentence(call: Callable[..., Any], content:
     [
         (200, "wake", []),
         (204, "wake", []),
-        (202, "submit", ["a boat", "https://example.com/done"]),
+        (200, "submit", ["a boat", "https://example.com/done"]),
         (201, "generate", ["a boat"]),
         (202, "status", []),
     ],

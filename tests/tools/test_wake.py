@@ -156,7 +156,7 @@ def test_an_unknown_model_is_one_sentence(awake: Platform, command: list[str]) -
 @pytest.mark.parametrize("command", [["wake"], ["generate", "a boat"]])
 def test_a_deactivated_deployment_is_one_sentence(awake: Platform, command: list[str]) -> None:
     awake.set(deactivated=True)
-    refused(awake.run(*command), "or it is deactivated")
+    refused(awake.run(*command), "The deployment is INACTIVE: activate it on Baseten")
 
 
 @pytest.mark.parametrize("command", [["wake"], ["status"], ["generate", "a boat"]])
