@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import copy
+import dataclasses
 import functools
 import json
 import urllib.parse
@@ -65,17 +66,17 @@ class AsyncClient:
         self._route = route_to(target, url)
         self._on_pause = on_pause
         self._transport = transport
-        self._http: Any = None
+        self._reach: Any = None
 
     async def __aenter__(self) -> Self:
-        from fast_truss.transport import made
+        from fast_truss.transport import Reach, made
 
-        self._http = made(self._route, self._transport)
+        self._reach = Reach(made(self._route, self._transport), self._route)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
-        self._http = None
+        await self._reach.http.aclose()
+        self._reach = None
 
     async def wake(self, timeout: float = policy.ASK_SECONDS) -> None:
         """Start a replica. Returns at once: see wait_until_ready(). Raises DeploymentFailed if it cannot start."""
@@ -165,16 +166,18 @@ class AsyncClient:
         if size >= most:
             raise InvalidInput(f"The request has {size} KiB, and Baseten takes {most} KiB: send a smaller image.")
         paths = (f"{self.target.path}/async_predict", "")
-        answer = await self._on_baseten(
-            Kind.ONCE, lambda to: to.json("POST", paths, body, (201, 202)), Deadline(timeout)
-        )
-        return str(answer.get("request_id"))
+        answer = await self._ask(Kind.ONCE, lambda to: to.json("POST", paths, body, (201, 202)), Deadline(timeout))
+        if not isinstance(answer.get("request_id"), str):
+            raise UnexpectedAnswer("The answer holds no `request_id`, though the request may have been queued.")
+        return str(answer["request_id"])
 
     async def submitted(self, request_id: str, timeout: float = policy.ASK_SECONDS) -> Any:
         """Return the SDK's AsyncRequestStatusResponse of such a request."""
-        return await self._on_baseten(
-            Kind.READ, lambda to: to.inference.get_async_request_status(request_id=request_id), Deadline(timeout)
-        )
+
+        def ask(to: Any) -> Any:
+            return to.inference.get_async_request_status(request_id=request_id)
+
+        return await self._ask(Kind.READ, ask, Deadline(timeout))
 
     async def autoscaling(self, /, timeout: float = policy.ASK_SECONDS, **changes: int) -> Settings:
         """Return the autoscaling settings as Baseten gives them, after the changes if there are any.
@@ -189,9 +192,9 @@ class AsyncClient:
             # Those of its deployment alone would be gone with the next one that is promoted.
             answer = await self._change_environment(deadline, Kind.CHANGE, autoscaling_settings=request)
         else:
-            names = {"model_id": self.target.model_id, "deployment_id": found.id}
+            arguments = {**self.target.names, "deployment_id": found.id, "request": request}
             method = "patch_models_deployments_autoscaling_settings"
-            answer = await self._manage(Kind.CHANGE, method, deadline, **names, request=request)
+            answer = await self._manage(Kind.CHANGE, method, deadline, arguments)
         settings = settings_of(getattr(answer, "environment", None) or await self._describe(deadline))
         # vars(): the SDK calls both deprecated in the answer of an environment.
         settings.answered, settings.message = (vars(answer).get(name) for name in ("status", "message"))
@@ -215,25 +218,27 @@ class AsyncClient:
         self, /, deployment_id: str, timeout: float = policy.ASK_SECONDS, **window: Any
     ) -> list[Any] | None:
         """Return a list of the newest startups, as the SDK's StartupAttempt. None: Baseten keeps no record."""
-        found = await self._recorded(deployment_id, "startups", Deadline(timeout), window)
+        # The SDK asks for both, though the API does not.
+        window = {"sort_by": "STARTED_AT", "direction": "desc", **window}
+        found = await self._recorded("startups", deployment_id, Deadline(timeout), window)
         return found.items if found else None
 
     async def startups_summary(self, /, timeout: float = policy.ASK_SECONDS, **window: int) -> Any:
         """Return the SDK's StartupSummary. None: there is no record."""
         deadline = Deadline(timeout)
         single = "" if self.target.environment else (await self._status(deadline)).deployment_id
-        return await self._recorded(single, "startups_summary", deadline, window)
+        return await self._recorded("startups_summary", single, deadline, window)
 
     async def ask_management(self, /, method: str, timeout: float = policy.ASK_SECONDS, **arguments: Any) -> Any:
         """Return the answer to a reading method of the SDK's management API, such as get_secrets."""
-        return await self._manage(Kind.READ, method, Deadline(timeout), **arguments)
+        return await self._manage(Kind.READ, method, Deadline(timeout), arguments)
 
     async def change_management(self, /, method: str, timeout: float = policy.ASK_SECONDS, **arguments: Any) -> Any:
         """Call a changing method of that API, such as delete_models_deployments_replicas.
 
         It is tried again only where the first request was certainly not carried out.
         """
-        return await self._manage(Kind.ONCE, method, Deadline(timeout), **arguments)
+        return await self._manage(Kind.ONCE, method, Deadline(timeout), arguments)
 
     async def _predict(self, form: str, body: dict[str, Any], deadline: Deadline, **how: Any) -> Any:
         paths = (f"{self.target.path}/predict", f"{SERVER}:predict")
@@ -243,40 +248,38 @@ class AsyncClient:
 
     async def _status(self, deadline: Deadline, answered: bool = False) -> Status:
         if not self.local:
-            return status_of(self.target, await self._describe(deadline, answered))
+            return status_of(self.target, await self._describe(deadline, answered=answered))
+        loaded = ("", f"{SERVER}/loaded")
         try:
-            await self._ask(
-                Kind.READ,
-                lambda to: to.send("GET", ("", f"{SERVER}/loaded")),
-                deadline,
-                answered=answered,
-                told=NotReady,
-            )
+            await self._ask(Kind.READ, lambda to: to.send("GET", loaded), deadline, answered=answered, told=NotReady)
         except NotReady:
             return Status("LOADING_MODEL", 0, "local", None)
         return Status(READY, 1, "local", None)
 
-    async def _describe(self, deadline: Deadline, answered: bool = False) -> Any:
-        return await self._on_baseten(
-            Kind.READ, lambda to: self.target.describe(to.management), deadline, answered=answered
-        )
+    async def _describe(self, deadline: Deadline, **how: Any) -> Any:
+        what = "environments_env_name" if self.target.environment else "deployments_deployment_id"
+        return await self._manage(Kind.READ, f"get_models_{what}", deadline, self.target.names, **how)
 
-    async def _manage(self, kind: Kind, method: str, deadline: Deadline, **arguments: Any) -> Any:
-        return await self._on_baseten(kind, lambda to: getattr(to.management, method)(**arguments), deadline)
+    async def _manage(self, kind: Kind, method: str, deadline: Deadline, arguments: dict[str, Any], **how: Any) -> Any:
+        return await self._ask(kind, lambda to: getattr(to.management, method)(**arguments), deadline, **how)
 
     async def _change_environment(self, deadline: Deadline, kind: Kind, **changes: Any) -> Any:
         from baseten.client.managementapi import UpdateEnvironmentRequest
 
-        names = {"model_id": self.target.model_id, "env_name": self.target.environment}
-        request = UpdateEnvironmentRequest(**changes)
-        return await self._manage(kind, "patch_models_environments", deadline, **names, request=request)
+        arguments = {**self.target.names, "request": UpdateEnvironmentRequest(**changes)}
+        return await self._manage(kind, "patch_models_environments", deadline, arguments, answered=True)
 
-    async def _recorded(self, deployment_id: str, what: str, deadline: Deadline, window: dict[str, Any]) -> Any:
+    async def _recorded(self, what: str, deployment_id: str, deadline: Deadline, window: dict[str, Any]) -> Any:
         """Return what is read in the record of startups, or None where there is no record."""
+        from baseten.client import managementapi
+
+        kind, names = "environments", dict(self.target.names)
+        if not self.target.environment:
+            kind, names["deployment_id"] = "deployments", deployment_id
+        method = f"get_models_{kind}_{what}"
+        params = getattr(managementapi, f"{method}_params".title().replace("_", ""))(**window)
         try:
-            return await self._on_baseten(
-                Kind.READ, lambda to: self.target.startups(to.management, deployment_id, what, **window), deadline
-            )
+            return await self._manage(Kind.READ, method, deadline, {**names, "params": params}, answered=True)
         except (NotFound, RequestRefused, KeyRefused) as error:
             if error.status == 401:
                 raise
@@ -284,19 +287,12 @@ class AsyncClient:
 
     async def _raise_if_failed(self, deadline: Deadline) -> None:
         """Raise DeploymentFailed if that is the status. Any other answer, and none, is as good as no look."""
-        seconds = min(policy.GLANCE_SECONDS, deadline.left())
+        glance = Deadline(min(policy.GLANCE_SECONDS, deadline.left()))
         try:
-            async with self._kept() as client:
-                api = client._reach(seconds).management
-                now = status_of(self.target, await client._once(lambda: self.target.describe(api), seconds))
+            now = status_of(self.target, await self._describe(glance, told=ClientError))
         except ClientError:
             return
         now.raise_if_failed()
-
-    async def _on_baseten(self, kind: Kind, ask: Ask, deadline: Deadline, answered: bool = False) -> Any:
-        if self.local:
-            raise InvalidInput("This exists on Baseten only: leave out --url.")
-        return await self._ask(kind, ask, deadline, answered=answered)
 
     async def _ask(
         self,
@@ -315,7 +311,7 @@ class AsyncClient:
         async with self._kept() as client:
             while True:
                 tries += 1
-                reach = client._reach(max(min(seconds, deadline.left()), 0.01))
+                reach = dataclasses.replace(client._reach, seconds=max(min(seconds, deadline.left()), 0.01))
                 try:
                     return await client._once(functools.partial(ask, reach), reach.seconds)
                 except told:
@@ -342,15 +338,10 @@ class AsyncClient:
         except Exception as error:
             return fitting(error, self._route.key)
 
-    def _reach(self, seconds: float) -> Any:
-        from fast_truss.transport import Reach
-
-        return Reach(self._http, self._route, seconds)
-
     @contextlib.asynccontextmanager
     async def _kept(self) -> AsyncIterator[Self]:
         """Give a client that keeps its connections."""
-        if self._http:
+        if self._reach:
             yield self
             return
         async with copy.copy(self) as client:

@@ -1,8 +1,7 @@
-"""Which deployment of a model, its path, and its methods in Baseten's SDK."""
+"""Which deployment of a model, and what the two APIs call it."""
 
 import dataclasses
 import re
-from typing import Any
 
 from fast_truss.errors import InvalidInput
 
@@ -44,6 +43,13 @@ class Target:
         single = {"regional": "", "development": "/development", "deployment": f"/deployment/{self.name}"}
         return single.get(self.kind, "/production" if self.is_production else f"/environments/{self.name}")
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The arguments by which the SDK's management API knows this target."""
+        if self.environment:
+            return {"model_id": self.model_id, "env_name": self.environment}
+        return {"model_id": self.model_id, "deployment_id": self.name if self.kind == "deployment" else "development"}
+
     def __str__(self) -> str:
         return {"deployment": f"deployment {self.name}", "development": "development"}.get(self.kind, self.name)
 
@@ -55,24 +61,3 @@ class Target:
             "regional": ["--environment", self.name, "--regional"],
         }.get(self.kind, ["--environment", self.name])
         return ["--model", self.model_id, *where]
-
-    def describe(self, api: Any) -> Any:
-        """Ask the SDK's management API for the environment, or for the one deployment."""
-        if self.environment:
-            return api.get_models_environments_env_name(model_id=self.model_id, env_name=self.environment)
-        if self.kind == "development":
-            return api.get_models_deployments_development(model_id=self.model_id)
-        return api.get_models_deployments_deployment_id(model_id=self.model_id, deployment_id=self.name)
-
-    def startups(self, api: Any, deployment_id: str, what: str = "startups", **window: Any) -> Any:
-        """Ask for the newest attempts in Baseten's record of startups. what: startups_summary for its percentiles."""
-        from baseten.client import managementapi as sdk
-
-        kind = "environments" if self.environment else "deployments"
-        names = {"env_name": self.environment} if self.environment else {"deployment_id": deployment_id}
-        if what == "startups":
-            # The SDK asks for both, though the API does not.
-            window = {"sort_by": "STARTED_AT", "direction": "desc", **window}
-        title = "".join(word.title() for word in f"get_models_{kind}_{what}_params".split("_"))
-        ask = getattr(api, f"get_models_{kind}_{what}")
-        return ask(model_id=self.model_id, **names, params=getattr(sdk, title)(**window))

@@ -103,7 +103,7 @@ class Reach:
 
     http: httpx.AsyncClient
     route: Route
-    seconds: float
+    seconds: float = CONNECT_SECONDS
 
     @property
     def timeout(self) -> httpx.Timeout:
@@ -112,11 +112,17 @@ class Reach:
 
     @property
     def inference(self) -> inferenceapi.AsyncApiClient:
+        self._only_on_baseten()
         return inferenceapi.AsyncApiClient(self.http, base_url=self.route.inference, timeout=self.timeout)
 
     @property
     def management(self) -> managementapi.AsyncApiClient:
+        self._only_on_baseten()
         return managementapi.AsyncApiClient(self.http, base_url=self.route.management, timeout=self.timeout)
+
+    def _only_on_baseten(self) -> None:
+        if self.route.local:
+            raise InvalidInput("This exists on Baseten only: leave out --url.")
 
     async def send(
         self,
@@ -126,7 +132,9 @@ class Reach:
         expected: tuple[int, ...] = (200,),
         stream: bool = False,
     ) -> httpx.Response:
-        """Return the answer, open if it is a stream of events. paths: on Baseten, and of the local server."""
+        """Return the answer, open if it is a stream of events. paths: on Baseten, and of the local server or ""."""
+        if not paths[1]:
+            self._only_on_baseten()
         address = f"{self.route.local}{paths[1]}" if self.route.local else f"{self.route.inference}{paths[0]}"
         headers = {"Accept": "text/event-stream"} if stream else {}
         request = self.http.build_request(method, address, json=body, headers=headers, timeout=self.timeout)
