@@ -11,8 +11,7 @@ import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Self
 
-from fast_truss import events as sse
-from fast_truss import policy
+from fast_truss import events, policy
 from fast_truss.deployment import READY, Settings, Status, checked_autoscaling, settings_of, status_of
 from fast_truss.errors import (
     ClientError,
@@ -29,11 +28,9 @@ from fast_truss.policy import Deadline, Kind, Wait
 from fast_truss.target import Target
 
 # Baseten takes no more of an async request.
-ASYNC_BODY_BYTES = 256 * 1024
+ASYNC_KIB = 256
 # The paths of Truss's server begin with this.
 SERVER = "/v1/models/model"
-# Makes a request on a transport.Reach.
-Ask = Callable[[Any], Any]
 
 
 def is_ready(status: Status) -> bool:
@@ -54,18 +51,13 @@ class AsyncClient:
         on_pause: Callable[[Wait], None] | None = None,
         transport: Any = None,
     ) -> None:
-        """url: of a local server, in place of Baseten. on_pause: called before a request is tried again.
-
-        transport: an httpx transport in place of the network, for tests.
-        """
+        """url: of a local server, in place of Baseten. on_pause: called before each new try. transport: for tests."""
         # Here, and not above: the SDK takes half a second, which `--help` need not wait for.
         from fast_truss.transport import route_to
 
-        self.target = target
-        self.local = url is not None
+        self.target, self.local = target, url is not None
         self._route = route_to(target, url)
-        self._on_pause = on_pause
-        self._transport = transport
+        self._on_pause, self._transport = on_pause, transport
         self._reach: Any = None
 
     async def __aenter__(self) -> Self:
@@ -139,7 +131,7 @@ class AsyncClient:
                 yield Event("result", await client._predict("json", body, deadline))
                 return
             whole = Deadline(min(policy.PREDICT_SECONDS, deadline.left()))
-            async with contextlib.aclosing(response), contextlib.aclosing(sse.read(response)) as found:
+            async with contextlib.aclosing(response), contextlib.aclosing(events.read(response)) as found:
                 while event := await client._once(lambda: anext(found, None), whole.left()):
                     yield event
 
@@ -162,9 +154,8 @@ class AsyncClient:
         if url.scheme != "https" or not url.hostname:
             raise InvalidInput(f"webhook is {webhook!r}: use an address such as https://example.com/done.")
         body = {"model_input": _checked({"prompt": prompt, **request}), "webhook_endpoint": webhook}
-        size, most = len(json.dumps(body)) // 1024, ASYNC_BODY_BYTES // 1024
-        if size >= most:
-            raise InvalidInput(f"The request has {size} KiB, and Baseten takes {most} KiB: send a smaller image.")
+        if (size := len(json.dumps(body)) // 1024) >= ASYNC_KIB:
+            raise InvalidInput(f"The request has {size} KiB, and Baseten takes {ASYNC_KIB} KiB: send a smaller image.")
         paths = (f"{self.target.path}/async_predict", "")
         answer = await self._ask(Kind.ONCE, lambda to: to.json("POST", paths, body, (201, 202)), Deadline(timeout))
         if not isinstance(answer.get("request_id"), str):
@@ -173,11 +164,8 @@ class AsyncClient:
 
     async def submitted(self, request_id: str, timeout: float = policy.ASK_SECONDS) -> Any:
         """Return the SDK's AsyncRequestStatusResponse of such a request."""
-
-        def ask(to: Any) -> Any:
-            return to.inference.get_async_request_status(request_id=request_id)
-
-        return await self._ask(Kind.READ, ask, Deadline(timeout))
+        arguments = {"request_id": request_id}
+        return await self._sdk(Kind.READ, "get_async_request_status", Deadline(timeout), arguments, "inference")
 
     async def autoscaling(self, /, timeout: float = policy.ASK_SECONDS, **changes: int) -> Settings:
         """Return the autoscaling settings as Baseten gives them, after the changes if there are any.
@@ -194,7 +182,7 @@ class AsyncClient:
         else:
             arguments = {**self.target.names, "deployment_id": found.id, "request": request}
             method = "patch_models_deployments_autoscaling_settings"
-            answer = await self._manage(Kind.CHANGE, method, deadline, arguments)
+            answer = await self._sdk(Kind.CHANGE, method, deadline, arguments)
         settings = settings_of(getattr(answer, "environment", None) or await self._describe(deadline))
         # vars(): the SDK calls both deprecated in the answer of an environment.
         settings.answered, settings.message = (vars(answer).get(name) for name in ("status", "message"))
@@ -231,14 +219,14 @@ class AsyncClient:
 
     async def ask_management(self, /, method: str, timeout: float = policy.ASK_SECONDS, **arguments: Any) -> Any:
         """Return the answer to a reading method of the SDK's management API, such as get_secrets."""
-        return await self._manage(Kind.READ, method, Deadline(timeout), arguments)
+        return await self._sdk(Kind.READ, method, Deadline(timeout), arguments)
 
     async def change_management(self, /, method: str, timeout: float = policy.ASK_SECONDS, **arguments: Any) -> Any:
         """Call a changing method of that API, such as delete_models_deployments_replicas.
 
         It is tried again only where the first request was certainly not carried out.
         """
-        return await self._manage(Kind.ONCE, method, Deadline(timeout), arguments)
+        return await self._sdk(Kind.ONCE, method, Deadline(timeout), arguments)
 
     async def _predict(self, form: str, body: dict[str, Any], deadline: Deadline, **how: Any) -> Any:
         paths = (f"{self.target.path}/predict", f"{SERVER}:predict")
@@ -258,16 +246,18 @@ class AsyncClient:
 
     async def _describe(self, deadline: Deadline, **how: Any) -> Any:
         what = "environments_env_name" if self.target.environment else "deployments_deployment_id"
-        return await self._manage(Kind.READ, f"get_models_{what}", deadline, self.target.names, **how)
+        return await self._sdk(Kind.READ, f"get_models_{what}", deadline, self.target.names, **how)
 
-    async def _manage(self, kind: Kind, method: str, deadline: Deadline, arguments: dict[str, Any], **how: Any) -> Any:
-        return await self._ask(kind, lambda to: getattr(to.management, method)(**arguments), deadline, **how)
+    async def _sdk(
+        self, kind: Kind, method: str, deadline: Deadline, arguments: Any, api: str = "management", **how: Any
+    ) -> Any:
+        return await self._ask(kind, lambda to: getattr(getattr(to, api), method)(**arguments), deadline, **how)
 
     async def _change_environment(self, deadline: Deadline, kind: Kind, **changes: Any) -> Any:
         from baseten.client.managementapi import UpdateEnvironmentRequest
 
         arguments = {**self.target.names, "request": UpdateEnvironmentRequest(**changes)}
-        return await self._manage(kind, "patch_models_environments", deadline, arguments, answered=True)
+        return await self._sdk(kind, "patch_models_environments", deadline, arguments, answered=True)
 
     async def _recorded(self, what: str, deployment_id: str, deadline: Deadline, window: dict[str, Any]) -> Any:
         """Return what is read in the record of startups, or None where there is no record."""
@@ -279,7 +269,7 @@ class AsyncClient:
         method = f"get_models_{kind}_{what}"
         params = getattr(managementapi, f"{method}_params".title().replace("_", ""))(**window)
         try:
-            return await self._manage(Kind.READ, method, deadline, {**names, "params": params}, answered=True)
+            return await self._sdk(Kind.READ, method, deadline, {**names, "params": params}, answered=True)
         except (NotFound, RequestRefused, KeyRefused) as error:
             if error.status == 401:
                 raise
@@ -297,13 +287,13 @@ class AsyncClient:
     async def _ask(
         self,
         kind: Kind,
-        ask: Ask,
+        ask: Callable[[Any], Any],
         deadline: Deadline,
         seconds: float = policy.OTHER_SECONDS,
         answered: bool = False,
         told: type[ClientError] | tuple[()] = (),
     ) -> Any:
-        """Return the answer, after as many tries as policy.py allows, of at most seconds each.
+        """Return the answer of ask, a request on a transport.Reach, after as many tries as policy.py allows.
 
         answered: the address is known to be right. told: an error that is an answer to the caller, and ends the tries.
         """

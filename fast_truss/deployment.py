@@ -90,5 +90,4 @@ def checked_autoscaling(changes: dict[str, int]) -> Any:
         raise InvalidInput(f"min_replica is {least}: use at most max_replica, which is {most}.")
     from baseten.client.managementapi import UpdateAutoscalingSettings
 
-    settings: Any = UpdateAutoscalingSettings
-    return settings(**changes)
+    return UpdateAutoscalingSettings.model_validate(changes)

@@ -94,8 +94,7 @@ def of_answer(status: int, headers: Any, content: bytes) -> ClientError:
     if status in (401, 403):
         return KeyRefused(f"Baseten refused the key ({shown}): check BASETEN_API_KEY and its workspace.", **known)
     if status == 404:
-        sentence = "There is no such model or deployment, or it is deactivated (404): check its id on Baseten."
-        return NotFound(sentence, **known)
+        return NotFound("There is no such model or deployment, or it is deactivated (404): check its id.", **known)
     if own and status >= 500:
         return ModelFailed(f"The model failed ({shown}). The same request would fail again.", **known)
     if not own and (status in (408, 429) or status >= 500):
@@ -105,9 +104,8 @@ def of_answer(status: int, headers: Any, content: bytes) -> ClientError:
 
 def retry_after(header: str | None, body: dict[str, Any]) -> float | None:
     """Return the seconds to wait that an answer names, in Retry-After or as retry_after in its body."""
-    nested = body.get("error")
-    for holder in (body, nested if isinstance(nested, dict) else {}):
-        said = holder.get("retry_after")
+    for holder in (body, body.get("error")):
+        said = holder.get("retry_after") if isinstance(holder, dict) else None
         if isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said < 1e6:
             return float(said)
     if re.fullmatch(r"[0-9]{1,6}", header or "", re.ASCII):
@@ -132,8 +130,7 @@ def _reason(body: dict[str, Any]) -> str:
     if isinstance(found, dict):
         found = found.get("message") or found
     # Truss's own prefix says nothing to a person.
-    text = re.sub(r"^Input Parsing Errors?:", "", " ".join(str(found).split()))
-    text = text.strip()
+    text = re.sub(r"^Input Parsing Errors?:", "", " ".join(str(found).split())).strip()
     if len(text) > 500:
         # At a blank: what is cut within a word may be a part of the key, which nobody could then take out.
         text = text[:500].rpartition(" ")[0]

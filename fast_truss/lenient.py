@@ -23,22 +23,14 @@ def lenient(kind: Any, value: Any) -> Any:
         return TypeAdapter(kind).validate_python(value)
     arguments, origin = typing.get_args(kind), typing.get_origin(kind)
     if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, dict):
-        return _partial(kind, value)
+        fields = {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
+        found = {key: lenient(annotation, value[key]) for key, annotation in fields.items() if key in value}
+        return _class(kind).model_construct(**{key: each for key, each in found.items() if each is not MISSING})
     if origin is list and isinstance(value, list):
         return [each for each in (lenient(arguments[0], each) for each in value) if each is not MISSING]
     if origin in (typing.Union, types.UnionType):
         return next((each for each in (lenient(each, value) for each in arguments) if each is not MISSING), MISSING)
     return MISSING
-
-
-def _partial(kind: type[BaseModel], value: dict[str, Any]) -> BaseModel:
-    names = {name: field.alias or name for name, field in kind.model_fields.items()}
-    fitting = {
-        names[name]: lenient(field.annotation, value[names[name]])
-        for name, field in kind.model_fields.items()
-        if names[name] in value
-    }
-    return _class(kind).model_construct(**{name: each for name, each in fitting.items() if each is not MISSING})
 
 
 @functools.cache

@@ -16,12 +16,14 @@ from typing import Any
 
 import httpx
 from baseten.client import InferenceClient, ManagementClient, inferenceapi, managementapi
+from pydantic import TypeAdapter
 
 from fast_truss.errors import ClientError, ConnectionLost, InvalidInput, UnexpectedAnswer, Unreachable, of_answer
 from fast_truss.lenient import MISSING, lenient
 from fast_truss.target import Target
 
 CONNECT_SECONDS = 10.0
+OBJECT = TypeAdapter(dict[str, Any])
 # Why a connection is not made.
 LIKELY: tuple[tuple[type[BaseException], str], ...] = (
     (socket.gaierror, "its name is not known here. Check the network, and the spelling of the address"),
@@ -125,12 +127,7 @@ class Reach:
             raise InvalidInput("This exists on Baseten only: leave out --url.")
 
     async def send(
-        self,
-        method: str,
-        paths: tuple[str, str],
-        body: Any = None,
-        expected: tuple[int, ...] = (200,),
-        stream: bool = False,
+        self, method: str, paths: tuple[str, str], body: Any = None, expected: Any = (200,), stream: bool = False
     ) -> httpx.Response:
         """Return the answer, open if it is a stream of events. paths: on Baseten, and of the local server or ""."""
         if not paths[1]:
@@ -141,19 +138,13 @@ class Reach:
         response = await self.http.send(request, stream=stream)
         if response.status_code not in expected:
             await response.aclose()
-            raise _unexpected(response.status_code)
+            raise inferenceapi.ResponseError(response.status_code, "")
         return response
 
     async def json(self, method: str, paths: tuple[str, str], *rest: Any) -> dict[str, Any]:
-        """Return the JSON object that is the answer. Raises UnexpectedAnswer."""
+        """Return the JSON object that is the answer."""
         response = await self.send(method, paths, *rest)
-        try:
-            found = response.json()
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise UnexpectedAnswer("The answer is not whole, or not a JSON object: try again.")
-        return found
+        return OBJECT.validate_json(response.content)
 
 
 def fitting(error: Exception, key: str) -> Any:
@@ -181,36 +172,28 @@ def as_client_error(error: Exception, key: str) -> ClientError:
     if isinstance(error, TimeoutError):  # of asyncio
         return ConnectionLost("The server did not answer in time: try again.")
     if isinstance(error, inferenceapi.ResponseError | managementapi.ResponseError):
-        return _unexpected(error.status_code)
+        # What is 300 or above never gets so far.
+        sentence = f"The answer is {error.status_code}, which is not what Baseten gives here: check the address."
+        return UnexpectedAnswer(sentence, error.status_code)
     # pydantic's ValidationError is one: an answer that does not fit the SDK's models.
     if isinstance(error, ValueError):
-        return UnexpectedAnswer("The answer is not whole, or not what Baseten's SDK knows: try again.")
+        return UnexpectedAnswer("The answer is not whole, or not what Baseten gives: try again.")
     raise error
-
-
-def _unexpected(status: int) -> UnexpectedAnswer:
-    # What is 300 or above never gets so far.
-    return UnexpectedAnswer(f"The answer is {status}, which is not what Baseten gives here: check the address.", status)
 
 
 def _network_error(error: httpx.HTTPError) -> ClientError:
     try:
-        where = address_of(error.request.url)
+        url = error.request.url
+        where = f"{_in_url(url.host)}:{url.port or (443 if url.scheme == 'https' else 80)}"
     except RuntimeError:  # no request was made
         where = "The server"
     if isinstance(error, httpx.ProxyError):
         return Unreachable(f"{where} cannot be reached: the proxy of HTTP_PROXY or HTTPS_PROXY refuses ({error}).")
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return Unreachable(f"{where} cannot be reached: {_likely(error)}.")
     if isinstance(error, httpx.TimeoutException):
         return ConnectionLost(f"{where} did not answer in time: try again.")
     return ConnectionLost(f"The connection to {where} broke in the middle of the answer: try again.")
-
-
-def address_of(url: httpx.URL) -> str:
-    """Return the host and port of url, for a sentence."""
-    port = url.port or {"http": 80, "https": 443}.get(url.scheme)
-    return f"{_in_url(url.host)}:{port}"
 
 
 def _likely(error: BaseException | None) -> str:
@@ -226,10 +209,9 @@ def _likely(error: BaseException | None) -> str:
 
 def _key() -> str:
     key = os.environ.get("BASETEN_API_KEY", "")
-    if not key:
-        raise InvalidInput("BASETEN_API_KEY is not set: put a key of your Baseten workspace there.")
     if not re.fullmatch(r"[!-~]+", key):
-        raise InvalidInput("BASETEN_API_KEY is not a key: it holds blanks or other characters that no key has.")
+        found = "is not a key: it holds blanks or other characters that no key has" if key else "is not set"
+        raise InvalidInput(f"BASETEN_API_KEY {found}. Use a key of your Baseten workspace.")
     return key
 
 
@@ -243,12 +225,9 @@ def _tls() -> ssl.SSLContext:
 
 
 def _is_local(host: str) -> bool:
-    if host == "localhost" or host.endswith((".localhost", ".local")):
-        return True
-    try:
+    with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return False
+    return host == "localhost" or host.endswith((".localhost", ".local"))
 
 
 def _in_url(host: str) -> str:
