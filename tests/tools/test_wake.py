@@ -10,6 +10,8 @@ import pytest
 import yaml
 from platforms import PROJECT_PYTHON, SMALL, Platform
 
+from fast_truss import Client, InvalidInput, RequestRefused, Target, image_bytes
+
 pytestmark = [
     pytest.mark.skipif(
         PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
@@ -77,6 +79,20 @@ def test_every_target_wakes_and_generates(awake: Platform, tmp_path: Path, path:
 
 def test_wake_on_an_active_model_says_so(awake: Platform) -> None:
     assert awake.run("wake").stdout == "The model is awake already.\n"
+
+
+def test_the_local_server_is_asked_as_the_deployment_is(awake: Platform) -> None:
+    client = Client(Target("local"), url=awake.tell()["url"])
+    fields = client.schema()["properties"]
+    assert {"prompt", "seed", "width"} <= set(fields)
+    assert client.status().ready
+    kinds = [event.kind for event in client.events(**SMALL)]
+    assert (kinds[0], kinds[-1], "step" in kinds) == ("queued", "result", True)
+    assert len(image_bytes(client.generate(**SMALL))) == 1
+    with pytest.raises(RequestRefused, match="`stepz`"):
+        client.generate("a boat", stepz=1)
+    with pytest.raises(InvalidInput, match="on Baseten only"):
+        client.autoscaling()
 
 
 def test_options_that_exclude_each_other_are_a_sentence(awake: Platform) -> None:
