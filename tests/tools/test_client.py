@@ -8,6 +8,7 @@ import inspect
 import json
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ import httpx
 import pytest
 from baseten.client import inferenceapi
 from baseten.client import managementapi as sdk
+from conftest import TEMPLATE
 
 import fast_truss
 from fast_truss import AsyncClient, Client, Target, coldstart, errors, load, policy, transport
@@ -1106,3 +1108,10 @@ def test_image_bytes_are_those_of_the_answer() -> None:
     for answer in ({}, {"images": []}, {"images": [{"image": "?"}]}, {"images": None}):
         with pytest.raises(fast_truss.UnexpectedAnswer, match="no image"):
             fast_truss.image_bytes(answer)
+
+
+def test_the_library_is_imported_without_what_only_a_call_needs() -> None:
+    code = (
+        "import sys, fast_truss, fast_truss.cli; print(*{'anyio', 'baseten', 'httpx', 'pydantic'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=TEMPLATE, text=True).strip() == ""
