@@ -1,6 +1,5 @@
 """The whole life of a generated project: its own tests, its commands."""
 
-import json
 import os
 import re
 import subprocess

@@ -19,6 +19,9 @@ RENDERED = [
 HOOKS = sorted((TEMPLATE / "hooks").glob("*.py"))
 TAGS = (
     " cookiecutter",
+    " fast_truss_source",
+    " typed ",
+    " (url ",
     " preset",
     " (preset",
     " pattern ",
