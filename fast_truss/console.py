@@ -1,13 +1,12 @@
 """What the commands write for people. Progress goes to stderr, answers to stdout."""
 
 import functools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fast_truss.api import Client, is_ready
-from fast_truss.events import Event
-from fast_truss.rules import Status, Wait
+from fast_truss import Client, Event, InvalidInput, Status
 
 
 @functools.cache
@@ -18,20 +17,43 @@ def console() -> Any:
     return Console(stderr=True, highlight=False)
 
 
-def tell_pause(wait: Wait) -> None:
+def tell_pause(wait: Any) -> None:
     """Say why the client waits, and how long."""
     console().print(f"{wait.reason} Trying again in {wait.seconds:.0f} s.", markup=False)
 
 
+def confirm(sentence: str, yes: bool) -> None:
+    """Ask whether to go on. Raises InvalidInput where nobody can be asked."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InvalidInput(f"{sentence} If you mean it, add --yes.")
+    import typer
+
+    typer.confirm(f"{sentence} Go on?", abort=True, err=True)
+
+
+def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]], to: Any = None) -> None:
+    """Print a table. to: a rich console, stdout if None."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title or None, title_justify="left")
+    for row in rows:
+        table.add_row(*map(Text, row))  # what others wrote is no markup
+    (to or Console(highlight=False)).print(table)
+
+
 def show_progress(
-    client: Client, timeout: float, started: float, until: Callable[[Status], bool] = is_ready
+    client: Client, timeout: float, started: float, until: Callable[[Status], bool] = lambda status: status.ready
 ) -> list[tuple[float, Status]]:
     """Show each status and the seconds since started, until one is as asked. Returns both."""
     seen = []
     with console().status("asking"):
         for status in client.watch(timeout, until):
             seconds = time.monotonic() - started
-            console().print(f"{seconds:7.1f} s  {status.status}, {replicas(status.replicas)}")
+            console().print(f"{seconds:7.1f} s  {status.status}, {replicas(status.replicas)}", markup=False)
             seen.append((seconds, status))
     return seen
 
@@ -58,16 +80,3 @@ def show_steps(events: Iterator[Event], images: int) -> dict[str, Any]:
 
 def replicas(count: int) -> str:
     return "1 replica" if count == 1 else f"{count} replicas"
-
-
-def show_phases(answer: dict[str, Any]) -> None:
-    """Show the server's phases of a cold start, in seconds. Only the first answer of a replica holds them."""
-    phases = (answer.get("timings") or {}).get("cold_start")
-    if not phases:
-        return
-    from rich.table import Table
-
-    table = Table("cold start", "seconds")
-    for name, seconds in phases.items():
-        table.add_row(name, f"{seconds:.2f}")
-    console().print(table)

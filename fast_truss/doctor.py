@@ -1,25 +1,28 @@
 """Checks before a push and after it. Each is one line with its cure; the worst decides the exit status."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fast_truss.api import Client, image_bytes
-from fast_truss.console import replicas
-from fast_truss.errors import ClientError, InvalidInput
-from fast_truss.settings import CONFIG, read_config
-from fast_truss.target import Target
+import typer
 
-COLOURS = {"ok": "green", "skipped": "yellow", "warning": "yellow", "failed": "red"}
+from fast_truss import Client, ClientError, image_bytes
+from fast_truss.console import replicas, tell_pause
+from fast_truss.options import AsJson, Where
+from fast_truss.status import check_status
+
+COLORS = {"ok": "green", "skipped": "yellow", "warning": "yellow", "failed": "red"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """outcome: a key of COLOURS. cure: what to do, if it is not ok."""
+    """outcome: a key of COLORS. cure: what to do, if it is not ok."""
 
     name: str
     outcome: str
@@ -27,21 +30,44 @@ class Check:
     cure: str = ""
 
 
-def before_the_push(client: Client | ClientError) -> Iterator[Check]:
-    """Yield a check for each thing that would make a push or a first start fail.
+def doctor(
+    where: Where,
+    project: Annotated[Path, typer.Option(help="The folder of config.yaml.")] = Path("."),
+    image: Annotated[bool, typer.Option(help="Generate one image, which wakes the model and costs a little.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check all that a push needs, and after it (with --model or --url) that the model answers."""
+    is_local = where.url is not None
+    pushed = bool(where.model) or is_local
+    # Before the first push there is no ID.
+    target = (where if pushed else dataclasses.replace(where, model="none")).target
+    client: Client | ClientError
+    try:
+        client = Client(target, url=where.url, on_pause=tell_pause)
+    except ClientError as error:
+        if is_local:  # nothing is left to check
+            raise
+        client = error
+    before = iter(()) if is_local else before_the_push(client, project)
+    after: Iterator[Check] = iter(())
+    if pushed and isinstance(client, Client):
+        after = after_the_push(client, where.timeout, image)
+    if not run(itertools.chain(before, after), as_json):
+        sys.exit(1)
+
+
+def before_the_push(client: Client | ClientError, project: Path) -> Iterator[Check]:
+    """Yield a check for each thing outside the project that would make a push or a first start fail.
 
     client: or why there is none.
     """
-    config = _config()
+    config = _config(project)
     if isinstance(config, Check):
         yield config
-        return
-    truss = _checked("config.yaml", _truss, "change config.yaml as Truss says")
-    yield truss
     key = _checked("key", lambda: _workspace(client), "put a key of your workspace into BASETEN_API_KEY")
     yield key
-    if truss.outcome == "failed":
-        return  # what the others read there may be anything
+    if isinstance(config, Check):
+        return
     if key.outcome == "ok" and isinstance(client, Client):
         yield _secrets(client, config)
         yield _accelerator(client, config)
@@ -80,19 +106,6 @@ def after_the_push(client: Client, timeout: float, with_image: bool, output: Pat
         yield Check("cold start", "skipped", "this replica told it in an earlier answer", "`coldstart` measures one")
 
 
-def pushed_target(file: Path) -> Target:
-    """Return the deployment that `truss push --output json` wrote into file. Raises InvalidInput."""
-    try:
-        text = file.read_text("utf-8")
-        # Truss, or Python, may say something before it.
-        answer, _ = json.JSONDecoder().raw_decode(text[max(text.find("{\n"), 0) :])
-        return Target(answer["model_id"], "deployment", answer["model_version_id"])
-    except OSError as error:
-        raise InvalidInput(f"{file} cannot be read ({error.strerror}): run `make push`.") from None
-    except (ValueError, TypeError, KeyError):
-        raise InvalidInput(f"{file} is not what `truss push --output json` writes: run `make push`.") from None
-
-
 def run(checks: Iterator[Check], as_json: bool) -> bool:
     """Print each check as it is done. Returns whether none failed."""
     from rich.console import Console
@@ -104,7 +117,7 @@ def run(checks: Iterator[Check], as_json: bool) -> bool:
         done.append(check)
         if as_json:
             continue
-        line = Text.assemble((f"{check.outcome:<8}", COLOURS[check.outcome]), f"{check.name}: {check.found}")
+        line = Text.assemble((f"{check.outcome:<8}", COLORS[check.outcome]), f"{check.name}: {check.found}")
         console.print(line)
         if check.cure and check.outcome != "ok":
             console.print(Text(f"        {check.cure}."))
@@ -121,28 +134,19 @@ def _checked(name: str, look: Callable[[], str | Check], cure: str) -> Check:
     return found if isinstance(found, Check) else Check(name, "ok", found)
 
 
-def _config() -> dict[str, Any] | Check:
+def _config(project: Path) -> dict[str, Any] | Check:
     import yaml
 
     try:
-        config = read_config()
+        config = yaml.safe_load((project / "config.yaml").read_text("utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
-        return Check("config.yaml", "failed", " ".join(str(error).split()), "make it YAML again")
-    if not isinstance(config, dict):
-        return Check("config.yaml", "failed", "it holds no settings", "bring back the one that the template made")
-    return config
-
-
-def _truss() -> str | Check:
-    try:
-        from truss.base.truss_config import TrussConfig
-    except ModuleNotFoundError:
-        return Check("config.yaml", "skipped", "Truss is not installed here", "run this with .venv/bin/python")
-    try:
-        TrussConfig.from_yaml(CONFIG)
-    except Exception as error:  # whatever Truss and pydantic raise is the finding
-        raise ClientError(" ".join(str(error).split())[:500]) from None
-    return "Truss accepts it"
+        return Check("config.yaml", "failed", " ".join(str(error).split()), "name the project's folder with --project")
+    if isinstance(config, dict) and all(
+        isinstance(config.get(key) or kind(), kind)
+        for key, kind in (("secrets", dict), ("resources", dict), ("model_cache", list), ("weights", list))
+    ):
+        return config
+    return Check("config.yaml", "failed", "it is not the config.yaml of a Truss", "run `make check`, which says more")
 
 
 def _workspace(client: Client | ClientError) -> str:
@@ -189,25 +193,23 @@ def _plain(name: str | None) -> str:
 
 def _repos(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Return repo_id, revision and allow_patterns of each repository that is cached or mounted."""
-    repos = [dict(repo) for repo in config.get("model_cache") or []]
+    repos = [dict(repo) for repo in config.get("model_cache") or [] if isinstance(repo, dict)]
     for source in config.get("weights") or []:
-        repo_id, _, revision = str(source.get("source", "")).removeprefix("hf://").partition("@")
-        repos.append({**source, "repo_id": repo_id, "revision": revision})
+        address = str(source.get("source", "")) if isinstance(source, dict) else ""
+        if address.startswith("hf://"):
+            repo_id, _, revision = address.removeprefix("hf://").partition("@")
+            repos.append({**source, "repo_id": repo_id, "revision": revision or None})
     return repos
 
 
 def _weights(repo: dict[str, Any]) -> Check:
-    name = f"weights of {repo.get('repo_id')}"
-    cure = "check the commit and the files in config.yaml; for a gated repository ask for access, and set HF_TOKEN"
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError
-    except ModuleNotFoundError:
-        return Check(name, "skipped", "huggingface_hub is not installed here", "run this with .venv/bin/python")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
 
-    def look() -> str:
-        api = huggingface_hub.HfApi(token=os.environ.get("HF_TOKEN") or None)
-        revision = repo.get("revision")
+    api = huggingface_hub.HfApi(token=os.environ.get("HF_TOKEN") or None)
+    name, revision = f"weights of {repo.get('repo_id')}", repo.get("revision")
+
+    def look() -> str | Check:
         try:
             there = [each.rfilename for each in api.model_info(repo["repo_id"], revision=revision).siblings or []]
             wanted = {pattern: _matching(there, pattern) for pattern in repo.get("allow_patterns") or ["*"]}
@@ -223,10 +225,12 @@ def _weights(repo: dict[str, Any]) -> Check:
             raise ClientError(f"{type(error).__name__} {error.response.status_code} {reason}".strip()) from None
         except ClientError:
             raise
-        except Exception as error:  # which HTTP library it has differs between its versions
-            raise ClientError(f"the Hub cannot be asked: {' '.join(str(error).split())}") from None
+        except Exception as error:  # of HTTP, or what nobody wrote in config.yaml
+            found = f"{api.endpoint} cannot be asked: {' '.join(str(error).split())}"
+            return Check(name, "failed", found, "check the network, or HF_ENDPOINT if you set it")
         return f"{len(files)} files can be reached at {str(revision)[:12]}"
 
+    cure = "check the commit and the files in config.yaml; for a gated repository ask for access, and set HF_TOKEN"
     return _checked(name, look, cure)
 
 
@@ -237,7 +241,7 @@ def _matching(files: list[str], pattern: str) -> list[str]:
 
 
 def _status(client: Client) -> str:
-    status = client.status()
+    status = check_status(client.status())
     return f"{status.status}, {replicas(status.replicas)}"
 
 

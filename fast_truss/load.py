@@ -1,27 +1,32 @@
-"""A bounded load test: how long requests take when some come at once, and what 1,000 images cost."""
+"""A bounded load test: how long requests take when many come at once, and what 1,000 images cost."""
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import json
+import signal
+import sys
 import time
-from typing import Any
+from typing import Annotated, Any
 
-from fast_truss.api import AsyncClient, image_bytes
-from fast_truss.console import console
-from fast_truss.errors import ClientError
-from fast_truss.rules import Wait
+import typer
+
+from fast_truss import AsyncClient, Client, ClientError, InvalidInput, fields, image_bytes
+from fast_truss.console import console, print_table
+from fast_truss.options import AsJson, Where
 
 # Each request is paid for: what fails so often in a row goes on failing.
 GIVE_UP_AFTER = 10
+LOOK_SECONDS = 2.0
 
 
 @dataclasses.dataclass
 class Result:
-    """seconds: of each request that gave images. errors: how many of each kind. wall: seconds of the whole run.
+    """seconds: of each request that gave images; with a rate, since it was due. wall: seconds of the whole run.
 
-    tried_again: how often a request was tried again, by the kind of error. Its seconds hold the pause. failed: how
-    many of the last requests, without one that gave images. last_error: in a sentence.
+    errors, tried_again: how many of each kind. A request that was tried again holds the pause. failed: how many of the
+    last requests, without one that gave images. replica_seconds: of active replicas. stopped: the signal that did it.
     """
 
     seconds: list[float] = dataclasses.field(default_factory=list)
@@ -29,56 +34,150 @@ class Result:
     tried_again: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     images: int = 0
     wall: float = 0.0
+    replica_seconds: float = 0.0
     failed: int = 0
     last_error: str = ""
+    stopped: int = 0
 
     @property
     def given_up(self) -> bool:
         return self.failed >= GIVE_UP_AFTER
 
-    def count_pause(self, wait: Wait) -> None:
+    def count_pause(self, wait: Any) -> None:
         if wait.reason:
             self.tried_again[kind_of(wait.reason)] += 1
 
 
-async def run(
-    client: AsyncClient, result: Result, request: dict[str, Any], requests: int, concurrency: int, timeout: float
+def load(
+    where: Where,
+    context: typer.Context,
+    requests: Annotated[int, typer.Option(min=1, max=10_000, help="How many in all.")] = 100,
+    concurrency: Annotated[int, typer.Option(min=1, max=100, help="Requests at once: a closed loop.")] = 4,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, max=100, help="Requests a second, however long they take: an open loop.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="What each image shows.")] = "a lighthouse on a cliff at dawn",
+    as_json: AsJson = False,
 ) -> None:
-    """Send requests, so many at once, when the model is ready, until too many fail in a row. A bar shows how far it is.
+    """Send many requests, and show how long they took and what 1,000 images cost. You pay for each one.
 
-    client: its on_pause is result.count_pause.
+    Takes any field of the model, such as --width 512. Ctrl-C prints the report so far.
+    """
+    given, rest = fields.given(context.args)
+    if rest:
+        raise InvalidInput(f"{rest[0]!r} belongs to no option: give the prompt with --prompt.")
+    client = where.client()
+    request = {"prompt": prompt, **fields.request_of(client, given, where.timeout)}
+    price = price_per_minute(client)
+    result = Result()
+    asked, watching = where.async_client(on_pause=result.count_pause), None if client.local else where.async_client()
+    asyncio.run(run(asked, watching, result, request, requests, concurrency, rate, where.timeout))
+    loop = f"open loop, {rate:g} requests a second" if rate else f"closed loop, {concurrency} at once"
+    report(result, price, loop, as_json)
+    if result.stopped or result.errors:
+        sys.exit(128 + result.stopped if result.stopped else 1)
+
+
+async def run(
+    client: AsyncClient,
+    watching: AsyncClient | None,
+    result: Result,
+    request: dict[str, Any],
+    requests: int,
+    concurrency: int,
+    rate: float | None,
+    timeout: float,
+) -> None:
+    """Send the requests when the model is ready, until too many fail in a row, or a signal comes.
+
+    client: its on_pause is result.count_pause. watching: counts the replicas, None: it does not.
     """
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    left = iter(range(requests))
+    async def ask(number: int, due: float) -> None:
+        try:
+            answer = await client.generate(**{"seed": number, **request}, timeout=timeout)
+            result.images += len(image_bytes(answer))
+            result.seconds.append(time.monotonic() - due)
+            result.failed = 0
+        except ClientError as error:
+            result.errors[kind_of(error)] += 1
+            result.failed, result.last_error = result.failed + 1, str(error)
+        bar.advance(task)
 
     async def ask_one_after_the_other() -> None:
         for number in left:
-            if result.given_up:
-                return
-            began = time.monotonic()
-            try:
-                answer = await client.generate(**request, seed=number, timeout=timeout)
-                seconds = time.monotonic() - began
-                result.images += len(image_bytes(answer))
-                result.seconds.append(seconds)
-                result.failed = 0
-            except ClientError as error:
-                result.errors[kind_of(error)] += 1
-                result.failed, result.last_error = result.failed + 1, str(error)
-            bar.advance(task)
+            if not result.given_up:
+                await ask(number, time.monotonic())
 
-    async with client:
-        # The cold start is not what is measured here.
-        await client.wake()
-        await client.wait_until_ready(timeout)
-        result.tried_again.clear()
-        columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()]
-        with Progress(*columns, console=console()) as bar:
-            task = bar.add_task("asking", total=requests)
-            started = time.monotonic()
-            await asyncio.gather(*[ask_one_after_the_other() for _ in range(concurrency)])
-            result.wall = time.monotonic() - started
+    async def ask_at_the_rate(tasks: asyncio.TaskGroup) -> None:
+        for number in left:
+            due = started + number / (rate or 1)
+            await asyncio.sleep(due - time.monotonic())
+            if not result.given_up:
+                tasks.create_task(ask(number, due))
+
+    with _stopped_by_signals(result):
+        async with client:
+            await client.wake()
+            await client.wait_until_ready(timeout)  # the cold start is not what is measured here
+            result.tried_again.clear()
+            columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()]
+            with Progress(*columns, console=console()) as bar:
+                task = bar.add_task("asking", total=requests)
+                left, started = iter(range(requests)), time.monotonic()
+                counting = asyncio.create_task(_count_replicas(watching, result)) if watching else None
+                try:
+                    async with asyncio.TaskGroup() as tasks:
+                        for _ in range(1 if rate else concurrency):
+                            tasks.create_task(ask_at_the_rate(tasks) if rate else ask_one_after_the_other())
+                finally:
+                    result.wall = time.monotonic() - started
+                    if counting:
+                        counting.cancel()
+                        with contextlib.suppress(asyncio.CancelledError):
+                            await counting
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(result: Result) -> Any:
+    """End the block, and no more, when SIGINT or SIGTERM comes."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task
+
+    def stop(number: int) -> None:
+        result.stopped = number
+        task.cancel()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not in the main thread
+        for number in numbers:
+            loop.add_signal_handler(number, stop, number)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not result.stopped:
+            raise
+        task.uncancel()
+    finally:
+        with contextlib.suppress(NotImplementedError):
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+
+async def _count_replicas(client: AsyncClient, result: Result) -> None:
+    """Add up the seconds of active replicas until cancelled."""
+    active, since = 1, time.monotonic()  # it was ready just before
+    try:
+        async with client:
+            while True:
+                with contextlib.suppress(ClientError):
+                    active = (await client.status()).replicas
+                now = time.monotonic()
+                result.replica_seconds, since = result.replica_seconds + active * (now - since), now
+                await asyncio.sleep(LOOK_SECONDS)
+    finally:
+        result.replica_seconds += active * (time.monotonic() - since)
 
 
 def kind_of(error: ClientError) -> str:
@@ -87,58 +186,53 @@ def kind_of(error: ClientError) -> str:
 
 def percentile(values: list[float], percent: int) -> float | None:
     """Return the smallest value that is not below percent of them: the nearest rank."""
-    if not values:
-        return None
-    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
+    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)] if values else None
 
 
-def price_per_minute(client: Any) -> tuple[float, int] | None:
-    """Return USD a minute of one replica, and how many replicas there are. None: Baseten does not tell."""
+def price_per_minute(client: Client) -> float | None:
+    """Return USD a minute of one replica. None: Baseten does not tell."""
     if client.local:
         return None
     try:
-        status = client.status()
-        deployment = client.ask_management(
-            "get_models_deployments_deployment_id", model_id=client.target.model_id, deployment_id=status.deployment_id
-        )
+        names = {"model_id": client.target.model_id, "deployment_id": client.status().deployment_id}
+        deployment = client.ask_management("get_models_deployments_deployment_id", **names)
         priced = client.ask_management("get_instance_type_prices").instance_types
     except ClientError:
         return None
-    price = {each.instance_type.name: each.price for each in priced}.get(deployment.instance_type_name)
-    return None if price is None else (price, max(1, status.replicas))
+    return {each.instance_type.name: each.price for each in priced}.get(deployment.instance_type_name)
 
 
-def report(result: Result, price: tuple[float, int] | None, as_json: bool) -> None:
-    """Print what came out."""
+def report(result: Result, price: float | None, loop: str, as_json: bool) -> None:
+    """Print what came out. price: USD a minute of one replica."""
     minutes = result.wall / 60
-    spent = price[0] * price[1] * minutes if price else None
+    spent = None if price is None else price * result.replica_seconds / 60
     found: dict[str, Any] = {
+        "loop": loop,
         "requests": len(result.seconds) + sum(result.errors.values()),
         "images": result.images,
         **{f"p{percent}": percentile(result.seconds, percent) for percent in (50, 95, 99)},
+        "max": max(result.seconds, default=None),
         "images_per_minute": result.images / minutes if minutes else None,
+        "replica_seconds": result.replica_seconds,
         "usd_per_1000_images": spent / result.images * 1000 if spent is not None and result.images else None,
         "errors": dict(result.errors),
         "tried_again": dict(result.tried_again),
         "given_up": result.given_up,
     }
     if result.given_up:
-        sentence = f"Given up after {result.failed} failures in a row. The last one: {result.last_error}"
+        sentence = f"Gave up after {result.failed} failures in a row. The last one: {result.last_error}"
         console().print(sentence, markup=False, soft_wrap=True)
     if as_json:
-        print(json.dumps(found))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for name in ("p50", "p95", "p99"):
-        table.add_row(name, "" if found[name] is None else f"{found[name]:.2f} s")
-    rate = found["images_per_minute"]
-    table.add_row("images a minute", "" if rate is None else f"{rate:.1f}")
+        return print(json.dumps(found))
+    rows = [[name, f"{found[name]:.2f} s"] for name in ("p50", "p95", "p99", "max") if found[name] is not None]
+    if minutes:
+        rows.append(["images a minute", f"{found['images_per_minute']:.1f}"])
     cost = found["usd_per_1000_images"]
-    table.add_row("USD for 1,000 images", "not known here" if cost is None else f"{cost:.2f}, at this load")
+    rows.append(["USD for 1,000 images", "not known here" if cost is None else f"{cost:.2f}, at this load"])
     for name in ("errors", "tried_again"):
-        counted = ", ".join(f"{count} x {kind}" for kind, count in found[name].items())
-        table.add_row(name.replace("_", " "), counted or "none")
-    Console(highlight=False).print(table)
+        rows.append(
+            [name.replace("_", " "), ", ".join(f"{count} x {kind}" for kind, count in found[name].items()) or "none"]
+        )
+    print_table("", (f"{found['requests']} requests", loop), rows)
+    if loop.startswith("closed"):
+        print("In a closed loop nobody asks while all wait, so few requests see a stall. See max, or use --rate.")

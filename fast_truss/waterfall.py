@@ -1,13 +1,13 @@
-"""One picture of a cold start, from the wake to the first image: the platform's phases, and the server's inside."""
+"""A chart of a cold start, from the wake, or the end of the last replica, to the first image: the platform's phases, and the server's inside."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from fast_truss.errors import InvalidInput
+from fast_truss import charts
 
-# Colours of the bars by level: the platform, the server inside it, and the first image.
-COLOURS = {"platform": (59, 130, 246), "server": (245, 158, 11), "image": (22, 163, 74)}
+# Colors of the bars by level: the platform, the server inside it, and the first image.
+COLORS = {"platform": "#3b82f6", "server": "#f59e0b", "image": "#16a34a"}
 WORDS = {
     "SCHEDULING": "acquire a machine",
     "IMAGE_PULL": "pull the image",
@@ -20,7 +20,7 @@ WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """start, seconds: since the wake. level: a key of COLOURS."""
+    """start, seconds: since the wake. level: a key of COLORS."""
 
     name: str
     start: float
@@ -95,64 +95,32 @@ def show(bars: list[Bar], console: Any) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True)
+    for justify in ("left", "right", "left"):
+        table.add_column(no_wrap=True, justify=justify)
     total = max((bar.start + bar.seconds for bar in bars), default=0.0) or 1.0
     width = max(20, console.width - max(len(label(bar)) for bar in bars) - 14)
     for bar in bars:
-        left = int(width * bar.start / total)
-        length = max(1, round(width * bar.seconds / total))
-        colour = "#{:02x}{:02x}{:02x}".format(*COLOURS[bar.level])
-        drawn = Text(" " * min(left, width - 1) + "█" * min(length, width - min(left, width - 1)), style=colour)
+        left = min(int(width * bar.start / total), width - 1)
+        length = min(max(1, round(width * bar.seconds / total)), width - left)
+        drawn = Text(" " * left + "█" * length, style=COLORS[bar.level])
         table.add_row(label(bar), f"{bar.seconds:.2f} s", drawn)
     console.print(table)
 
 
-def check_png(file: Path) -> None:
-    """Raise InvalidInput, before anything is measured, if save() could not write file."""
-    from fast_truss.generation import check_output
-
-    if file.suffix.lower() != ".png":
-        raise InvalidInput(f"--png is {str(file)!r}: use a name that ends in .png.")
-    check_output(file)
-    try:
-        import PIL  # noqa: F401
-    except ModuleNotFoundError:
-        raise InvalidInput("--png needs Pillow, which is not installed: pip install pillow.") from None
-
-
 def save(bars: list[Bar], title: str, file: Path) -> None:
     """Draw the bars into a PNG."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    row, left, right, top, chart = 34, 390, 90, 70, 820
-    font, large = ImageFont.load_default(17), ImageFont.load_default(22)
-    picture = Image.new("RGB", (left + chart + right, top + row * len(bars) + 50), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.text((20, 20), title, fill="black", font=large)
-    total = max((bar.start + bar.seconds for bar in bars), default=0.0) or 1.0
-    scale = chart / total
-    bottom = top + row * len(bars)
-    step = _step(total)
-    for number in range(int(total / step) + 1):
-        x = left + number * step * scale
-        draw.line([(x, top - 6), (x, bottom)], fill=(225, 225, 228))
-        draw.text((x, bottom + 8), f"{number * step:g} s", fill=(90, 90, 96), font=font, anchor="ma")
-    for number, bar in enumerate(bars):
-        y = top + number * row
-        x = left + bar.start * scale
-        end = max(x + 2, x + bar.seconds * scale)
-        draw.rectangle([(x, y + 4), (end, y + row - 8)], fill=COLOURS[bar.level])
-        shown = label(bar)
-        indent = 44 if bar.level == "server" else 20
-        draw.text((indent, y + row / 2 - 2), shown.strip(), fill=(40, 40, 46), font=font, anchor="lm")
-        draw.text((end + 6, y + row / 2 - 2), f"{bar.seconds:.2f}", fill=(90, 90, 96), font=font, anchor="lm")
-    picture.save(file)
-
-
-def _step(total: float) -> float:
-    for step in (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600):
-        if total / step <= 10:
-            return step
-    return 1800
+    chart = charts.figure(11, 1.2 + 0.32 * len(bars))
+    axes = chart.subplots()
+    names = list(range(len(bars)))
+    drawn = axes.barh(
+        names,
+        [bar.seconds for bar in bars],
+        left=[bar.start for bar in bars],
+        color=[COLORS[bar.level] for bar in bars],
+    )
+    axes.bar_label(drawn, [f"{bar.seconds:.2f}" for bar in bars], padding=4, color=charts.GREY)
+    axes.set_yticks(names, [label(bar) for bar in bars])
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    charts.style(axes, title, "seconds")
+    chart.savefig(file)

@@ -1,8 +1,9 @@
-"""A platform with Baseten's paths. Its one replica is the real local Truss server of a project.
+"""A platform with Baseten's paths. Its one replica is a server of the emitted model: see model_servers.py.
 
+    python tests/fake_baseten.py PROJECT
     PROJECT_PYTHON=... python tests/fake_baseten.py PROJECT FOLDER
 
-It makes the app and tiny weights in FOLDER, prints its port, and scales to zero when nobody asks. Answers are objects
+With FOLDER it is the real one, with tiny weights there. It prints its port, and scales to zero when nobody asks. Answers are objects
 of the SDK's own models, and each request is parsed by them. The model is `model`, its deployment `dep1`, its
 environments production and staging, the key `good-key`. /_platform is for tests: GET tells how often the replica was
 started and what was asked; POST changes the state: see CLEAN in fake_deployment.py.
@@ -21,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import model_servers
 import uvicorn
 from baseten.client import inferenceapi as inference
 from baseten.client import managementapi as sdk
@@ -30,12 +32,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
 KEY = "good-key"
-PROJECT, FOLDER = Path(sys.argv[1]), Path(sys.argv[2])
-sys.path.insert(0, str(PROJECT))
+PROJECT = Path(sys.argv[1])
+FOLDER = Path(sys.argv[2]) if sys.argv[2:] else None
+model_servers.use(PROJECT)
 import local_server  # noqa: E402
 
-# It starts everything with the Python that it runs on. That must be the image's here.
-local_server.sys = SimpleNamespace(executable=os.environ["PROJECT_PYTHON"])
+if FOLDER:
+    # It starts everything with the Python that it runs on. That must be the image's here.
+    local_server.sys = SimpleNamespace(executable=os.environ["PROJECT_PYTHON"])
 
 ENVIRONMENTS = ("production", "staging")
 # What the paths of each kind of target begin with, on the host of the model and on that of an environment.
@@ -48,13 +52,20 @@ TARGETS = (
 )
 
 
+def start_server(replica: Replica) -> Any:
+    if FOLDER:
+        return model_servers.RealServer(local_server, FOLDER, replica.starts)
+    return model_servers.InstantServer(local_server.free_port(), replica.load_seconds, replica.image_seconds)
+
+
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    app.state.replica = Replica(local_server, FOLDER)
+    app.state.replica = Replica(start_server)
     scaler = asyncio.create_task(app.state.replica.scale_to_zero())
     yield
     scaler.cancel()
     await app.state.replica.stop()
+    await asyncio.gather(*app.state.replica.ending)
 
 
 def check_key(request: Request) -> None:
@@ -78,6 +89,8 @@ async def management_faults(request: Request, call_next: Any) -> Response:
     replica = request.app.state.replica
     if request.url.path.startswith("/v1/"):
         replica.asked += 1
+        if request.method != "GET":
+            replica.changed.append(f"{request.method} {request.url.path}")
         if replica.management_faults:
             return fault(replica.management_faults.pop(0))
     return await call_next(request)
@@ -86,7 +99,19 @@ async def management_faults(request: Request, call_next: Any) -> Response:
 @app.get("/_platform")
 async def tell(request: Request) -> dict[str, Any]:
     replica = request.app.state.replica
-    names = ("starts", "status", "asked", "queued", "settings", "autoscaling", "schedules", "timezone", "url")
+    names = (
+        "starts",
+        "status",
+        "asked",
+        "queued",
+        "settings",
+        "autoscaling",
+        "schedules",
+        "timezone",
+        "url",
+        "changed",
+        "replica_id",
+    )
     return {name: getattr(replica, name) for name in names}
 
 
@@ -193,6 +218,22 @@ for prefix in TARGETS:
         app.add_api_route(f"{prefix}/{action.__name__}", action, methods=["POST"])
 
 
+async def schema(request: Request) -> Response:
+    """Baseten's /sync reaches any path of the model's server, and waits for a replica as a predict does."""
+    replica = check_target(request)
+    if not replica.has_schema:
+        raise HTTPException(404, "Not found.")
+    replica.wake()
+    await replica.ready.wait()
+    async with httpx.AsyncClient(timeout=600) as http:
+        got = await http.get(f"{replica.url}/v1/models/model/schema")
+    return Response(got.content, got.status_code, media_type="application/json")
+
+
+for prefix in TARGETS:
+    app.add_api_route(f"{prefix}/sync/v1/models/model/schema", schema)
+
+
 @app.get("/model-model/async_request/{request_id}")
 async def async_status(request_id: str, request: Request) -> Response:
     if request_id not in [f"request-{number + 1}" for number in range(len(request.app.state.replica.queued))]:
@@ -222,12 +263,21 @@ async def describe_environment(model: str, name: str, request: Request) -> Respo
 async def change_environment(name: str, request: Request) -> Response:
     replica = request.app.state.replica
     asked = sdk.UpdateEnvironmentRequest.model_validate_json(await request.body())
+    told = {"status": "ACCEPTED", "message": "Done."}
     if asked.autoscaling_settings:
-        replica.change(asked.autoscaling_settings)
+        told = replica.change(asked.autoscaling_settings).model_dump()
     if asked.autoscaling_schedule_settings:
         replica.change_schedules(asked.autoscaling_schedule_settings)
-    made = {"environment": replica.describe_environment(name), "status": "ACCEPTED", "message": "Done."}
-    return answer(sdk.UpdateEnvironmentResponse(**made))
+    made = sdk.UpdateEnvironmentResponse(environment=replica.describe_environment(name), **told)
+    hidden = set(told) if replica.hides_deprecated else None
+    return JSONResponse(made.model_dump(mode="json", exclude=hidden))
+
+
+@app.delete("/v1/models/model/deployments/dep1/replicas/{replica_id}")
+async def end_replica(replica_id: str, request: Request) -> Response:
+    if not await request.app.state.replica.end_replica(replica_id):
+        raise HTTPException(404, "Not found.")
+    return answer(sdk.TerminateReplicaResponse())
 
 
 @app.get("/v1/models/model/deployments")
@@ -292,8 +342,8 @@ async def user() -> Response:
 
 
 if __name__ == "__main__":
-    weights = local_server.find_weights("tiny", FOLDER)
-    local_server.build_app(FOLDER / "app", weights)
+    if FOLDER:
+        local_server.build_app(FOLDER / "app", local_server.find_weights("tiny", FOLDER))
     port = local_server.free_port()
     print(port, flush=True)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")

@@ -1,4 +1,4 @@
-"""The one deployment of the fake platform: the real local Truss server, and what Baseten's SDK says of it.
+"""The one deployment of the fake platform: a server of model_servers.py, and what Baseten's SDK says of it.
 
 Each answer is made as an object of the SDK's own models, so that a field that is missing or misnamed fails here.
 """
@@ -8,8 +8,7 @@ import contextlib
 import copy
 import datetime
 import time
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -29,6 +28,7 @@ AUTOSCALING = {
 BOUNDS = {"min_replica": (0, 1), "max_replica": (1, 1), "autoscaling_window": (10, 3600), "scale_down_delay": (0, 3600)}
 GPU = {"gpu_count": 1, "gpu_type": "T4", "gpu_memory_limit_mib": 16384}
 T4 = sdk.InstanceType(id="T4x4x16", name="T4:4x16", memory_limit_mib=16384, millicpu_limit=4000, **GPU)
+READY = "/v1/models/model/loaded"
 # Set over /_platform before each test. faults: answers of the next predicts; management_faults: of the next requests
 # to the management host. See fake_baseten.py for the others.
 CLEAN = {
@@ -38,6 +38,14 @@ CLEAN = {
     "stuck": False,
     "park_seconds": 600.0,
     "provision_seconds": 0.0,
+    "load_seconds": 0.2,
+    "image_seconds": 0.01,
+    "replaces": True,
+    "others": 0,
+    "queues_changes": False,
+    "hides_deprecated": False,
+    "has_schema": True,
+    "changed": [],
     "hide_autoscaling": False,
     "has_schedules": True,
     "has_startups": True,
@@ -56,9 +64,9 @@ CLEAN = {
 class Replica:
     """The state of the one deployment. All of it is plain, and /_platform changes it."""
 
-    def __init__(self, local_server: ModuleType, folder: Path) -> None:
-        self.local_server = local_server
-        self.folder = folder
+    def __init__(self, make: Callable[["Replica"], Any]) -> None:
+        """make: starts a server, see model_servers.py."""
+        self.make = make
         self.status = "SCALED_TO_ZERO"
         self.attempts: list[sdk.StartupAttempt] = []
         for name, value in copy.deepcopy(CLEAN).items():
@@ -67,7 +75,9 @@ class Replica:
         self.last_request = 0.0
         self.ready = asyncio.Event()
         self.url = ""
-        self.process: Any = None
+        self.server: Any = None
+        self.replica_id = ""
+        self.ending: set[asyncio.Task] = set()
         self.starting: asyncio.Task | None = None
 
     def wake(self) -> None:
@@ -84,18 +94,16 @@ class Replica:
         began = time.time()
         await asyncio.sleep(self.provision_seconds)
         provisioned = time.time()
-        port = self.local_server.free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        with (self.folder / f"replica-{self.starts}.log").open("w") as log:
-            process = self.local_server.start(self.folder / "app", port, stdout=log, stderr=log)
-        self.process = process
+        server = self.server = self.make(self)
+        self.url = server.url
         self.status = "LOADING_MODEL"
         started = time.time()
         async with httpx.AsyncClient() as http:
-            while process.poll() is None:
+            while server.alive():
                 with contextlib.suppress(httpx.HTTPError):
-                    if (await http.get(self.url + self.local_server.READY)).is_success:
+                    if (await http.get(self.url + READY)).is_success:
                         self.attempts.append(attempt([began, provisioned, started, time.time()]))
+                        self.replica_id = self.attempts[-1].replica_id
                         self.status = "ACTIVE"
                         self.last_request = time.monotonic()
                         self.ready.set()
@@ -107,10 +115,19 @@ class Replica:
         self.ready.clear()
         if self.starting:
             self.starting.cancel()
-        # At once: who asks while the old process ends gets a new one.
-        process, self.process, self.status = self.process, None, "SCALED_TO_ZERO"
-        if process:
-            await asyncio.to_thread(self.local_server.stop, process)
+        # At once: who asks while the old server ends gets a new one.
+        server, self.server, self.status = self.server, None, "SCALED_TO_ZERO"
+        if server:
+            self.ending.add(asyncio.create_task(server.stop()))
+
+    async def end_replica(self, replica_id: str) -> bool:
+        """Return whether there is such a replica. Another takes its place."""
+        if self.status != "ACTIVE" or replica_id != self.replica_id:
+            return False
+        await self.stop()
+        if self.replaces:
+            self.wake()
+        return True
 
     async def scale_to_zero(self) -> None:
         while True:
@@ -128,6 +145,8 @@ class Replica:
             if not low <= value <= high:
                 raise ValueError(f"{name} must be from {low} to {high}")
         self.settings.append(changes)
+        if self.queues_changes:
+            return sdk.UpdateAutoscalingSettingsResponse(status="QUEUED", message="A deployment is under way.")
         changed = {**self.autoscaling, **changes} != self.autoscaling
         self.autoscaling.update(changes)
         return sdk.UpdateAutoscalingSettingsResponse(status="ACCEPTED" if changed else "UNCHANGED", message="Done.")
@@ -140,8 +159,8 @@ class Replica:
             model_id="model",
             is_production=environment == "production" or name == "dep1",
             is_development=name == "development",
-            status="INACTIVE" if self.deactivated else self.status,
-            active_replica_count=int(self.status == "ACTIVE"),
+            status="INACTIVE" if self.deactivated else "ACTIVE" if self.others else self.status,
+            active_replica_count=int(self.status == "ACTIVE") + self.others,
             autoscaling_settings=None if self.hide_autoscaling else sdk.AutoscalingSettings(**self.autoscaling),
             instance_type_name=T4.name,
             environment=environment,

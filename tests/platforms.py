@@ -1,13 +1,16 @@
 """Fixtures of the fake platform: see fake_baseten.py."""
 
+import contextlib
+import io
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -57,20 +60,36 @@ class Platform:
             "TMPDIR": str(self.project.parent),
         }
 
-    def run(self, *arguments: str, key: str = "good-key", model: str = "model", url: str = "") -> Any:
-        """Run the command line. The key must not show in what it writes."""
-        environment = {**self.environment(url), "BASETEN_API_KEY": key, "BASETEN_MODEL_ID": model, "COLUMNS": "200"}
-        command = [sys.executable, "-m", "fast_truss", *arguments]
-        result = subprocess.run(command, cwd=self.project, env=environment, capture_output=True, text=True, timeout=300)
-        assert key not in result.stdout + result.stderr
-        return result
+    def run(self, *arguments: str, key: str = "good-key", model: str = "model", url: str = "", **more: str) -> Any:
+        """Run the command line, in this process: starting one takes a second. The key must not show in what it writes.
+
+        more: of the environment.
+        """
+        base = {**self.environment(url), "BASETEN_API_KEY": key, "BASETEN_MODEL_ID": model, "COLUMNS": "200", **more}
+        return run_here(arguments, base, self.project, key)
 
 
-@pytest.fixture(scope="session")
-def running(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    project = bake(preset="sd15").path
-    folder = tmp_path_factory.mktemp("platform")
-    command = [sys.executable, str(TEMPLATE / "tests" / "fake_baseten.py"), str(project), str(folder)]
+def run_here(arguments: Sequence[str], environment: dict[str, str], folder: Path, key: str = "good-key") -> Any:
+    from fast_truss import cli
+
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.dict(os.environ, environment, clear=True),
+        mock.patch.object(sys, "argv", ["fast-truss", *arguments]),
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+    assert key not in stdout.getvalue() + stderr.getvalue()
+    return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
+
+
+def start(project: Path, folder: Path, real: bool) -> Iterator[Platform]:
+    command = [sys.executable, str(TEMPLATE / "tests" / "fake_baseten.py"), str(project), *([str(folder)] * real)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
@@ -87,6 +106,20 @@ def running(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPath
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def running(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Its replicas are there at once: see model_servers.py."""
+    yield from start(bake(preset="sd15").path, tmp_path_factory.mktemp("platform"), real=False)
+
+
+@pytest.fixture(scope="session")
+def real_platform(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Its replicas are the real local Truss server, which takes ten seconds to start."""
+    if PROJECT_PYTHON is None:
+        pytest.skip("PROJECT_PYTHON is not set: `make test` makes that environment and names it")
+    yield from start(bake(preset="sd15").path, tmp_path_factory.mktemp("real"), real=True)
 
 
 @pytest.fixture
