@@ -1,7 +1,7 @@
 """Show the autoscaling settings, or change them."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -32,35 +32,12 @@ def autoscaling(
         "max_scale_down_rate": max_scale_down_rate,
     }
     changes = {name: value for name, value in settings.items() if value is not None}
-    with where.client() as client:
-        told = _change(client, where, changes) if changes else {}
-        found: dict[str, Any] = client.autoscaling(where.ask)
+    found = where.client().autoscaling(where.ask, **changes)
     if as_json:
-        return print(json.dumps({**found, **told}))
-    if told:
-        print(f"{told['status']}: {told['message']}")
+        return print(json.dumps({**found, **({"status": found.answered, "message": found.message} if changes else {})}))
+    if changes:
+        print(f"{found.answered}: {found.message}")
     for name, value in found.items():
-        # QUEUED, or capped.
-        asked = f" (asked for {changes[name]})" if changes.get(name, value) != value else ""
+        # It waits in a queue, or was capped.
+        asked = f" (you asked for {changes[name]})" if changes.get(name, value) != value else ""
         print(f"{name}: {value}{asked}")
-
-
-def _change(client: Any, where: Where, changes: dict[str, int]) -> dict[str, str]:
-    """Return the status and the message of Baseten's answer."""
-    from fast_truss.rules import checked_autoscaling
-
-    request, target = checked_autoscaling(changes), client.target
-    if not target.environment:
-        names = {"model_id": target.model_id, "deployment_id": client.status(where.ask).deployment_id}
-        method = "patch_models_deployments_autoscaling_settings"
-    else:
-        from baseten.client.managementapi import UpdateEnvironmentRequest
-
-        # Those of its deployment alone would be gone with the next one that is promoted.
-        request = UpdateEnvironmentRequest(autoscaling_settings=request)
-        names, method = {"model_id": target.model_id, "env_name": target.environment}, "patch_models_environments"
-    answer = client.change_management(method, where.ask, request=request, **names)
-    # Of an environment they are deprecated, and may go.
-    return {
-        name: str(answer.__dict__.get(name) or default) for name, default in (("status", "ACCEPTED"), ("message", ""))
-    }

@@ -30,8 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Fields of the model are options, too: see fields.py.
-ANY_FIELD = {"ignore_unknown_options": True, "allow_extra_args": True}
-Function = Callable[..., None]
+ANY_FIELD: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def add(command: Function, example: str, name: str | None = None, **settings: Any) -> None:
+def add(command: Callable[..., None], example: str, name: str | None = None, **settings: Any) -> None:
     """Register a command. Its help ends with the example."""
     app.command(name, epilog=f"Example: fast-truss {example}", context_settings=settings or None)(command)
 

@@ -98,7 +98,7 @@ def _serves_production(client: Client, deployment_id: str) -> bool:
     target = client.target
     if target.environment:
         return target.is_production
-    names = {"model_id": target.model_id, "deployment_id": deployment_id}
+    names: dict[str, Any] = {"model_id": target.model_id, "deployment_id": deployment_id}
     return bool(client.ask_management("get_models_deployments_deployment_id", **names).is_production)
 
 

@@ -15,7 +15,6 @@ import typer
 from fast_truss import Client, ClientError, image_bytes
 from fast_truss.console import replicas, tell_pause
 from fast_truss.options import AsJson, Where
-from fast_truss.status import check_status
 
 COLORS = {"ok": "green", "skipped": "yellow", "warning": "yellow", "failed": "red"}
 
@@ -241,7 +240,8 @@ def _matching(files: list[str], pattern: str) -> list[str]:
 
 
 def _status(client: Client) -> str:
-    status = check_status(client.status())
+    status = client.status()
+    status.raise_if_failed()
     return f"{status.status}, {replicas(status.replicas)}"
 
 

@@ -194,7 +194,7 @@ def price_per_minute(client: Client) -> float | None:
     if client.local:
         return None
     try:
-        names = {"model_id": client.target.model_id, "deployment_id": client.status().deployment_id}
+        names: dict[str, Any] = {"model_id": client.target.model_id, "deployment_id": client.status().deployment_id}
         deployment = client.ask_management("get_models_deployments_deployment_id", **names)
         priced = client.ask_management("get_instance_type_prices").instance_types
     except ClientError:

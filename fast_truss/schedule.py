@@ -11,7 +11,10 @@ from fast_truss.console import console, print_table
 from fast_truss.options import AsJson, Where
 
 DAYS = ("MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY", "SATURDAY", "SUNDAY")
-NOT_THERE = "This workspace does not have Baseten's schedules (a beta) yet: .github/workflows/wake.yml wakes on a schedule instead."
+NOT_THERE = (
+    "This workspace does not have Baseten's schedules (a beta) yet: "
+    ".github/workflows/wake.yml wakes on a schedule instead."
+)
 # What a schedule leaves to the environment. Baseten asks for every name; null follows the environment.
 FOLLOWING = (
     "autoscaling_window",
@@ -208,8 +211,8 @@ def _window(on: datetime.datetime, start: datetime.datetime, end: datetime.datet
 def _check_order(start: datetime.datetime, end: datetime.datetime) -> None:
     if end <= start:
         raise InvalidInput(
-            f"--to is {end:%H:%M}: use a time after --from, {start:%H:%M}. For a night set two schedules, with a --name "
-            "each: until 23:59 and from 00:00."
+            f"--to is {end:%H:%M}: use a time after --from, {start:%H:%M}. For a night set two schedules, with a "
+            "--name each: until 23:59 and from 00:00."
         )
 
 

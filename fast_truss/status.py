@@ -6,18 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fast_truss import DeploymentFailed, Status
 from fast_truss.console import replicas, show_progress
 from fast_truss.options import AsJson, Where
-
-
-def check_status(status: Status) -> Status:
-    """Return the status. Raises DeploymentFailed if the deployment never becomes ready."""
-    from fast_truss.rules import FAILED
-
-    if status.status in FAILED:
-        raise DeploymentFailed(f"The deployment is {status.status}: its log on Baseten says why.")
-    return status
 
 
 def wake(where: Where, wait: Annotated[bool, typer.Option("--wait", help="Return when it is ready.")] = False) -> None:
@@ -28,10 +18,11 @@ def wake(where: Where, wait: Annotated[bool, typer.Option("--wait", help="Return
         if wait:
             show_progress(client, max(where.timeout - (time.monotonic() - started), 0.0), started)
             print(f"Ready after {time.monotonic() - started:.1f} s.")
-        elif check_status(client.status(where.ask)).ready:
-            print("The model is awake already.")
-        else:
-            print("Baseten is starting a replica. `fast-truss status` tells when it is ready.")
+            return
+        now = client.status(where.ask)
+        now.raise_if_failed()
+        starting = "Baseten is starting a replica. `fast-truss status` shows when it is ready."
+        print("The model is awake already." if now.ready else starting)
 
 
 def status(

@@ -1,4 +1,4 @@
-"""A chart of a cold start, from the wake, or the end of the last replica, to the first image: the platform's phases, and the server's inside."""
+"""A chart of a cold start, up to the first image: the platform's phases, and the server's inside."""
 
 import dataclasses
 from pathlib import Path

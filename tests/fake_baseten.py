@@ -3,9 +3,9 @@
     python tests/fake_baseten.py PROJECT
     PROJECT_PYTHON=... python tests/fake_baseten.py PROJECT FOLDER
 
-With FOLDER it is the real one, with tiny weights there. It prints its port, and scales to zero when nobody asks. Answers are objects
-of the SDK's own models, and each request is parsed by them. The model is `model`, its deployment `dep1`, its
-environments production and staging, the key `good-key`. /_platform is for tests: GET tells how often the replica was
+With FOLDER it is the real one, with tiny weights there. It prints its port, and scales to zero when nobody asks.
+Answers are objects of the SDK's own models, and each request is parsed by them. The model is `model`, its deployment
+`dep1`, its environments production and staging, the key `good-key`. /_platform is for tests: GET tells how often the replica was
 started and what was asked; POST changes the state: see CLEAN in fake_deployment.py.
 """
 
