@@ -225,7 +225,7 @@ def _weights(repo: dict[str, Any]) -> Check:
         except ClientError:
             raise
         except Exception as error:  # of HTTP, or what nobody wrote in config.yaml
-            found = f"{api.endpoint} cannot be asked: {' '.join(str(error).split())}"
+            found = f"{api.endpoint} cannot be reached: {' '.join(str(error).split())}"
             return Check(name, "failed", found, "check the network, or HF_ENDPOINT if you set it")
         return f"{len(files)} files can be reached at {str(revision)[:12]}"
 

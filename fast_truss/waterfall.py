@@ -61,8 +61,8 @@ class ColdStart:
         found = []
         if not self.attempt:
             found.append(
-                "Baseten's record of startups (a beta) tells nothing of this one: the platform's phases are what the "
-                "status showed, once a second."
+                "Baseten has no record of this startup (a beta): the platform's phases are what the status "
+                "showed, once a second."
             )
         if not self.server:
             found.append("The server's own phases are missing: another request got the first answer of the replica.")

@@ -5,8 +5,8 @@
 
 With FOLDER it is the real one, with tiny weights there. It prints its port, and scales to zero when nobody asks.
 Answers are objects of the SDK's own models, and each request is parsed by them. The model is `model`, its deployment
-`dep1`, its environments production and staging, the key `good-key`. /_platform is for tests: GET tells how often the replica was
-started and what was asked; POST changes the state: see CLEAN in fake_deployment.py.
+`dep1`, its environments production and staging, the key `good-key`. /_platform is for tests: GET tells how often the
+replica was started and what was asked; POST changes the state: see CLEAN in fake_deployment.py.
 """
 
 import asyncio
@@ -111,6 +111,7 @@ async def tell(request: Request) -> dict[str, Any]:
         "url",
         "changed",
         "replica_id",
+        "predicts",
     )
     return {name: getattr(replica, name) for name in names}
 
@@ -173,6 +174,7 @@ async def predict(request: Request) -> Response:
     if replica.faults:
         return fault(replica.faults.pop(0))
     replica.in_flight += 1
+    replica.predicts += 1
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(done, replica)
         replica.wake()

@@ -51,6 +51,7 @@ CLEAN = {
     "has_startups": True,
     "starts": 0,
     "asked": 0,
+    "predicts": 0,
     "queued": [],
     "settings": [],
     "secrets": ["hf_access_token"],
