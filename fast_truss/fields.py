@@ -22,6 +22,7 @@ BOUNDS = {
     "maxLength": "at most {} characters",
     "maxItems": "at most {}",
 }
+NUMBERS: dict[Any, tuple[Any, str]] = {"integer": (int, "a whole number"), "number": (float, "a number")}
 
 
 def show(where: Where, as_json: AsJson = False) -> None:
@@ -32,28 +33,27 @@ def show(where: Where, as_json: AsJson = False) -> None:
     rows = []
     for name, field in schema["properties"].items():
         forms = _forms(field, schema)
-        kinds = " or ".join(str(form.get("type", "any")) for form in forms)
+        bounds = [words.format(form[key]) for form in forms for key, words in BOUNDS.items() if key in form]
+        bounds += [", ".join(map(str, form["enum"])) for form in forms if "enum" in form]
         default = "" if field.get("default") is None else json.dumps(field["default"])
-        rows.append([name, kinds, _bounds(forms), default, field.get("description", "")])
+        kinds = " or ".join(str(form.get("type", "any")) for form in forms)
+        rows.append([name, kinds, ", ".join(bounds), default, field.get("description", "")])
     print_table("", ("field", "type", "bounds", "default", "description"), rows)
 
 
 def given(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Split words into the values of each `--field value` or `--field=value`, and the rest."""
+    """Split words into the values of each `--field value` or `--field=value`, and the rest. Raises InvalidInput."""
     found: dict[str, list[str]] = {}
-    rest = []
-    left = iter(words)
+    rest, left = [], iter(words)
     for word in left:
         if not word.startswith("--"):
             rest.append(word)
             continue
         option, equals, value = word.partition("=")
-        if not equals:
-            try:
-                value = next(left)
-            except StopIteration:
-                raise InvalidInput(f"{option} needs a value.") from None
-        found.setdefault(option[2:].replace("-", "_"), []).append(value)
+        text = value if equals else next(left, None)
+        if text is None:
+            raise InvalidInput(f"{option} needs a value.")
+        found.setdefault(option[2:].replace("-", "_"), []).append(text)
     return found, rest
 
 
@@ -63,71 +63,70 @@ def request_of(client: Client, options: dict[str, list[str]], timeout: float) ->
     A deployment that does not tell its fields gets what JSON makes of the values. Raises InvalidInput.
     """
     if not options:
-        return {}  # nothing to ask the deployment for
+        return {}  # there is nothing to ask the deployment for
     try:
         schema = client.schema(timeout)
     except NotFound:
         return {name: _untyped(name, texts) for name, texts in options.items()}
-    properties = schema["properties"]
-    request = {}
-    for name, texts in options.items():
+    properties, texts = schema["properties"], dict[str, list[str]]()
+    for name, values in options.items():
         field = name if name in properties else f"{name}s"  # each of `loras` is a --lora
         if field not in properties:
             near = difflib.get_close_matches(name, properties, n=1)
             hint = f"did you mean {_option(near[0])}?" if near else "`fast-truss fields` lists them."
             raise InvalidInput(f"{_option(name)} is not a field of this model: {hint}")
-        request[field] = _typed(_option(name), texts, properties[field], schema)
-    return request
+        texts[field] = texts.get(field, []) + values
+    return {name: _typed(name, values, properties[name], schema) for name, values in texts.items()}
 
 
-def _typed(option: str, texts: list[str], field: dict[str, Any], schema: dict[str, Any]) -> Any:
+def _typed(name: str, texts: list[str], field: dict[str, Any], schema: dict[str, Any]) -> Any:
     forms = _forms(field, schema)
     array = next((form for form in forms if form.get("type") == "array"), None)
     single = next((form for form in forms if form.get("type") != "array"), None)
     is_file = "base64" in field.get("description", "")
     if array and (single is None or len(texts) > 1):
-        return [_value(option, text, _forms(array["items"], schema)[0], is_file, schema) for text in texts]
+        return [_value(name, text, _forms(array["items"], schema)[0], schema, is_file) for text in texts]
     if len(texts) > 1:
-        raise InvalidInput(f"{option} is given {len(texts)} times: this model takes one.")
-    return _value(option, texts[0], single or {}, is_file, schema)
+        raise InvalidInput(f"{_option(name)} is given {len(texts)} times: this model takes one.")
+    return _value(name, texts[0], single or {}, schema, is_file)
 
 
-def _value(option: str, text: str, form: dict[str, Any], is_file: bool, schema: dict[str, Any]) -> Any:
+def _value(name: str, text: str, form: dict[str, Any], schema: dict[str, Any], is_file: bool = False) -> Any:
     kind = form.get("type")
     if kind == "string":
-        return _file(option, text) if is_file else text
+        return _file(name, text) if is_file else text
     if kind == "object" and not text.startswith("{"):
         # NAME:SCALE and the like: the object's own fields in their order.
-        parts = zip(form["properties"].items(), text.split(":", len(form["properties"]) - 1), strict=False)
-        return {name: _value(option, part, _forms(each, schema)[0], False, schema) for (name, each), part in parts}
-    numbers: dict[Any, tuple[Any, str]] = {"integer": (int, "a whole number"), "number": (float, "a number")}
-    read, words = numbers.get(kind, (json.loads, "true or false" if kind == "boolean" else "a value as in JSON"))
+        inner = form["properties"].items()
+        parts = zip(inner, text.split(":", len(inner) - 1), strict=False)
+        return {key: _value(name, part, _forms(each, schema)[0], schema) for (key, each), part in parts}
+    read, words = NUMBERS.get(kind, (json.loads, "true or false" if kind == "boolean" else "a value as in JSON"))
     try:
         return read(text)
     except ValueError:
-        raise InvalidInput(f"{option} is {text[:100]!r}: use {words}.") from None
+        raise InvalidInput(f"{_option(name)} is {text[:100]!r}: use {words}.") from None
 
 
 def _untyped(name: str, texts: list[str]) -> Any:
-    values: list[Any] = []
-    for text in texts:
+    def read(text: str) -> Any:
         if name in ("image", "mask"):
-            values.append(_file(_option(name), text))
-            continue
+            return _file(name, text)
         try:
-            values.append(json.loads(text))
+            return json.loads(text)
         except ValueError:
-            values.append(text)
-    return values if len(values) > 1 else values[0]
+            return text
+
+    return read(texts[0]) if len(texts) == 1 else [read(text) for text in texts]
 
 
-def _file(option: str, name: str) -> str:
+def _file(name: str, file: str) -> str:
     try:
-        content = Path(name).read_bytes()
+        content = Path(file).read_bytes()
     except OSError as error:
-        raise InvalidInput(f"{option} is {name[:200]!r}: it cannot be read ({error.strerror}).") from None
+        raise InvalidInput(f"{_option(name)} is {file[:200]!r}: it cannot be read ({error.strerror}).") from None
     if len(content) > IMAGE_BYTES:
-        raise InvalidInput(f"{option} has {len(content) / 1e6:.0f} MB: use at most {IMAGE_BYTES / 1e6:.0f} MB.")
+        limit = f"use at most {IMAGE_BYTES / 1e6:.0f} MB."
+        raise InvalidInput(f"{_option(name)} has {len(content) / 1e6:.0f} MB: {limit}")
     return base64.b64encode(content).decode()
 
 
@@ -135,17 +134,9 @@ def _forms(field: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]
     """Return what a value may be, without null: each with its references followed."""
     found = []
     for form in field.get("anyOf", [field]):
-        if "$ref" in form:
-            form = {**schema["$defs"][form["$ref"].rpartition("/")[2]], **form}
-        if form.get("type") != "null":
-            found.append(form)
-    return found
-
-
-def _bounds(forms: list[dict[str, Any]]) -> str:
-    words = [text.format(form[name]) for form in forms for name, text in BOUNDS.items() if name in form]
-    words += [", ".join(map(str, form["enum"])) for form in forms if "enum" in form]
-    return ", ".join(words)
+        named = schema["$defs"][form["$ref"].rpartition("/")[2]] if "$ref" in form else {}
+        found.append({**named, **form})
+    return [form for form in found if form.get("type") != "null"]
 
 
 def _option(name: str) -> str:

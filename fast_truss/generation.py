@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fast_truss import InvalidInput, fields, image_bytes
+from fast_truss import Client, InvalidInput, fields, image_bytes
 from fast_truss.console import console, print_table, show_steps
 from fast_truss.options import AsJson, Where, check_file
 
@@ -41,7 +41,7 @@ def generate(
         for file in files_of(output, min(_count(request), 100)):
             check_file("--output", file, tuple(FORMATS))
         if webhook is None:
-            return _generate(client, request, output, where.timeout, as_json, stream)
+            return ask(client, request, output, where.timeout, as_json, stream)
         request_id = client.submit(webhook=webhook, timeout=where.ask, **request)
     print(json.dumps({"request_id": request_id}) if as_json else f"{request_id} is queued. See `status --request`.")
 
@@ -58,9 +58,10 @@ def _count(request: dict[str, Any]) -> int:
     return max(count, 1) if isinstance(count, int) else 1
 
 
-def _generate(
-    client: Any, request: dict[str, Any], output: Path, timeout: float, as_json: bool, stream: bool | None
+def ask(
+    client: Client, request: dict[str, Any], output: Path, timeout: float, as_json: bool, stream: bool | None
 ) -> None:
+    """Send a request, and write the files. stream: show each step; None: on a terminal."""
     started = time.monotonic()
     if console().is_terminal if stream is None else stream:
         answer = show_steps(client.events(**request, timeout=timeout), _count(request))

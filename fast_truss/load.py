@@ -16,18 +16,14 @@ from fast_truss import AsyncClient, Client, ClientError, InvalidInput, fields, i
 from fast_truss.console import console, print_table
 from fast_truss.options import AsJson, Where
 
-# Each request is paid for: what fails so often in a row goes on failing.
-GIVE_UP_AFTER = 10
+GIVE_UP_AFTER = 10  # you pay for each request, and what fails so often in a row goes on failing
 LOOK_SECONDS = 2.0
+CLOSED = "In a closed loop nobody asks while all wait, so few requests meet a stall: see max, or use --rate."
 
 
 @dataclasses.dataclass
 class Result:
-    """seconds: of each request that gave images; with a rate, since it was due. wall: seconds of the whole run.
-
-    errors, tried_again: how many of each kind. A request that was tried again holds the pause. failed: how many of the
-    last requests, without one that gave images. replica_seconds: of active replicas. stopped: the signal that did it.
-    """
+    """seconds: of each request that gave images, since it was due. failed: how many of the last requests gave none."""
 
     seconds: list[float] = dataclasses.field(default_factory=list)
     errors: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -37,11 +33,6 @@ class Result:
     replica_seconds: float = 0.0
     failed: int = 0
     last_error: str = ""
-    stopped: int = 0
-
-    @property
-    def given_up(self) -> bool:
-        return self.failed >= GIVE_UP_AFTER
 
     def count_pause(self, wait: Any) -> None:
         if wait.reason:
@@ -66,21 +57,25 @@ def load(
     given, rest = fields.given(context.args)
     if rest:
         raise InvalidInput(f"{rest[0]!r} belongs to no option: give the prompt with --prompt.")
-    client = where.client()
+    client, result, code = where.client(), Result(), 0
     request = {"prompt": prompt, **fields.request_of(client, given, where.timeout)}
     price = price_per_minute(client)
-    result = Result()
-    asked, watching = where.async_client(on_pause=result.count_pause), None if client.local else where.async_client()
-    asyncio.run(run(asked, watching, result, request, requests, concurrency, rate, where.timeout))
-    loop = f"open loop, {rate:g} requests a second" if rate else f"closed loop, {concurrency} at once"
-    report(result, price, loop, as_json)
-    if result.stopped or result.errors:
-        sys.exit(128 + result.stopped if result.stopped else 1)
+    asking = where.async_client(on_pause=result.count_pause)
+    counting = None if client.local else where.async_client()
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        asyncio.run(run(asking, counting, result, request, requests, concurrency, rate, where.timeout))
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    report(result, price, f"open loop, {rate:g} a second" if rate else f"closed loop, {concurrency} at once", as_json)
+    sys.exit(code or bool(result.errors))
 
 
 async def run(
     client: AsyncClient,
-    watching: AsyncClient | None,
+    counting: AsyncClient | None,
     result: Result,
     request: dict[str, Any],
     requests: int,
@@ -88,81 +83,47 @@ async def run(
     rate: float | None,
     timeout: float,
 ) -> None:
-    """Send the requests when the model is ready, until too many fail in a row, or a signal comes.
-
-    client: its on_pause is result.count_pause. watching: counts the replicas, None: it does not.
-    """
+    """Send the requests when the model is ready, until too many fail in a row. counting: looks at the replicas."""
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     async def ask(number: int, due: float) -> None:
-        try:
-            answer = await client.generate(**{"seed": number, **request}, timeout=timeout)
-            result.images += len(image_bytes(answer))
-            result.seconds.append(time.monotonic() - due)
-            result.failed = 0
-        except ClientError as error:
-            result.errors[kind_of(error)] += 1
-            result.failed, result.last_error = result.failed + 1, str(error)
-        bar.advance(task)
+        if result.failed < GIVE_UP_AFTER:
+            try:
+                answer = await client.generate(**{"seed": number, **request}, timeout=timeout)
+                result.images += len(image_bytes(answer))
+                result.seconds.append(time.monotonic() - due)
+                result.failed = 0
+            except ClientError as error:
+                result.errors[kind_of(error)] += 1
+                result.failed, result.last_error = result.failed + 1, str(error)
+            bar.advance(task)
 
     async def ask_one_after_the_other() -> None:
         for number in left:
-            if not result.given_up:
-                await ask(number, time.monotonic())
+            await ask(number, time.monotonic())
 
-    async def ask_at_the_rate(tasks: asyncio.TaskGroup) -> None:
-        for number in left:
-            due = started + number / (rate or 1)
-            await asyncio.sleep(due - time.monotonic())
-            if not result.given_up:
-                tasks.create_task(ask(number, due))
+    async def ask_at(number: int, due: float) -> None:
+        await asyncio.sleep(due - time.monotonic())
+        await ask(number, due)
 
-    with _stopped_by_signals(result):
-        async with client:
-            await client.wake()
-            await client.wait_until_ready(timeout)  # the cold start is not what is measured here
-            result.tried_again.clear()
-            columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()]
-            with Progress(*columns, console=console()) as bar:
-                task = bar.add_task("asking", total=requests)
-                left, started = iter(range(requests)), time.monotonic()
-                counting = asyncio.create_task(_count_replicas(watching, result)) if watching else None
-                try:
-                    async with asyncio.TaskGroup() as tasks:
-                        for _ in range(1 if rate else concurrency):
-                            tasks.create_task(ask_at_the_rate(tasks) if rate else ask_one_after_the_other())
-                finally:
-                    result.wall = time.monotonic() - started
-                    if counting:
-                        counting.cancel()
-                        with contextlib.suppress(asyncio.CancelledError):
-                            await counting
-
-
-@contextlib.contextmanager
-def _stopped_by_signals(result: Result) -> Any:
-    """End the block, and no more, when SIGINT or SIGTERM comes."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task
-
-    def stop(number: int) -> None:
-        result.stopped = number
-        task.cancel()
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not in the main thread
-        for number in numbers:
-            loop.add_signal_handler(number, stop, number)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not result.stopped:
-            raise
-        task.uncancel()
-    finally:
-        with contextlib.suppress(NotImplementedError):
-            for number in numbers:
-                loop.remove_signal_handler(number)
+    async with client:
+        await client.wake()
+        await client.wait_until_ready(timeout)  # the cold start is not what is measured here
+        result.tried_again.clear()
+        columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()]
+        with Progress(*columns, console=console()) as bar:
+            task, left, started = bar.add_task("asking", total=requests), iter(range(requests)), time.monotonic()
+            looking = asyncio.create_task(_count_replicas(counting, result)) if counting else None
+            try:
+                if rate:
+                    await asyncio.gather(*(ask_at(number, started + number / rate) for number in left))
+                else:
+                    await asyncio.gather(*(ask_one_after_the_other() for _ in range(concurrency)))
+            finally:
+                result.wall = time.monotonic() - started
+                if looking:
+                    looking.cancel()
+                    await asyncio.wait([looking])
 
 
 async def _count_replicas(client: AsyncClient, result: Result) -> None:
@@ -195,16 +156,15 @@ def price_per_minute(client: Client) -> float | None:
         return None
     try:
         names: dict[str, Any] = {"model_id": client.target.model_id, "deployment_id": client.status().deployment_id}
-        deployment = client.ask_management("get_models_deployments_deployment_id", **names)
+        kind = client.ask_management("get_models_deployments_deployment_id", **names).instance_type_name
         priced = client.ask_management("get_instance_type_prices").instance_types
     except ClientError:
         return None
-    return {each.instance_type.name: each.price for each in priced}.get(deployment.instance_type_name)
+    return {each.instance_type.name: each.price for each in priced}.get(kind)
 
 
 def report(result: Result, price: float | None, loop: str, as_json: bool) -> None:
     """Print what came out. price: USD a minute of one replica."""
-    minutes = result.wall / 60
     spent = None if price is None else price * result.replica_seconds / 60
     found: dict[str, Any] = {
         "loop": loop,
@@ -212,27 +172,25 @@ def report(result: Result, price: float | None, loop: str, as_json: bool) -> Non
         "images": result.images,
         **{f"p{percent}": percentile(result.seconds, percent) for percent in (50, 95, 99)},
         "max": max(result.seconds, default=None),
-        "images_per_minute": result.images / minutes if minutes else None,
+        "images_per_minute": result.images / result.wall * 60 if result.wall else None,
         "replica_seconds": result.replica_seconds,
         "usd_per_1000_images": spent / result.images * 1000 if spent is not None and result.images else None,
         "errors": dict(result.errors),
         "tried_again": dict(result.tried_again),
-        "given_up": result.given_up,
+        "given_up": result.failed >= GIVE_UP_AFTER,
     }
-    if result.given_up:
+    if found["given_up"]:
         sentence = f"Gave up after {result.failed} failures in a row. The last one: {result.last_error}"
         console().print(sentence, markup=False, soft_wrap=True)
     if as_json:
         return print(json.dumps(found))
     rows = [[name, f"{found[name]:.2f} s"] for name in ("p50", "p95", "p99", "max") if found[name] is not None]
-    if minutes:
-        rows.append(["images a minute", f"{found['images_per_minute']:.1f}"])
+    rows.append(["images a minute", f"{found['images_per_minute'] or 0:.1f}"])
     cost = found["usd_per_1000_images"]
-    rows.append(["USD for 1,000 images", "not known here" if cost is None else f"{cost:.2f}, at this load"])
+    rows.append(["USD for 1,000 images", "not known" if cost is None else f"{cost:.2f}, at this load"])
     for name in ("errors", "tried_again"):
-        rows.append(
-            [name.replace("_", " "), ", ".join(f"{count} x {kind}" for kind, count in found[name].items()) or "none"]
-        )
+        counted = ", ".join(f"{count} x {kind}" for kind, count in found[name].items())
+        rows.append([name.replace("_", " "), counted or "none"])
     print_table("", (f"{found['requests']} requests", loop), rows)
     if loop.startswith("closed"):
-        print("In a closed loop nobody asks while all wait, so few requests see a stall. See max, or use --rate.")
+        print(CLOSED)

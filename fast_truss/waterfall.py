@@ -20,23 +20,29 @@ WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """start, seconds: since the wake. level: a key of COLORS."""
+    """start, seconds: since the beginning. level: a key of COLORS."""
 
     name: str
     start: float
     seconds: float
     level: str
 
+    @property
+    def label(self) -> str:
+        if self.level == "server":
+            return f"  {self.name}"
+        return f"{self.name}: {WORDS[self.name]}" if self.name in WORDS else self.name
+
 
 @dataclasses.dataclass(frozen=True)
 class ColdStart:
-    """What was measured, in seconds since the wake.
+    """What was measured, in seconds since the wake, or since the replica before it was ended.
 
     attempt: the SDK's StartupAttempt, or None. seen: when each status was first seen, in order. server: the server's
     own phases, as its first answer tells them.
     """
 
-    woken_at: float  # seconds since the epoch
+    began: float  # seconds since the epoch
     seen: list[tuple[float, str]]
     ready: float
     image: float
@@ -45,31 +51,28 @@ class ColdStart:
 
     def bars(self) -> list[Bar]:
         """Return the bars from top to bottom."""
-        platform = self._recorded() if self.attempt else self._watched()
+        bars = self._recorded() if self.attempt else self._watched()
         server = {name: seconds for name, seconds in self.server.items() if name != "first_image"}
-        inside = platform[-1] if platform else Bar("", 0.0, self.ready, "platform")
-        # The server's first phase begins with its process. Where that is not recorded, it ends with readiness.
-        start = inside.start if self.attempt else max(inside.start, self.ready - sum(server.values()))
-        nested = []
+        start = bars[-1].start if bars else 0.0
+        if not self.attempt:  # the server's first phase begins with its process, which is not recorded: it ends ready
+            start = max(start, self.ready - sum(server.values()))
         for name, seconds in server.items():
-            nested.append(Bar(name, start, seconds, "server"))
+            bars.append(Bar(name, start, seconds, "server"))
             start += seconds
-        return [*platform, *nested, Bar("first image", self.ready, self.image - self.ready, "image")]
+        return [*bars, Bar("first image", self.ready, self.image - self.ready, "image")]
 
     def missing(self) -> list[str]:
         """Return a sentence for each thing that was not told."""
         found = []
         if not self.attempt:
-            found.append(
-                "Baseten has no record of this startup (a beta): the platform's phases are what the status "
-                "showed, once a second."
-            )
+            sentence = "the platform's phases are what the status showed, once a second."
+            found.append(f"Baseten has no record of this startup (a beta): {sentence}")
         if not self.server:
             found.append("The server's own phases are missing: another request got the first answer of the replica.")
         return found
 
     def _recorded(self) -> list[Bar]:
-        began = max(0.0, self.attempt.started_at_epoch_millis / 1000 - self.woken_at)
+        began = max(0.0, self.attempt.started_at_epoch_millis / 1000 - self.began)
         bars = []
         for phase in self.attempt.phase_summary:
             rest = self.attempt.duration_ms - phase.offset_ms
@@ -83,44 +86,34 @@ class ColdStart:
         return [bar for bar in bars if bar.name != "ACTIVE"]
 
 
-def label(bar: Bar) -> str:
-    if bar.level == "server":
-        return f"  {bar.name}"
-    return f"{bar.name}: {WORDS[bar.name]}" if bar.name in WORDS else bar.name
-
-
-def show(bars: list[Bar], console: Any) -> None:
-    """Draw the bars into a rich console."""
+def show(bars: list[Bar], console: Any = None) -> None:
+    """Draw the bars into a rich console, stdout if None."""
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = console or Console(highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
     for justify in ("left", "right", "left"):
         table.add_column(no_wrap=True, justify=justify)
     total = max((bar.start + bar.seconds for bar in bars), default=0.0) or 1.0
-    width = max(20, console.width - max(len(label(bar)) for bar in bars) - 14)
+    width = max(20, console.width - max(len(bar.label) for bar in bars) - 14)
     for bar in bars:
         left = min(int(width * bar.start / total), width - 1)
         length = min(max(1, round(width * bar.seconds / total)), width - left)
         drawn = Text(" " * left + "█" * length, style=COLORS[bar.level])
-        table.add_row(label(bar), f"{bar.seconds:.2f} s", drawn)
+        table.add_row(bar.label, f"{bar.seconds:.2f} s", drawn)
     console.print(table)
 
 
 def save(bars: list[Bar], title: str, file: Path) -> None:
     """Draw the bars into a PNG."""
     chart = charts.figure(11, 1.2 + 0.32 * len(bars))
-    axes = chart.subplots()
-    names = list(range(len(bars)))
-    drawn = axes.barh(
-        names,
-        [bar.seconds for bar in bars],
-        left=[bar.start for bar in bars],
-        color=[COLORS[bar.level] for bar in bars],
-    )
-    axes.bar_label(drawn, [f"{bar.seconds:.2f}" for bar in bars], padding=4, color=charts.GREY)
-    axes.set_yticks(names, [label(bar) for bar in bars])
+    axes, rows = chart.subplots(), range(len(bars))
+    starts, seconds = [bar.start for bar in bars], [bar.seconds for bar in bars]
+    drawn = axes.barh(rows, seconds, left=starts, color=[COLORS[bar.level] for bar in bars])
+    axes.bar_label(drawn, [f"{each:.2f}" for each in seconds], padding=4, color=charts.GREY)
+    axes.set_yticks(rows, [bar.label for bar in bars])
     axes.invert_yaxis()
-    axes.margins(x=0.08)
     charts.style(axes, title, "seconds")
     chart.savefig(file)
