@@ -17,6 +17,7 @@ pytestmark = pytest.mark.xdist_group("platform")
 
 
 def test_wake_shows_the_status_until_the_model_is_ready(platform: Platform) -> None:
+    platform.set(load_seconds=1.5)  # it looks once a second
     assert "SCALED_TO_ZERO" in platform.run("status").stdout
     result = platform.run("wake", "--wait")
     assert result.returncode == 0, result.stderr
