@@ -51,7 +51,7 @@ def schedule(
         elif start and end:
             named = name or (f"window {on:%Y-%m-%d}" if on else "office hours")
             replicas = replicas_of(min_replica, max_replica, environment)
-            zone = zone_of(timezone, environment)
+            zone = _zone(timezone, environment)
             made = {
                 "name": named,
                 "enabled": True,
@@ -78,19 +78,23 @@ def weekdays_of(text: str) -> list[str]:
     return [DAYS[day] for day in sorted(found)]
 
 
-def zone_of(name: str | None, environment: Any) -> zoneinfo.ZoneInfo:
-    """Return the time zone of an IANA name, or that of the schedules that are there. Raises InvalidInput."""
+def zone_of(name: str) -> zoneinfo.ZoneInfo:
+    """Return the time zone of an IANA name. Raises InvalidInput."""
+    # "localtime" and the like are files, too, but no names of IANA.
+    if name in zoneinfo.available_timezones():
+        return zoneinfo.ZoneInfo(name)
+    raise InvalidInput(f"--timezone is {name!r}: use an IANA name, such as Europe/Berlin or America/New_York.")
+
+
+def _zone(name: str | None, environment: Any) -> zoneinfo.ZoneInfo:
     there = environment.autoscaling_schedules
     known = there.timezone if there and there.schedules else None
     if known and name not in (None, known):
         sentence = f"--timezone is {name!r}, and the schedules that are there use {known}"
         raise InvalidInput(f"{sentence}: an environment has one for all.")
-    # "localtime" and the like are files, too, but no names of IANA.
-    zone = name or known
-    if zone is None or zone not in zoneinfo.available_timezones():
-        wrong = f"is {name!r}" if name else "is missing"
-        raise InvalidInput(f"--timezone {wrong}: use an IANA name, such as Europe/Berlin or America/New_York.")
-    return zoneinfo.ZoneInfo(zone)
+    if not (name or known):
+        raise InvalidInput("--timezone is missing: use an IANA name, such as Europe/Berlin or America/New_York.")
+    return zone_of(name or known or "")
 
 
 def when(
