@@ -22,16 +22,8 @@ def autoscaling(
     as_json: AsJson = False,
 ) -> None:
     """Show the autoscaling settings, or change them. Prints what Baseten answered, and the settings it has then."""
-    settings = {
-        "min_replica": min_replica,
-        "max_replica": max_replica,
-        "autoscaling_window": autoscaling_window,
-        "scale_down_delay": scale_down_delay,
-        "concurrency_target": concurrency_target,
-        "target_utilization_percentage": target_utilization_percentage,
-        "max_scale_down_rate": max_scale_down_rate,
-    }
-    changes = {name: value for name, value in settings.items() if value is not None}
+    given = locals()  # the options by their names, which are Baseten's
+    changes = {name: value for name, value in given.items() if type(value) is int}
     found = where.client().autoscaling(where.ask, **changes)
     if as_json:
         return print(json.dumps({**found, **({"status": found.answered, "message": found.message} if changes else {})}))

@@ -115,5 +115,6 @@ def save(bars: list[Bar], title: str, file: Path) -> None:
     axes.bar_label(drawn, [f"{each:.2f}" for each in seconds], padding=4, color=charts.GREY)
     axes.set_yticks(rows, [bar.label for bar in bars])
     axes.invert_yaxis()
+    axes.set_xlim(left=0)
     charts.style(axes, title, "seconds")
     chart.savefig(file)
