@@ -61,15 +61,19 @@ def bodies(schema: dict[str, Any], pictures: list[str]) -> st.SearchStrategy:
     names = st.sampled_from(sorted(values))
     always = {name: values.pop(name) for name in sorted({*schema["required"], *COSTLY, "num_inference_steps"})}
     request = st.fixed_dictionaries(always, optional=values)
-    # From an image, with what may go with it.
-    more = {name: values[name] for name in ("strength", "seed", "output_format")}
-    from_image = st.fixed_dictionaries({**always, "image": values["image"]}, optional=more)
-    more = {**more, **{name: values[name] for name in ("mask_blur", "mask_padding")}}
-    masked = st.fixed_dictionaries({**always, "image": values["image"], "mask": values["mask"]}, optional=more)
-    spoiled_mask = st.dictionaries(st.sampled_from(["image", "mask", *more]), JUNK, min_size=1, max_size=2)
     spoiled = st.dictionaries(names | TEXT, JUNK, min_size=1, max_size=2)
-    bad, bad_mask = (
-        st.builds(lambda body, more: {**body, **more}, good, more)
-        for good, more in ((request, spoiled), (masked, spoiled_mask))
-    )
-    return st.one_of(request, from_image, masked, bad, bad, bad_mask, JUNK)
+    kinds = [request, *[_both(request, spoiled)] * 2, JUNK]
+    # From an image, with what may go with it.
+    start = [name for name in ("strength", "seed", "output_format") if name in values]
+    for field, more in (("image", start), ("mask", [*start, "mask_blur", "mask_padding"])):
+        if field not in values:
+            continue
+        always = {**always, field: values[field]}
+        good = st.fixed_dictionaries(always, optional={name: values[name] for name in more})
+        spoiled = st.dictionaries(st.sampled_from(["image", "mask", *more]), JUNK, min_size=1, max_size=2)
+        kinds += [good, _both(good, spoiled)]
+    return st.one_of(*kinds)
+
+
+def _both(body: st.SearchStrategy, more: st.SearchStrategy) -> st.SearchStrategy:
+    return st.builds(lambda body, more: {**body, **more}, body, more)

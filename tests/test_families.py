@@ -137,7 +137,8 @@ class Family:
 
     def loras(self, plain: str) -> None:
         """Each that can be chosen changes the picture, alone and together, and that of no other request."""
-        names = self.schema["$defs"]["LoraChoice"]["properties"]["name"].get("enum", [])
+        lora = self.schema.get("$defs", {}).get("LoraChoice")
+        names = lora["properties"]["name"]["enum"] if lora else []
         assert bool(names) == CATALOG[self.preset]["takes_lora"]
         chosen = [[{"name": name}] for name in names] + [[{"name": name} for name in names]]
         found = {self.picture(num_inference_steps=2, loras=loras) for loras in chosen if loras}

@@ -46,10 +46,22 @@ class LoraChoice(BaseModel):
     )
 
 
+def _leave_out_unusable(schema: dict[str, Any]) -> None:
+    """Take the fields that this model cannot use out of /schema. A request that has one is told so."""
+    image, mask = SETTINGS.image_to_image or SETTINGS.reference_images, SETTINGS.inpaint
+    usable = {"negative_prompt": SETTINGS.negative_prompt, "guidance_scale": _LIMITS.guidance_scale > 1}
+    usable |= {"image": image, "strength": SETTINGS.image_to_image or mask, "loras": SETTINGS.lora_names}
+    usable |= dict.fromkeys(("mask", "mask_blur", "mask_padding"), mask)
+    for name in [name for name, use in usable.items() if not use]:
+        del schema["properties"][name]
+
+
 class GenerationRequest(BaseModel):
     """One request. Numbers are not taken from strings, and unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_leave_out_unusable
+    )
 
     prompt: Prompt = Field(min_length=1, description="What the image shows.")
     negative_prompt: Prompt | None = Field(None, description="What the image must not show.")

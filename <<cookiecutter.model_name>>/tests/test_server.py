@@ -52,10 +52,16 @@ def test_schema_holds_the_bounds_of_the_config(server: Server, pipeline: dict[st
     assert schema["input_schema"]["additionalProperties"] is False
     assert fields["num_inference_steps"]["maximum"] == limits["max_steps"]
     assert fields["width"]["maximum"] == fields["height"]["maximum"] == limits["max_size"]
-    assert {name: fields[name]["default"] for name in defaults if name != "strength"} == {
-        name: value for name, value in defaults.items() if name != "strength"
-    }
-    assert str(defaults["strength"]) in fields["strength"]["description"]
+    shown = {name: value for name, value in defaults.items() if name in fields and name != "strength"}
+    assert {name: fields[name]["default"] for name in shown} == shown
+    assert set(defaults) - set(shown) <= {"strength", "guidance_scale"}
+    # What the model cannot use is not there.
+    assert ("negative_prompt" in fields) == pipeline["negative_prompt"]
+    assert ("image" in fields) == bool(pipeline["image_to_image"] or pipeline["reference_images"])
+    assert {name in fields for name in ("mask", "mask_blur", "mask_padding")} == {pipeline["inpaint"] is not None}
+    assert ("loras" in fields) == any(not lora["fused"] for lora in pipeline["loras"])
+    if "strength" in fields:
+        assert str(defaults["strength"]) in fields["strength"]["description"]
     assert set(schema["output_schema"]["properties"]) == {"images", "content_type", "warnings", "timings"}
 
 

@@ -75,4 +75,4 @@ def list_price(client: Any) -> float:
     found = price_per_minute(client)
     if found is None:
         raise ClientError("Baseten does not tell the price of this instance type: give --price, in USD an hour.")
-    return round(found[0] * 60, 4)
+    return round(found * 60, 4)

@@ -1,4 +1,4 @@
-"""One cold start of the real local Truss server, from the command line: the other tests have one that is there at once."""
+"""One cold start of the real local Truss server, from the command line: other tests use an instant one."""
 
 import json
 from pathlib import Path
@@ -33,6 +33,8 @@ def test_a_real_cold_start_is_woken_measured_and_streamed(
     assert running.post("predict", prompt="a boat").is_success
     told = [json.loads(platform.run("fields", "--json").stdout) for platform in (real_platform, running)]
     assert told[0] == told[1]
-    bad: list[httpx.Response] = [platform.post("predict", prompt="x", width=63) for platform in (real_platform, running)]
+    bad = [
+        platform.post("predict", prompt="x", width=63) for platform in (real_platform, running)
+    ]
     assert {response.status_code for response in bad} == {400}
     assert all("`width`" in response.json()["error"] for response in bad), [response.text for response in bad]

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from platforms import PROJECT_PYTHON, SMALL, Platform
+from platforms import SMALL, Platform
 
 from fast_truss import Client, InvalidInput, RequestRefused, Target, image_bytes
 
