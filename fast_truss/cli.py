@@ -14,6 +14,7 @@ from fast_truss import (
     doctor,
     fields,
     generation,
+    hosting,
     load,
     pushed,
     schedule,
@@ -64,27 +65,7 @@ add(pushed.pushed, "pushed .pushed.json --print model_id")
 app.command()(plan)
 
 
-@app.command(name="app")
-@on_target
-def serve_page(
-    where: Where,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page.")] = 7860,
-) -> None:
-    """Serve a page for visitors, which wakes the model when it is opened."""
-    import socket
-
-    client = where.async_client()
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise InvalidInput(f"--port {port} cannot be used ({error.strerror}): name another one.") from None
-    try:
-        from fast_truss.page import launch
-    except ModuleNotFoundError as error:
-        raise InvalidInput(f"{error.name} is not installed: pip install -r requirements-app.txt") from None
-    launch(client, port, where.url)
+add(on_target(hosting.serve), "app --listen 0.0.0.0", name="app")
 
 
 @app.command()

@@ -130,7 +130,8 @@ def _reason(body: dict[str, Any]) -> str:
     if isinstance(found, dict):
         found = found.get("message") or found
     # Truss's own prefix says nothing to a person.
-    text = re.sub(r"^Input Parsing Errors?:", "", " ".join(str(found).split())).strip()
+    text = re.sub(r"^Input Parsing Errors?:", "", " ".join(str(found).split()))
+    text = text.replace(": Value error, ", ": ").strip()
     if len(text) > 500:
         # At a blank: what is cut within a word may be a part of the key, which nobody could then take out.
         text = text[:500].rpartition(" ")[0]

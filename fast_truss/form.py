@@ -1,118 +1,98 @@
-"""What a visitor filled in, as a request. No gradio here."""
+"""The fields of a request, as the model's /schema describes them, and what a visitor filled in. No gradio here."""
 
 import base64
+import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fast_truss.errors import InvalidInput
 
-MAX_SEED = 2**32 - 1
-FORMATS = ("png", "jpeg", "webp")
+# Where a name says too little to a visitor.
+LABELS = {
+    "mask": "Mask: white is painted over, the rest is kept",
+    "loras": "Styles",
+    "num_images": "Images",
+    "num_inference_steps": "Steps",
+    "guidance_scale": "Guidance",
+    "output_format": "Format",
+}
+# In the schema they are text.
+FILES = ("image", "mask")
+KINDS = {"string": "text", "boolean": "switch", "integer": "integer", "number": "number"}
+PROMPT_ALONE = {"properties": {"prompt": {"type": "string"}}, "required": ["prompt"]}
 
 
-def request_of(pipeline: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]:
-    """Return the request. Raises InvalidInput with a sentence for the visitor; the model checks the rest.
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """kind: text, file, styles, choice, switch, integer, number or json. schema: of a value that is not null."""
 
-    pipeline: the block of config.yaml. form: the fields of the page by name; an API can send anything, null included.
+    name: str
+    label: str
+    kind: str
+    schema: dict[str, Any]
+    required: bool
+    choices: Sequence[str]
+
+
+def fields_of(root: dict[str, Any]) -> list[Field]:
+    """Return the fields that leave a visitor something to choose. root: the schema of a request."""
+    fields = []
+    for name, found in root["properties"].items():
+        schema = _value(found, root)
+        # The client itself asks for a stream.
+        if name == "stream" or schema.get("minimum", 0) == schema.get("maximum"):
+            continue
+        styles = _value(schema.get("items", {}), root).get("properties", {}).get("name", {}).get("enum")
+        kind = "file" if name in FILES else KINDS.get(schema.get("type", ""), "json")
+        kind = "styles" if styles else "choice" if "enum" in schema else kind
+        label, required = LABELS.get(name) or name.capitalize().replace("_", " "), name in root["required"]
+        fields.append(Field(name, label, kind, schema, required, styles or schema.get("enum", ())))
+    return fields
+
+
+def _value(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a value that is not null, without references. Of a file or a list of them: with maxItems."""
+    choices = [each for each in schema.get("anyOf", []) if each.get("type") != "null"]
+    merged = {key: value for each in [*choices[::-1], schema] for key, value in each.items() if key != "anyOf"}
+    reference = merged.pop("$ref", "").rsplit("/", 1)[-1]
+    return {**_value(root["$defs"][reference], root), **merged} if reference else merged
+
+
+def request_of(fields: list[Field], values: dict[str, list[Any]]) -> dict[str, Any]:
+    """Return the request. Raises InvalidInput with a sentence; the model checks the rest.
+
+    values: of each field, by its name, a list of its value; of styles, also of the scale of each that there is.
     """
-    limits = pipeline.get("limits", {})
-    request = {
-        "prompt": _text("prompt", form.get("prompt"), limits),
-        "width": _whole("Width", form.get("width"), 1, 2**16),
-        "height": _whole("Height", form.get("height"), 1, 2**16),
-        "num_images": _whole("Pictures", form.get("num_images"), 1, limits.get("num_images", 1)),
-        "num_inference_steps": _whole("Steps", form.get("steps"), 1, 10**6),
-        "output_format": form.get("output_format"),
-        "quality": _whole("Quality", form.get("quality"), 1, 100),
-    }
-    if not request["prompt"]:
-        raise InvalidInput("Write a prompt first.")
-    if request["output_format"] not in FORMATS:
-        raise InvalidInput(f"The format is one of {', '.join(FORMATS)}.")
-    if "guidance_scale" in form:
-        request["guidance_scale"] = _number("Guidance", form["guidance_scale"])
-    negative_prompt = _text("negative prompt", form.get("negative_prompt") or "", limits)
-    if negative_prompt:
-        request["negative_prompt"] = negative_prompt
-    if form.get("loras"):
-        request["loras"] = [{"name": name} for name in _loras(form["loras"], pipeline)]
-    if form.get("image"):
-        request["image"] = _pictures(form["image"], pipeline)
-        if form.get("mask"):
-            request["mask"] = _picture(form["mask"], limits)
-        elif pipeline.get("image_to_image"):
-            request["strength"] = _number("Strength", form.get("strength"))
-        # The default may be too few for this strength: left out, the model follows it.
-        if request["num_inference_steps"] == pipeline.get("defaults", {}).get("num_inference_steps"):
-            del request["num_inference_steps"]
-    elif form.get("mask"):
-        raise InvalidInput("The mask belongs to a picture: choose that too.")
-    seed = form.get("seed")
-    if not form.get("random_seed") and str(seed or "").strip():
-        request["seed"] = _seed(seed)
+    request = {}
+    for field in fields:
+        value, *scales = values.get(field.name) or [None]
+        found = None if value is None or value in ("", []) else _read(field, value, scales)
+        if field.required and found in (None, ""):
+            raise InvalidInput(f"{field.label} is empty: fill it in first.")
+        # A default is left out: some follow another field, and some are refused where they have no effect.
+        if found not in (None, "", [], field.schema.get("default")):
+            request[field.name] = found
     return request
 
 
-def _text(name: str, value: Any, limits: dict[str, Any]) -> str:
-    if not isinstance(value, str):
-        raise InvalidInput(f"The {name} is text: write some.")
-    most = limits.get("prompt_characters", 2000)
-    if len(value) > most:
-        raise InvalidInput(f"The {name} has {len(value)} characters: use at most {most}.")
-    return value.strip()
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    number = _number(name, value)
-    if number != int(number) or not low <= number <= high:
-        raise InvalidInput(f"{name}: use a whole number from {low} to {high}.")
-    return int(number)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
-        raise InvalidInput(f"{name}: use a number.")
-    return float(value)
-
-
-def names_of_loras(pipeline: dict[str, Any]) -> list[str]:
-    """Return those that a request can choose."""
-    return [lora["name"] for lora in pipeline.get("loras", []) if not lora["fused"]]
-
-
-def _loras(names: Any, pipeline: dict[str, Any]) -> list[str]:
-    known = names_of_loras(pipeline)
-    if not isinstance(names, list) or not all(name in known for name in names):
-        raise InvalidInput(f"Styles: choose from {', '.join(known) or 'none'}.")
-    return names
-
-
-def _seed(value: Any) -> int:
-    digits = str(value).strip()
-    # The length first: Python refuses to read thousands of digits.
-    if len(digits) > 10 or not digits.isascii() or not digits.isdecimal() or int(digits) > MAX_SEED:
-        raise InvalidInput(f"The seed is a whole number from 0 to {MAX_SEED}, or empty.")
-    return int(digits)
-
-
-def _pictures(found: Any, pipeline: dict[str, Any]) -> Any:
-    """Return the picture, or all of a gallery, which gives each with its caption."""
-    limits, most = pipeline.get("limits", {}), (pipeline.get("reference_images") or {}).get("count", 1)
-    if not isinstance(found, list):
-        return _picture(found, limits)
-    if len(found) > most:
-        raise InvalidInput(f"There are {len(found)} pictures: use at most {most}.")
-    files = [each[0] if isinstance(each, list | tuple) and each else each for each in found]
-    pictures = [_picture(file, limits) for file in files]
-    return pictures if len(pictures) > 1 else pictures[0]
-
-
-def _picture(file: Any, limits: dict[str, Any]) -> str:
-    most = limits.get("image_bytes", 10_000_000)
+def _read(field: Field, value: Any, scales: list[Any]) -> Any:
     try:
-        content = Path(file).read_bytes()
-    except (OSError, TypeError, ValueError):
-        raise InvalidInput("The picture cannot be read: choose it again.") from None
-    if len(content) > most:
-        raise InvalidInput(f"The picture has {len(content) / 1e6:.1f} MB: use one of at most {most / 1e6:.1f} MB.")
-    return base64.b64encode(content).decode()
+        if field.kind == "text":
+            return value.strip()
+        if field.kind == "json":
+            return json.loads(value)
+        if field.kind in ("integer", "number") and isinstance(value, str):
+            return int(value) if field.kind == "integer" else float(value)
+        if field.kind == "styles":
+            known = dict(zip(field.choices, scales, strict=True))
+            return [{"name": name} | ({"scale": float(known[name])} if known[name] else {}) for name in value]
+        if field.kind == "file":
+            # A gallery gives each with its caption.
+            paths = [each[0] for each in value] if isinstance(value, list) else [value]
+            files = [base64.b64encode(Path(path).read_bytes()).decode() for path in paths]
+            return files if len(files) > 1 else files[0]
+    except (AttributeError, LookupError, OSError, OverflowError, TypeError, ValueError):
+        raise InvalidInput(f"{field.label} cannot be read: fill it in again.") from None
+    return value

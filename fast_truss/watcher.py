@@ -1,17 +1,13 @@
-"""One watcher for all visitors of the page: it wakes the model, follows its start, and tells it in words."""
+"""One watcher for all visitors of a page: it wakes the model, follows its start, and tells it in words."""
 
 import asyncio
+import contextlib
 import time
 
-from fast_truss.api import AsyncClient
+from fast_truss import AsyncClient, Status
 from fast_truss.errors import ClientError
-from fast_truss.rules import Status
 
-WORDS = {
-    "SCALED_TO_ZERO": "Waking the model",
-    "WAKING_UP": "Waking: getting a machine",
-    "LOADING_MODEL": "Waking: loading the model",
-}
+PHASES = {"WAKING_UP": "Waking: getting a machine", "LOADING_MODEL": "Waking: loading the model"}
 # A visitor who comes so soon after the last look sees what it saw.
 FRESH_SECONDS = 10.0
 # While it asks how long a start usually takes, the phase on the page stands still.
@@ -20,7 +16,7 @@ WEEK_MS = 7 * 24 * 3600 * 1000
 
 
 class Watcher:
-    """However many visitors wait, Baseten is asked once a second, and not at all while nobody waits."""
+    """However many visitors wait, Baseten is asked once a second, and not at all while nobody waits or looks."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -28,17 +24,23 @@ class Watcher:
         self._started = self._ended = float("-inf")
         self._status: Status | None = None
         self._error: str | None = None
-        self._usual: float | None = None
-        self._usual_known = client.local
+        self._usual = "" if client.local else None
 
     def start(self) -> None:
         """Wake the model and watch it, unless that is under way or just done."""
-        fresh = self.ready and time.monotonic() - self._ended < FRESH_SECONDS
-        if self.waiting or fresh:
+        if not self.waiting and not (self.ready and self._fresh):
+            self._started, self._status, self._error = time.monotonic(), None, None
+            self._task = asyncio.create_task(self._follow())
+
+    async def look(self) -> None:
+        """Ask for the status, which wakes nothing, unless somebody just did."""
+        if self.waiting or self._fresh:
             return
-        self._started = time.monotonic()
-        self._status = self._error = None
-        self._task = asyncio.create_task(self._follow())
+        self._ended = time.monotonic()
+        try:
+            self._status, self._error = await self._client.status(FRESH_SECONDS), None
+        except ClientError as error:
+            self._error = str(error)
 
     @property
     def waiting(self) -> bool:
@@ -46,29 +48,30 @@ class Watcher:
 
     @property
     def ready(self) -> bool:
-        return self._status is not None and self._status.ready
+        return self._error is None and self._status is not None and self._status.ready
 
     @property
     def kind(self) -> str:
-        """error, ready or waking."""
-        return "error" if self._error else "ready" if self.ready else "waking"
+        """error, ready, waking or asleep."""
+        return "error" if self._error else "ready" if self.ready else "waking" if self.waiting else "asleep"
 
     def words(self) -> str:
         """Return the phase, the seconds so far, and how long it usually takes if that is known."""
-        if self._error:
-            return self._error
-        if self.ready:
-            return "Ready"
-        phase = WORDS.get(self._status.status, "Waking: starting") if self._status else "Waking the model"
-        usual = f", usually {self._usual:.0f} s" if self._usual else ""
-        return f"{phase} ({time.monotonic() - self._started:.0f} s{usual})"
+        phase = PHASES.get(self._status.status if self._status else "", "Waking the model")
+        waking = f"{phase} ({time.monotonic() - self._started:.0f} s{self._usual or ''})"
+        asleep = "Asleep: the next image wakes the model"
+        return self._error or {"ready": "Ready", "waking": waking, "asleep": asleep}[self.kind]
+
+    @property
+    def _fresh(self) -> bool:
+        return time.monotonic() - self._ended < FRESH_SECONDS
 
     async def _follow(self) -> None:
         try:
             await self._client.wake()
             async for status in self._client.watch():
                 self._status = status
-                if not status.ready:
+                if not status.ready and self._usual is None:
                     await self._ask_usual()
         except ClientError as error:
             self._error = str(error)
@@ -76,21 +79,9 @@ class Watcher:
             self._ended = time.monotonic()
 
     async def _ask_usual(self) -> None:
-        if self._usual_known:
-            return
-        self._usual_known = True
-        now = int(time.time() * 1000)
-        try:
-            window = {"start_epoch_millis": now - WEEK_MS, "end_epoch_millis": now}
+        self._usual, now = "", int(time.time() * 1000)
+        window = {"start_epoch_millis": now - WEEK_MS, "end_epoch_millis": now}
+        with contextlib.suppress(ClientError):  # only a hint
             summary = await self._client.startups_summary(HINT_SECONDS, **window)
-        except ClientError:
-            return  # only a hint
-        if summary and summary.total_duration_ms.p50_ms:
-            self._usual = summary.total_duration_ms.p50_ms / 1000
-
-
-def generating_words(seconds: float, step: int | None = None, steps: int | None = None) -> str:
-    """Return what the page says while a picture is made. step, of steps: for a model that tells them."""
-    if step is not None and steps:
-        return f"Step {step} of {steps} ({seconds:.0f} s)"
-    return f"Generating ({seconds:.0f} s)"
+            if summary and summary.total_duration_ms.p50_ms:
+                self._usual = f", usually {summary.total_duration_ms.p50_ms / 1000:.0f} s"

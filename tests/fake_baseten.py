@@ -215,25 +215,22 @@ async def async_predict(request: Request) -> Response:
     return answer(inference.AsyncPredictOutput(request_id=f"request-{len(replica.queued)}"), 201)
 
 
-for prefix in TARGETS:
-    for action in (wake, predict, async_predict):
-        app.add_api_route(f"{prefix}/{action.__name__}", action, methods=["POST"])
-
-
-async def schema(request: Request) -> Response:
-    """Baseten's /sync reaches any path of the model's server, and waits for a replica as a predict does."""
+async def sync(request: Request) -> Response:
+    """Pass a GET on to the server of the model, as Baseten's documents say of /sync/."""
     replica = check_target(request)
     if not replica.has_schema:
         raise HTTPException(404, "Not found.")
     replica.wake()
     await replica.ready.wait()
-    async with httpx.AsyncClient(timeout=600) as http:
-        got = await http.get(f"{replica.url}/v1/models/model/schema")
-    return Response(got.content, got.status_code, media_type="application/json")
+    async with httpx.AsyncClient(timeout=60) as http:
+        got = await http.get(f"{replica.url}/{request.path_params['path']}")
+    return Response(got.content, got.status_code, media_type=got.headers.get("content-type"))
 
 
 for prefix in TARGETS:
-    app.add_api_route(f"{prefix}/sync/v1/models/model/schema", schema)
+    app.add_api_route(f"{prefix}/sync/{{path:path}}", sync, methods=["GET"])
+    for action in (wake, predict, async_predict):
+        app.add_api_route(f"{prefix}/{action.__name__}", action, methods=["POST"])
 
 
 @app.get("/model-model/async_request/{request_id}")
@@ -280,6 +277,18 @@ async def end_replica(replica_id: str, request: Request) -> Response:
     if not await request.app.state.replica.end_replica(replica_id):
         raise HTTPException(404, "Not found.")
     return answer(sdk.TerminateReplicaResponse())
+
+
+@app.get("/v1/models/{model}")
+async def describe_model(model: str) -> Response:
+    if model != "model":
+        raise HTTPException(404, "Not found.")
+    now, one = (
+        datetime.datetime.now(datetime.UTC),
+        {"production_deployment_id": "dep1", "development_deployment_id": None},
+    )
+    more = {"id": model, "created_at": now, "name": "Lighthouse", "deployments_count": 1, "team_name": "team"}
+    return answer(sdk.Model(**one, **more, instance_type_name="T4"))
 
 
 @app.get("/v1/models/model/deployments")

@@ -24,22 +24,16 @@ from fast_truss import (
     KeyRefused,
     ModelFailed,
     NotFound,
-    Status,
-    Target,
-    Unreachable,
     cli,
     console,
     doctor,
     fields,
-    form,
     generation,
     load,
     schedule,
     waterfall,
 )
 from fast_truss.options import Where, check_file
-from fast_truss.settings import usual_sides
-from fast_truss.watcher import Watcher, generating_words
 
 OFFICE = {
     "name": "office",
@@ -341,85 +335,6 @@ def test_an_image_costs_the_replicas_that_were_seen(capsys: pytest.CaptureFixtur
     assert (found["p95"], found["max"]) == (0.1, 8.0)
 
 
-FORM = {
-    "prompt": " a boat ",
-    "width": 512,
-    "height": 768,
-    "num_images": 1,
-    "steps": 4,
-    "guidance_scale": 1,
-    "output_format": "png",
-    "quality": 90,
-    "seed": "",
-}
-PIPELINE = {
-    "image_to_image": {"class_name": "x"},
-    "limits": {"prompt_characters": 20, "num_images": 4, "image_bytes": 10},
-    "loras": [{"name": "pixel-art", "scale": 1.0, "fused": False}, {"name": "warm", "scale": 1.0, "fused": True}],
-}
-
-
-def test_a_form_is_a_request(tmp_path: Path) -> None:
-    request = form.request_of(PIPELINE, FORM)
-    assert (request["prompt"], request["width"], request["height"]) == ("a boat", 512, 768)
-    assert not {"seed", "image", "strength", "negative_prompt", "loras"} & set(request)
-    assert form.request_of(PIPELINE, {**FORM, "loras": ["pixel-art"]})["loras"] == [{"name": "pixel-art"}]
-    assert form.request_of(PIPELINE, {**FORM, "seed": " 7 "})["seed"] == 7
-    assert "seed" not in form.request_of(PIPELINE, {**FORM, "seed": "7", "random_seed": True})
-    picture = tmp_path / "x.png"
-    picture.write_bytes(b"hi")
-    with_picture = form.request_of(PIPELINE, {**FORM, "image": str(picture), "strength": 0.5})
-    assert (with_picture["image"], with_picture["strength"]) == ("aGk=", 0.5)
-    # With a mask or as a reference, strength is the model's own.
-    masked = form.request_of(PIPELINE, {**FORM, "image": str(picture), "mask": str(picture), "strength": 0.5})
-    assert (masked["image"], masked["mask"], "strength" in masked) == ("aGk=", "aGk=", False)
-    references = {**PIPELINE, "image_to_image": None, "reference_images": {"count": 2}}
-    gallery = [(str(picture), None)] * 2
-    assert len(form.request_of(references, {**FORM, "image": gallery})["image"]) == 2
-    assert form.request_of(references, {**FORM, "image": gallery[:1]})["image"] == "aGk="
-    with pytest.raises(InvalidInput, match="There are 3 pictures: use at most 2"):
-        form.request_of(references, {**FORM, "image": [*gallery, gallery[0]]})
-    without = {name: value for name, value in FORM.items() if name != "guidance_scale"}
-    assert "guidance_scale" not in form.request_of(PIPELINE, without)
-    reference = form.request_of({**PIPELINE, "image_to_image": None}, {**FORM, "image": str(picture)})
-    assert (reference["image"], "strength" in reference) == ("aGk=", False)
-    # The usual number of steps may be too few for the strength: then the model chooses.
-    usual = {**PIPELINE, "defaults": {"num_inference_steps": FORM["steps"]}}
-    assert "num_inference_steps" not in form.request_of(usual, {**FORM, "image": str(picture), "strength": 0.5})
-    assert "num_inference_steps" in form.request_of(usual, FORM)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"prompt": None}, "The prompt is text"),
-        ({"prompt": "  "}, "Write a prompt"),
-        ({"prompt": "x" * 21}, "use at most 20"),
-        ({"negative_prompt": 5}, "The negative prompt is text"),
-        ({"seed": "9" * 5000}, "The seed is a whole number"),
-        ({"seed": "1.5"}, "The seed is a whole number"),
-        ({"seed": str(2**32)}, "The seed is a whole number"),
-        ({"seed": "\u00b2"}, "The seed is a whole number"),
-        ({"width": None}, "Width"),
-        ({"height": float("nan")}, "Height"),
-        ({"num_images": 5}, "Pictures"),
-        ({"steps": 1e300}, "Steps"),
-        ({"guidance_scale": "7"}, "Guidance"),
-        ({"quality": 0}, "Quality"),
-        ({"output_format": "exe"}, "The format"),
-        ({"loras": ["warm"]}, "Styles: choose from pixel-art"),
-        ({"loras": "pixel-art"}, "Styles: choose from pixel-art"),
-        ({"loras": [["x"]]}, "Styles: choose from pixel-art"),
-        ({"image": "/no/such/file"}, "The picture cannot be read"),
-        ({"image": ["x"]}, "The picture cannot be read"),
-        ({"mask": "x.png"}, "The mask belongs to a picture"),
-    ],
-)
-def test_a_bad_form_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(InvalidInput, match=sentence):
-        form.request_of(PIPELINE, {**FORM, **changes})
-
-
 # As pydantic writes them: of a model that takes several references, and LoRAs.
 SCHEMA = {
     "$defs": {
@@ -487,86 +402,6 @@ def test_fields_have_the_types_of_the_schema(tmp_path: Path) -> None:
 def test_a_value_of_another_type_is_a_sentence(words: list[str], sentence: str) -> None:
     with pytest.raises(InvalidInput, match=re.escape(sentence)):
         request_of(*words)
-
-
-def test_a_picture_that_is_too_large_is_a_sentence(tmp_path: Path) -> None:
-    picture = tmp_path / "x.png"
-    picture.write_bytes(bytes(11))
-    with pytest.raises(InvalidInput, match="use one of at most"):
-        form.request_of(PIPELINE, {**FORM, "image": str(picture)})
-
-
-def test_the_default_size_is_always_offered() -> None:
-    assert usual_sides(600, {"max_size": 640, "min_size": 500, "size_multiple": 64}) == [512, 576, 600, 640]
-
-
-class Waking:
-    """An AsyncClient whose model needs some looks to be ready."""
-
-    local = False
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.target = Target("m")
-        self.woken = 0
-        self.error = error
-        self.go_on = asyncio.Event()
-
-    async def wake(self) -> None:
-        self.woken += 1
-        if self.error:
-            raise self.error
-
-    async def watch(self) -> Any:
-        yield Status("WAKING_UP", 0, "d", None)
-        await self.go_on.wait()
-        yield Status("ACTIVE", 1, "d", None)
-
-    async def startups_summary(self, timeout: float, **window: int) -> Any:
-        assert timeout < 5  # the phase stands still meanwhile
-        assert window["start_epoch_millis"] < window["end_epoch_millis"]
-        points = {f"p{percent}_ms": 42_400 for percent in (50, 90, 95, 99)}
-        whole = sdk.StartupPercentiles(sample_count=3, mean_ms=42_400, **points)
-        return sdk.StartupSummary(**window, total_duration_ms=whole, phase_duration_ms=[])
-
-
-def test_all_visitors_share_one_watch() -> None:
-    async def visit() -> None:
-        waking = Waking()
-        watcher = Watcher(waking)
-        for _ in range(50):
-            watcher.start()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert watcher.words() == "Waking: getting a machine (0 s, usually 42 s)"
-        assert watcher.kind == "waking"
-        waking.go_on.set()
-        while watcher.waiting:
-            await asyncio.sleep(0)
-        assert (watcher.words(), watcher.kind) == ("Ready", "ready")
-        # So soon after it nobody needs to ask again.
-        watcher.start()
-        assert waking.woken == 1
-
-    asyncio.run(visit())
-
-
-def test_what_stops_a_watch_is_said_and_the_next_visitor_tries_again() -> None:
-    async def visit() -> None:
-        waking = Waking(Unreachable("the platform cannot be reached"))
-        watcher = Watcher(waking)
-        for tries in (1, 2):
-            watcher.start()
-            while watcher.waiting:
-                await asyncio.sleep(0)
-            assert (watcher.words(), watcher.kind) == ("the platform cannot be reached", "error")
-            assert waking.woken == tries
-
-    asyncio.run(visit())
-
-
-def test_progress_has_a_place_for_steps() -> None:
-    assert generating_words(3.2) == "Generating (3 s)"
-    assert generating_words(3.2, 4, 30) == "Step 4 of 30 (3 s)"
 
 
 class Made:

@@ -16,9 +16,9 @@ from test_commands_offline import settings_of
 from typer.testing import CliRunner
 
 from fast_truss import ClientError, InvalidInput, cli
+from fast_truss.deployment import checked_autoscaling
 from fast_truss.plan import chart, choices, pattern, recorded, report, request_log, simulation, traffic
 from fast_truss.plan.simulation import Machine, Outcome, Settings, simulate
-from fast_truss.rules import checked_autoscaling
 
 MACHINE = Machine(cold_start=30.0, image=4.0)
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import httpx
 import pytest
 from PIL import Image
 from platforms import PROJECT_PYTHON, Platform
@@ -33,8 +32,6 @@ def test_a_real_cold_start_is_woken_measured_and_streamed(
     assert running.post("predict", prompt="a boat").is_success
     told = [json.loads(platform.run("fields", "--json").stdout) for platform in (real_platform, running)]
     assert told[0] == told[1]
-    bad = [
-        platform.post("predict", prompt="x", width=63) for platform in (real_platform, running)
-    ]
+    bad = [platform.post("predict", prompt="x", width=63) for platform in (real_platform, running)]
     assert {response.status_code for response in bad} == {400}
     assert all("`width`" in response.json()["error"] for response in bad), [response.text for response in bad]
