@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +23,7 @@ from baseten.client import managementapi as sdk
 from conftest import TEMPLATE
 
 import fast_truss
-from fast_truss import AsyncClient, Client, Target, coldstart, errors, load, policy, transport
+from fast_truss import AsyncClient, Client, Target, errors, policy, transport
 from fast_truss.transport import made as made_http
 from fast_truss.transport import route_to
 
@@ -422,61 +421,6 @@ def test_a_change_is_tried_again_and_something_new_is_not(call: Callable[..., An
     assert len(seen) == 1
 
 
-def test_a_coldstart_takes_no_longer_than_it_may_in_all(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slept: list[float]
-) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.method == "PATCH":
-            return changed()
-        if request.method == "POST":
-            return httpx.Response(202)
-        waited = sum(slept)
-        return reply(environment(*("ACTIVE", 1) if waited < 20 else ("SCALED_TO_ZERO", 0)))
-
-    monkeypatch.setattr(coldstart, "put_back_afterwards", lambda *_: contextlib.nullcontext(lambda: None))
-    monkeypatch.setattr(coldstart.tempfile, "gettempdir", lambda: str(tmp_path))
-    with pytest.raises(fast_truss.TimedOut, match="still SCALED_TO_ZERO"):
-        coldstart.measure(Client(MODEL, transport=httpx.MockTransport(answer)), 30, True, None, None, False)
-    assert 20 < sum(slept) <= 30
-
-
-@pytest.mark.parametrize("fault", [403, 404, 500, {"items": 5}, httpx.ReadError("x")])
-def test_a_record_that_cannot_be_had_does_not_cost_what_was_measured(fault: Any) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        if isinstance(fault, Exception):
-            raise fault
-        return httpx.Response(fault) if isinstance(fault, int) else httpx.Response(200, json=fault)
-
-    made = Client(MODEL, transport=httpx.MockTransport(answer))
-    assert coldstart._recorded(made, "dep1", time.time()) is None
-
-
-def test_a_coldstart_does_not_take_the_settings_of_a_schedule_for_the_environment_s() -> None:
-    kept = deployment().autoscaling_settings.model_copy(update={"min_replica": 1})
-    office = sdk.AutoscalingSchedule(
-        id="s1",
-        name="office hours",
-        enabled=True,
-        autoscaling_settings={**kept.model_dump(), "target_in_flight_tokens": None, "max_scale_down_rate": None},
-        cadence="DAILY",
-        weekdays=["MONDAY"],
-        start_minute=0,
-        end_minute=0,
-    )
-
-    def now(applied: str | None) -> httpx.Response:
-        state = sdk.AutoscalingScheduleState(schedule_id=applied, autoscaling_settings=kept)
-        there = sdk.EnvironmentAutoscalingSchedules(timezone="UTC", schedules=[office], applied_state=state)
-        return reply(environment(autoscaling_schedules=there))
-
-    answer, seen = answers(now("s1"), now(None), now(None))
-    made = Client(MODEL, transport=httpx.MockTransport(answer))
-    with pytest.raises(fast_truss.InvalidInput, match="The schedule 'office hours' applies to production now"):
-        coldstart._settings_before(made, None)
-    assert coldstart._settings_before(made, None) == {"min_replica": 0, "scale_down_delay": 900}
-    assert {request.method for request in seen} == {"GET"}
-
-
 def test_an_address_that_never_answered_is_not_tried_for_long(call: Callable[..., Any], slept: list[float]) -> None:
     answer, seen = answers(*[httpx.ConnectError("no")] * 10)
     with pytest.raises(fast_truss.Unreachable, match="cannot be reached"):
@@ -843,40 +787,6 @@ def test_a_pause_is_told(slept: list[float]) -> None:
     answer, _ = answers(httpx.Response(429), httpx.Response(200, json=IMAGE))
     Client(MODEL, transport=httpx.MockTransport(answer), on_pause=told.append).generate("a boat")
     assert [(wait.seconds, wait.reason.status) for wait in told] == [(5.0, 429)]
-
-
-def test_a_load_tells_what_was_tried_again_and_what_was_no_image(slept: list[float]) -> None:
-    answer, seen = answers(
-        httpx.Response(202),
-        httpx.Response(503),  # a look
-        httpx.Response(503),  # before the model is ready: not counted
-        reply(environment()),
-        httpx.Response(429),
-        httpx.Response(200, json=IMAGE),
-        httpx.Response(200, json={"images": None}),
-        httpx.Response(500, headers=OWN, json={"error": "x"}),
-    )
-    result = load.Result()
-    made = AsyncClient(MODEL, transport=httpx.MockTransport(answer), on_pause=result.count_pause)
-    asyncio.run(load.run(made, result, {"prompt": "a boat"}, requests=3, concurrency=1, timeout=60))
-    assert (result.images, len(result.seconds), len(seen)) == (1, 1, 8)
-    assert result.errors == {"UnexpectedAnswer": 1, "ModelFailed 500": 1}
-    assert result.tried_again == {"Unavailable 429": 1}
-
-
-def test_a_load_that_only_fails_gives_up(slept: list[float], capsys: pytest.CaptureFixture) -> None:
-    failing = [httpx.Response(500, headers=OWN, json={"error": "no memory"})] * load.GIVE_UP_AFTER
-    made = [httpx.Response(200, json=IMAGE)]
-    answer, seen = answers(httpx.Response(202), *failing[1:], *made, *failing, glance=reply(environment()))
-    result = load.Result()
-    asked = AsyncClient(MODEL, transport=httpx.MockTransport(answer))
-    asyncio.run(load.run(asked, result, {"prompt": "a boat"}, requests=1000, concurrency=1, timeout=60))
-    assert (result.images, result.errors["ModelFailed 500"]) == (1, 2 * load.GIVE_UP_AFTER - 1)
-    assert len(seen) == 2 * load.GIVE_UP_AFTER + 1
-    load.report(result, None, True)
-    told = capsys.readouterr()
-    assert json.loads(told.out)["given_up"] is True
-    assert "Given up after 10 failures in a row. The last one: The model failed (500: no memory)" in told.err
 
 
 @pytest.mark.parametrize("method", ["startups", "startups_summary"])
