@@ -142,13 +142,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = config.getoption("--preset")
     if chosen is None:
         return
-    about = [item for item in items if chosen in parameters(item) or "presets" in getattr(item, "fixturenames", ())]
+    about = [item for item in items if chosen in presets_of(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in about])
     items[:] = about
 
 
-def parameters(item: pytest.Item) -> list[Any]:
-    return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+def presets_of(item: pytest.Item) -> list[str]:
+    """Return the presets that a test is about: those of its parameters, or all, where it is about each."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    found = [value for value in parameters if isinstance(value, str) and value in PRESETS]
+    return found or (PRESETS if "presets" in getattr(item, "fixturenames", ()) else [])
 
 
 @pytest.fixture(scope="session")
