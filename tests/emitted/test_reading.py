@@ -351,3 +351,10 @@ def test_a_safety_checker_cannot_be_served_and_says_so(settings_of: Make, copy_o
     (folder / "pipeline" / "safety_checker" / "config.json").write_text("{}")
     with pytest.raises(SettingsError, match="leave it out with safety_checker: null"):
         read_pipeline(settings_of("sd15", folder, load_kwargs={}), "cpu")
+
+
+def test_a_tiny_pipeline_keeps_a_published_key_that_its_class_does_not_know(tiny: Any, tmp_path: Path) -> None:
+    components = TINY["flux-dev"]["components"]
+    published = {**components, "transformer": {**components["transformer"], "clip_width": 768}}
+    tiny.make(tmp_path, BLOCKS["flux-dev"], {**TINY["flux-dev"], "components": published})
+    assert json.loads((tmp_path / "pipeline" / "transformer" / "config.json").read_text())["clip_width"] == 768
