@@ -144,16 +144,21 @@ class Served:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], Served]:
+    return serve_with(monkeypatch)
+
+
+def serve_with(patch: pytest.MonkeyPatch) -> Callable[[Settings], Served]:
+    """Return what loads a model, whose settings stay until patch is undone."""
     import prometheus_client
     from cold_start import read_ahead
 
     # Each model registers its gauge, and there are many in this process.
-    monkeypatch.setattr(prometheus_client.Gauge, "__init__", _with_own_registry(prometheus_client.Gauge.__init__))
-    monkeypatch.setattr(read_ahead, "begin", lambda *_: None)
-    return lambda settings: Served(settings, monkeypatch)
+    patch.setattr(prometheus_client.Gauge, "__init__", _with_own_registry(prometheus_client.Gauge.__init__))
+    patch.setattr(read_ahead, "begin", lambda *_: None)
+    return lambda settings: Served(settings, patch)
 
 
 def _with_own_registry(init: Any) -> Any:
     import prometheus_client
 
-    return lambda self, *args, **more: init(self, *args, registry=prometheus_client.CollectorRegistry(), **more)
+    return lambda self, *args, **more: init(self, *args, **{**more, "registry": prometheus_client.CollectorRegistry()})
