@@ -102,6 +102,8 @@ def memory_held() -> int:
     return simulated_gpu.memory.now
 
 
+# pytest takes back, after the fixture, what load() asks of warnings.
+@pytest.mark.filterwarnings("error:.*out of memory:UserWarning")
 def test_after_a_fault_in_each_stage_the_next_image_is_the_same(family: Served) -> None:
     text = ask(family)
     start = {"image": text, "strength": 0.5} if family.settings.image_to_image else None
@@ -140,7 +142,7 @@ def refused(served: Served, words: str, **body: Any) -> None:
         ask(served, **body)
 
 
-@pytest.mark.parametrize("preset", ["sd15", "sdxl", "sd3-medium", "flux-schnell"])
+@pytest.mark.parametrize("preset", ["sd15", "flux-schnell"])
 def test_a_mask_that_was_left_on_the_cpu_is_refused(
     preset: str, on_gpu: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +155,7 @@ def test_a_mask_that_was_left_on_the_cpu_is_refused(
     refused(served, DEVICES, **body)
 
 
-@pytest.mark.parametrize("preset", ["sd15", "sdxl", "sd3-medium", "flux-schnell", "qwen-image-2512", "z-image-turbo"])
+@pytest.mark.parametrize("preset", ["sd15", "sd3-medium", "z-image-turbo"])
 def test_latents_of_another_dtype_are_refused(
     preset: str, on_gpu: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +171,7 @@ def test_latents_of_another_dtype_are_refused(
     refused(served, DTYPES)
 
 
-@pytest.mark.parametrize("preset", ["sd15", "flux-schnell", "z-image-turbo"])
+@pytest.mark.parametrize("preset", ["sd15", "flux-schnell"])
 def test_a_lora_that_leaves_float32_behind_is_refused(preset: str, on_gpu: Callable[..., Served]) -> None:
     served = on_gpu(preset)
     layer = next(part for path, part in denoiser(served.pipeline).named_modules() if path.endswith("to_q"))
