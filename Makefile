@@ -9,7 +9,7 @@ DEMO = build/my-stable-diffusion
 REQUIRED = $$($(BIN)/python -m catalog --requirements)
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test test-bake test-preset test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu train-demo judge-demo
+.PHONY: help demo test test-bake test-preset test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu bench-memory train-demo judge-demo
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-image   the image, built from its real Dockerfile and started: 10 minutes, as root, with buildah and debootstrap"
 	@echo "make bench  cold starts of the image on full-size random weights (9 GB): an hour, as root, like test-image"
 	@echo "make bench-levers   what each lever gives, one left out at a time: about 40 minutes"
+	@echo "make bench-memory   the peak memory of every preset, and the smallest GPU that holds it, without a GPU: 10 minutes"
 	@echo "make bench-gpu   ways to bring the weights onto a GPU, where there is one"
 	@echo "make bench-under-load   how soon health answers while requests run and hostile ones are refused: 5 minutes"
 	@echo "make bench-compile   what compile: regional adds to a cold start: 15 minutes"
@@ -82,6 +83,11 @@ bench-loras: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(PROJECT_VENV)/bin/python benchmarks/full_size_weights.py sdxl build/weights/sdxl/pipeline
 	$(PROJECT_VENV)/bin/python benchmarks/loras.py $(DEMO) build/weights/sdxl
+
+bench-memory: $(VENV)/.ready $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	$(PROJECT_VENV)/bin/pip install --quiet $(REQUIRED)
+	$(BIN)/python benchmarks/memory.py $(PROJECT_VENV)/bin/python
 
 bench-gpu: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)

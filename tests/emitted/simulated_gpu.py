@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
@@ -126,42 +126,68 @@ def _on_cuda(device: Any) -> bool:
 def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func in SOURCES:
         return _moved(func, args, kwargs)
-    flat = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
-    gpus = [each for each in flat if isinstance(each, Gpu)]
+    flat, spec = tree_flatten((args, kwargs))
+    tensors = [each for each in flat if isinstance(each, torch.Tensor)]
+    gpus = [each for each in tensors if isinstance(each, Gpu)]
     device = kwargs.get("device")
     _check_generator(kwargs.get("generator"), gpus or _on_cuda(device))
     if not gpus:
         return _made_on(func, args, kwargs) if _on_cuda(device) else func(*args, **kwargs)
-    _check_devices(func, args, flat)
+    _check_devices(func, args, tensors)
     if func in ONE_DTYPE:
-        _check_dtypes([each for each in flat if each.is_floating_point()], func)
-    shapes = any(_is_shape(each) for each in gpus)
+        _check_dtypes([each for each in tensors if each.is_floating_point()], func)
     if func is aten._local_scalar_dense.default:
         return _value(args[0])
+    shapes = any(_is_shape(each) for each in gpus)
     if shapes and func is aten.index.Tensor:
-        args = (args[0], [_places(index) for index in args[1]])
-    if device is not None and not _on_cuda(device):
-        shapes = False
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            held = _held(value)
-            return _shape(held) if shapes and held.device.type != "meta" and held.dim() else held
-        if isinstance(value, torch.device) and value.type == "cuda":
-            return torch.device("meta" if shapes else "cpu")
-        return value
-
-    more = tree_map(plain, kwargs)
-    if shapes:
+        flat, spec = tree_flatten(((args[0], [_places(index) for index in args[1]]), kwargs))
+    away = device is not None and not _on_cuda(device)
+    given, more = tree_unflatten([_plain(each, shapes and not away) for each in flat], spec)
+    if shapes and not away:
         more.pop("pin_memory", None)
         more.pop("generator", None)
-    given = tree_map(plain, args)
-    result = func(*given, **more)
-    if device is not None and not _on_cuda(device):
+        result = _known_shape(func, given, more)
+    else:
+        result = func(*given, **more)
+    if away:
         return result
     if func._schema.is_mutable:
         return kwargs.get("out", args[0])
-    return tree_map(wrap, result)
+    return wrap(result) if isinstance(result, torch.Tensor) else tree_map(wrap, result)
+
+
+def _plain(value: Any, shapes: bool) -> Any:
+    """Return what the operation runs on in place of value: on meta if shapes, else on the CPU."""
+    if isinstance(value, torch.Tensor):
+        held = _held(value)
+        return _shape(held) if shapes and held.device.type != "meta" and held.dim() else held
+    if isinstance(value, torch.device) and value.type == "cuda":
+        return torch.device("meta" if shapes else "cpu")
+    return value
+
+
+_shapes_made: dict[Any, Any] = {}
+
+
+def _known_shape(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run the operation on meta, or repeat what it made of the same shapes: that takes long in Python."""
+    returns = func._schema.returns
+    if func._schema.is_mutable or len(returns) != 1 or str(returns[0].type) != "Tensor" or returns[0].alias_info:
+        return func(*args, **kwargs)
+    flat, spec = tree_flatten((args, kwargs))
+    known = tuple(
+        (each.shape, each.stride(), each.dtype, each.device.type)
+        if isinstance(each, torch.Tensor)
+        else (type(each), each)
+        for each in flat
+    )
+    key = func, known, spec
+    if key not in _shapes_made:
+        made = func(*args, **kwargs)
+        _shapes_made[key] = made.shape, made.stride(), made.dtype
+        return made
+    shape, stride, dtype = _shapes_made[key]
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def _moved(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

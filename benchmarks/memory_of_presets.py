@@ -1,0 +1,283 @@
+"""Load presets at full size on a simulated GPU, and write the bytes that each stage of each kind of request needs.
+
+    PROJECT_PYTHON benchmarks/memory_of_presets.py FOLDER PRESET...
+
+Run by memory.py, which sets what tests/emitted/conftest.py reads. The real load() and predict() run; the weights are
+sparse files of the real shapes and dtypes, so they take neither disk nor memory.
+"""
+
+import contextlib
+import gc
+import json
+import struct
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests" / "emitted"))
+
+import conftest  # noqa: E402  # isort: skip  # it says where cold_start is
+import cold_start.pipeline  # noqa: E402
+import diffusers  # noqa: E402
+import pytest  # noqa: E402
+import simulated_gpu  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+import yaml  # noqa: E402
+from PIL import Image  # noqa: E402
+from simulated_gpu import memory  # noqa: E402
+
+SIZES = yaml.safe_load((HERE / "configs" / "sizes.yaml").read_text("utf-8"))
+NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
+# Of each LoRA that a request chooses. Those of the Hub have 4 to 128.
+LORA_RANK = 64
+Q8_BLOCK, Q8_BYTES = 32, 34
+
+
+def enlarge(folder: Path, preset: str, block: dict[str, Any]) -> dict[str, int]:
+    """Give the tiny pipeline in folder its real size. Returns the bytes of each component's weights."""
+    index = json.loads((folder / "pipeline" / "model_index.json").read_text("utf-8"))
+    found = {}
+    for name, sizes in SIZES[preset].items():
+        part = block["components"].get(name)
+        home = folder / name if part else folder / "pipeline" / name
+        config = home / "config.json"
+        if part and part["file"]:
+            config = folder / "pipeline" / name / "config.json"
+        config.write_text(json.dumps(_merged(json.loads(config.read_text("utf-8")), _sizes(sizes))), "utf-8")
+        model = _on_meta(index[name], config.parent, part)
+        if part and str(part["file"]).endswith(".gguf"):
+            found[name] = sum(_packed(tensor).nbytes for tensor in model.state_dict().values())
+            continue
+        found[name] = _write_sparse(model, home)
+    return found
+
+
+def _sizes(sizes: dict[str, Any]) -> dict[str, Any]:
+    file = sizes.get("file")
+    known = json.loads((HERE / "configs" / file).read_text("utf-8")) if file else {}
+    return {**known, **{key: value for key, value in sizes.items() if key != "file"}}
+
+
+def _merged(config: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
+    both = {**config}
+    for key, value in sizes.items():
+        both[key] = (
+            _merged(config[key], value) if isinstance(value, dict) and isinstance(config.get(key), dict) else value
+        )
+    # Worked out anew, where the number of layers changed.
+    return {key: value for key, value in both.items() if key != "layer_types" or value is not None}
+
+
+def _on_meta(entry: list[str], folder: Path, part: dict[str, Any] | None) -> torch.nn.Module:
+    library = transformers if entry[0] == "transformers" else diffusers
+    class_ = getattr(library, part["class_name"] if part else entry[1])
+    with torch.device("meta"):
+        if library is diffusers:
+            return class_.from_config(class_.load_config(folder))
+        return class_(class_.config_class.from_pretrained(folder))
+
+
+def _write_sparse(model: torch.nn.Module, folder: Path) -> int:
+    """Write the model's tensors as zeros that take no disk, under the names and in the dtype of its tiny files."""
+    files = sorted(folder.rglob("*.safetensors"))
+    tiny = json.loads(files[0].read_bytes()[8 : 8 + struct.unpack("<Q", files[0].read_bytes()[:8])[0]])
+    dtype = next(each["dtype"] for name, each in tiny.items() if name != "__metadata__" and each["dtype"] != "I64")
+    tied = (
+        set(getattr(model, "_tied_weights_keys", None) or ())
+        if getattr(model.config, "tie_word_embeddings", False)
+        else set()
+    )
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, tensor in model.state_dict().items():
+        if name in tied:
+            continue
+        kind = dtype if tensor.is_floating_point() else NAMES[tensor.dtype]
+        size = tensor.numel() * {"F16": 2, "BF16": 2, "F32": 4, "I64": 8}[kind]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with files[0].open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at)
+    for index in folder.glob("*.index*.json"):
+        names = dict.fromkeys((name for name in header if name != "__metadata__"), files[0].name)
+        index.write_text(json.dumps({"metadata": {"total_size": at}, "weight_map": names}), "utf-8")
+    return at
+
+
+def _packed(tensor: torch.Tensor) -> torch.Tensor:
+    """Return memory that nobody touches, of the size that a Q8_0 file has for the tensor."""
+    if tensor.ndim != 2 or tensor.shape[1] % Q8_BLOCK:
+        return torch.empty(tensor.shape, dtype=torch.float32)
+    return torch.empty(tensor.shape[0], tensor.shape[1] // Q8_BLOCK * Q8_BYTES, dtype=torch.uint8)
+
+
+def read_packed(model: torch.nn.Module, patch: pytest.MonkeyPatch) -> None:
+    """Let diffusers find these tensors in the GGUF file, in 8 bits where the real one has them."""
+    import gguf
+    from diffusers.models import model_loading_utils
+    from diffusers.quantizers.gguf.utils import GGUFParameter
+
+    def load(*_: Any, **__: Any) -> dict[str, torch.Tensor]:
+        made = {name: _packed(tensor) for name, tensor in model.state_dict().items()}
+        q8 = gguf.GGMLQuantizationType.Q8_0
+        return {
+            name: GGUFParameter(each, quant_type=q8) if each.dtype == torch.uint8 else each.zero_()
+            for name, each in made.items()
+        }
+
+    patch.setattr(model_loading_utils, "load_gguf_checkpoint", load)
+    simulated_gpu.take_gguf(patch.setattr)
+
+
+class Stages:
+    """The most bytes on the device in each stage of a request."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.peaks: dict[str, int] = {}
+        self._denoiser = pipeline.components.get("unet") or pipeline.transformer
+
+    def _end(self, stage: str) -> None:
+        self.peaks[stage] = max(self.peaks.get(stage, 0), memory.peak)
+        memory.peak = memory.now
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        gc.collect()
+        memory.peak = memory.now
+        before = lambda *_: self._end("step" if "text" in self.peaks else "text")  # noqa: E731
+        hooks = [
+            self._denoiser.register_forward_pre_hook(before),
+            self._denoiser.register_forward_hook(lambda *_: self._end("step")),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._end("decode")
+
+
+@contextlib.contextmanager
+def loras(pipeline: Any, count: int, dtype: torch.dtype) -> Iterator[None]:
+    """Let each linear layer of the UNet or transformer add so many LoRAs to what it makes."""
+    denoiser = pipeline.components.get("unet") or pipeline.transformer
+    changed = []
+    for layer in denoiser.modules():
+        if not isinstance(layer, torch.nn.Linear) or hasattr(layer.weight, "quant_type"):
+            continue
+        pairs = [
+            tuple(
+                torch.empty(shape, dtype=dtype, device="cuda")
+                for shape in ((LORA_RANK, layer.in_features), (layer.out_features, LORA_RANK))
+            )
+            for _ in range(count)
+        ]
+        layer.forward = _with(layer.forward, pairs)
+        changed.append(layer)
+    try:
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
+
+
+def _with(forward: Callable[..., Any], pairs: list[Any]) -> Callable[..., Any]:
+    def added(value: Any, *rest: Any) -> Any:
+        made = forward(value, *rest)
+        for down, up in pairs:
+            more = torch.nn.functional.linear(torch.nn.functional.linear(value.to(down.dtype), down), up)
+            made = made + more * 1.0
+        return made
+
+    return added
+
+
+def requests(settings: Any) -> dict[str, dict[str, Any]]:
+    """Return the requests that are measured, by name: at the default size and the largest, alone and with all it takes."""
+    limits, defaults = settings.limits, settings.defaults
+    image = conftest.text_of(Image.new("RGB", (limits.max_size, limits.max_size), "gray"))
+    mask = conftest.text_of(Image.new("L", (limits.max_size, limits.max_size), 255))
+    largest = {"width": limits.max_size, "height": limits.max_size}
+    kinds: dict[str, dict[str, Any]] = {"text": {}}
+    if settings.image_to_image:
+        kinds["image"] = {"image": image, "strength": 0.9}
+    if settings.reference_images:
+        count = settings.reference_images.count
+        kinds["references"] = {"image": [image] * count if count > 1 else image}
+    if settings.inpaint:
+        kinds["mask"] = {"image": image, "mask": mask}
+    found: dict[str, dict[str, Any]] = {"default": {"width": defaults.width, "height": defaults.height}}
+    for kind, body in kinds.items():
+        found[f"largest, {kind}"] = {**largest, **body}
+    return found
+
+
+def measure(preset: str) -> dict[str, Any]:
+    block, tiny, before = conftest.BLOCKS[preset], conftest._tiny_pipeline(), memory.now
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        tiny.make(folder, block, preset)
+        files = enlarge(folder, preset, block)
+        packed = [part for part, component in block["components"].items() if str(component["file"]).endswith(".gguf")]
+        for part in packed:
+            index = json.loads((folder / "pipeline" / "model_index.json").read_text("utf-8"))
+            read_packed(_on_meta(index[part], folder / "pipeline" / part, block["components"][part]), patch)
+        settings = conftest.Settings.model_validate({**block, "weights_dir": str(folder), "warm_up": False})
+        memory.peak = memory.now
+        served = conftest.serve_with(patch)(settings)
+        result: dict[str, Any] = {
+            "files": files,
+            "load": memory.peak - before,
+            "weights": memory.now - before,
+            "requests": {kind: _stages(served, body, before) for kind, body in requests(settings).items()},
+        }
+        # diffusers takes no LoRA for a GGUF.
+        if not packed:
+            with loras(served.pipeline, settings.limits.loras, getattr(torch, settings.dtype)):
+                result["loras"] = memory.now - before - result["weights"]
+                largest = {"width": settings.limits.max_size, "height": settings.limits.max_size}
+                result["requests"]["largest, LoRAs"] = _stages(served, largest, before)
+    cold_start.pipeline.on_same_weights.cache_clear()
+    return {**result, "seconds": round(time.process_time() - began, 1)}
+
+
+def _stages(served: Any, body: dict[str, Any], before: int) -> dict[str, int]:
+    settings = served.settings
+    if settings.negative_prompt and settings.defaults.guidance_scale > 1:
+        body = {"negative_prompt": "blurry", "guidance_scale": settings.defaults.guidance_scale, **body}
+    stages = Stages(served.pipeline)
+    prompt = ("a lighthouse on a cliff at dawn, " * 100)[: settings.limits.prompt_characters]
+    few = max(2, settings.limits.min_steps)
+    with stages.watched():
+        answer = served.ask(prompt=prompt, output_format="jpeg", num_inference_steps=few, **body)
+    if not hasattr(answer, "images"):
+        raise RuntimeError(f"{answer.status_code}: {answer.body!r}")
+    return {stage: peak - before for stage, peak in stages.peaks.items()}
+
+
+def main(folder: Path, presets: list[str]) -> None:
+    simulated_gpu.limits.numbers, simulated_gpu.limits.made_up = 10_000, True
+    with simulated_gpu.device():
+        for preset in presets:
+            try:
+                found = measure(preset)
+            except Exception as error:
+                traceback.print_exc()
+                found = {"error": f"{type(error).__name__}: {error}"}
+            (folder / f"{preset}.json").write_text(json.dumps(found, indent=1), "utf-8")
+            print(preset, found.get("seconds", "failed"), flush=True)
+            gc.collect()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
