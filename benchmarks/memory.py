@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from cookiecutter.main import cookiecutter
 
 HERE = Path(__file__).resolve().parent
@@ -161,7 +160,9 @@ def report(measured: dict[str, dict[str, Any]], model: Fit, rows: list[tuple[Pub
         )
     lines += ["", f"needed = weights + {model.factor:.2f} x (found - weights) + {gb(model.constant)} GB", ""]
     lines += ["## Every preset", ""]
-    lines += ["| preset | weights | load | default | largest | with | needed, default | needed, largest | smallest GPU |"]
+    lines += [
+        "| preset | weights | load | default | largest | with | needed, default | needed, largest | smallest GPU |"
+    ]
     lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for preset, found in measured.items():
         block = _block(preset)
