@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import dataclasses
 import math
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,23 +49,25 @@ class Memory:
     def __init__(self) -> None:
         self.now = self.peak = 0
         self._known: dict[int, Any] = {}
+        # Models are read in threads, and the collector may free in the middle of add().
+        self._lock = threading.RLock()
 
     def add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = -(-storage.nbytes() // 512) * 512
-        self._known[key] = weakref.ref(storage, lambda _: self._free(key, size))
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        key, size = storage._cdata, -(-storage.nbytes() // 512) * 512
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = weakref.ref(storage, lambda _: self._free(key, size))
+                self.now += size
+                self.peak = max(self.peak, self.now)
 
     def reserve(self, size: int) -> None:
         """Count what a kernel needs while it runs."""
         self.peak = max(self.peak, self.now + size)
 
     def _free(self, key: int, size: int) -> None:
-        del self._known[key]
-        self.now -= size
+        with self._lock:
+            del self._known[key]
+            self.now -= size
 
 
 memory = Memory()
@@ -139,7 +142,7 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return _value(args[0])
     shapes = any(_is_shape(each) for each in gpus)
     if shapes and func is aten.index.Tensor:
-        args = (args[0], [_places(index) for index in args[1]])
+        args = (args[0], [place for index in args[1] for place in _places(index)])
     away = device is not None and not _on_cuda(device)
     given, more = _map(lambda each: _plain(each, shapes and not away), (args, kwargs))
     if shapes and not away:
@@ -263,11 +266,11 @@ def _value(tensor: Gpu) -> Any:
     return torch.ones((), dtype=tensor.dtype).item() if _is_shape(tensor) else tensor.held.item()
 
 
-def _places(index: Any) -> Any:
-    """Return what a mask of numbers chooses, as meta cannot know how many elements these are."""
+def _places(index: Any) -> list[Any]:
+    """Return what a mask of numbers chooses, one index a dimension: meta cannot know how many elements these are."""
     if index is None or index.dtype != torch.bool or _is_shape(index):
-        return index
-    return wrap(_held(index).nonzero().squeeze(1)) if index.dim() == 1 else index
+        return [index]
+    return [wrap(each) for each in _held(index).nonzero().unbind(1)]
 
 
 def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -407,6 +410,7 @@ def device(total_bytes: int = 80 * 2**30) -> Iterator[Memory]:
         "is_bf16_supported": lambda *_, **__: True,
         "get_device_capability": lambda *_: (9, 0),
         "memory_allocated": lambda *_: memory.now,
+        "memory_reserved": lambda *_: memory.now,
         "mem_get_info": lambda *_: (total_bytes - memory.now, total_bytes),
     }
     true = {name: getattr(torch.cuda, name) for name in answers}
