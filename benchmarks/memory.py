@@ -21,7 +21,7 @@ from cookiecutter.main import cookiecutter
 HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE.parent
 sys.path.insert(0, str(TEMPLATE / "tests"))
-from conftest import ACCELERATORS, PRESETS, render_config  # noqa: E402
+from conftest import ACCELERATOR_FACTS, PRESETS, render_config  # noqa: E402
 
 GIB = 2**30
 # What torch says that it can have of each, in its errors of too little memory: GiB. The cheapest first of equals.
@@ -38,7 +38,8 @@ GPUS = {
     "H200": 139.80,
     "B200": 178.35,
 }
-WITHOUT_BFLOAT16 = ("T4", "V100")
+# What CUDA takes before the first tensor. The published peaks are those of torch's allocator, without it.
+CONTEXT = 0.5e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +74,18 @@ KEPT_OF_T5 = 24 * 10240 * 4096 * 2
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """needed = weights + factor x (peak - weights) + constant."""
+    """allocated = weights + factor x (peak - weights) + constant."""
 
     factor: float
     constant: float
 
-    def needed(self, weights: float, peak: float) -> float:
+    def allocated(self, weights: float, peak: float) -> float:
         return weights + self.factor * (peak - weights) + self.constant
+
+    def needed(self, found: dict[str, Any], request: str) -> float:
+        """Return what a GPU must have for the request. Its LoRAs are weights."""
+        weights = found["weights"] + (found["loras"] if request.endswith("LoRAs") else 0)
+        return self.allocated(weights, peak(found, request)) + CONTEXT
 
 
 def measure(python: str, presets: list[str], jobs: int) -> dict[str, dict[str, Any]]:
@@ -142,44 +148,58 @@ def fit(rows: list[tuple[Published, float, float]]) -> Fit:
 def smallest(needed: float, dtype: str) -> str | None:
     """Return the smallest GPU of Baseten that holds so many bytes."""
     for name, gib in GPUS.items():
-        if name in ACCELERATORS and gib * GIB >= needed and not (dtype == "bfloat16" and name in WITHOUT_BFLOAT16):
+        if gib * GIB >= needed and (dtype != "bfloat16" or ACCELERATOR_FACTS[name].bfloat16):
             return name
     return None
 
 
 def report(measured: dict[str, dict[str, Any]], model: Fit, rows: list[tuple[Published, float, float]]) -> str:
-    lines = [(HERE / "configs" / "memory_head.md").read_text("utf-8")]
-    lines += ["## Held against published peaks", ""]
-    lines += ["| preset | weights | found | predicted | published | error | source |"]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [(HERE / "configs" / "memory_head.md").read_text("utf-8"), "## Held against published peaks", ""]
+    lines += head("preset", "weights", "found", "predicted", "published", "error", "source")
     for each, weights, top in rows:
-        needed = model.needed(weights, top)
-        lines.append(
-            f"| {each.preset} | {gb(weights)} | {gb(top)} | {gb(needed)} | {gb(each.bytes)} | "
-            f"{needed / each.bytes - 1:+.1%} | {each.source} |"
-        )
-    lines += ["", f"needed = weights + {model.factor:.2f} x (found - weights) + {gb(model.constant)} GB", ""]
-    lines += ["## Every preset", ""]
+        allocated = model.allocated(weights, top)
+        error = f"{allocated / each.bytes - 1:+.1%}"
+        lines.append(row(each.preset, weights, top, allocated, each.bytes, error, each.source))
     lines += [
-        "| preset | weights | load | default | largest | with | needed, default | needed, largest | smallest GPU |"
+        "",
+        f"predicted = weights + {model.factor:.2f} x (found - weights) {model.constant / 1e9:+.2f} GB. A GPU must",
     ]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [f"have {gb(CONTEXT)} GB more, for CUDA's context, which the published peaks leave out (assumed)."]
+    lines += ["", "## Every preset", ""]
+    lines += head("preset", "now", "weights", "load", "default", "largest", "of", "GPU", "without LoRAs", "GPU of that")
     for preset, found in measured.items():
-        block = _block(preset)
-        size = block["limits"]["max_size"]
-        worst = max((name for name in found["requests"] if name != "default"), key=lambda name: peak(found, name))
-        least, most = (model.needed(found["weights"], peak(found, name)) for name in ("default", worst))
-        lines.append(
-            f"| {preset} | {gb(found['weights'])} | {gb(found['load'])} | {gb(peak(found, 'default'))} | "
-            f"{gb(peak(found, worst))} | {size} px, {worst.removeprefix('largest, ')} | {gb(least)} | {gb(most)} | "
-            f"{smallest(most, block['dtype'])} |"
-        )
-    lines += ["", "## Each stage", "", "| preset | request | text | step | decode |", "| --- | --- | --- | --- | --- |"]
+        config = render_config(preset=preset)
+        block, dtype = config.model_metadata["pipeline"], config.model_metadata["pipeline"]["dtype"]
+        most = {request: model.needed(found, request) for request in found["requests"]}
+        worst = max(most, key=lambda request: most[request])
+        plain = max(needed for request, needed in most.items() if not request.endswith("LoRAs"))
+        now = f"{config.model_metadata['gpu_memory_gb']} GB, {config.resources.accelerator.accelerator.value}"
+        of = f"{block['limits']['max_size']} px, {worst.removeprefix('largest, ')}"
+        cells = [
+            preset,
+            now,
+            found["weights"],
+            found["load"],
+            most["default"],
+            most[worst],
+            of,
+            smallest(most[worst], dtype),
+        ]
+        lines.append(row(*cells, plain, smallest(plain, dtype)))
+    lines += ["", "## Live tensors, by stage", "", *head("preset", "request", "text", "step", "decode")]
     for preset, found in measured.items():
         for request, stages in found["requests"].items():
-            cells = " | ".join(gb(stages[stage]) for stage in ("text", "step", "decode"))
-            lines.append(f"| {preset} | {request} | {cells} |")
+            lines.append(row(preset, request, *(stages[stage] for stage in ("text", "step", "decode"))))
     return "\n".join(lines) + "\n"
+
+
+def head(*names: str) -> list[str]:
+    return [row(*names), row(*["---"] * len(names))]
+
+
+def row(*cells: Any) -> str:
+    """Return a row of a table. Numbers are bytes."""
+    return "| " + " | ".join(gb(cell) if isinstance(cell, int | float) else str(cell) for cell in cells) + " |"
 
 
 def gb(size: float) -> str:

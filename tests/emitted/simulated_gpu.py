@@ -34,7 +34,7 @@ SOURCES = {aten.copy_.default, aten._to_copy.default}
 
 @dataclasses.dataclass
 class Limits:
-    """What the device holds. made_up: return a number where the value of a shape is asked for, to measure memory."""
+    """What the device holds. made_up: say True, or 1.0, where a shape is asked for its value, to measure memory."""
 
     numbers: int = 50_000_000
     made_up: bool = False
@@ -262,7 +262,8 @@ def _refuse_values(tensor: torch.Tensor, allowed: bool = False) -> None:
 
 
 def _value(tensor: Gpu) -> Any:
-    _refuse_values(tensor, limits.made_up)
+    # An integer may be a size: then what follows would be too small.
+    _refuse_values(tensor, limits.made_up and (tensor.dtype == torch.bool or tensor.is_floating_point()))
     return torch.ones((), dtype=tensor.dtype).item() if _is_shape(tensor) else tensor.held.item()
 
 
