@@ -21,7 +21,7 @@ from cookiecutter.main import cookiecutter
 HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE.parent
 sys.path.insert(0, str(TEMPLATE / "tests"))
-from conftest import ACCELERATOR_FACTS, PRESETS, render_config  # noqa: E402
+from conftest import ACCELERATOR_FACTS, FACTS, PRESETS, render_config  # noqa: E402
 
 GIB = 2**30
 # What torch says that it can have of each, in its errors of too little memory: GiB. The cheapest first of equals.
@@ -221,6 +221,10 @@ def main() -> None:
     for preset, found in measured.items():
         if "error" in found:
             sys.exit(f"{preset}: {found['error']}")
+        if not 0.98 < found["weights"] / 1e9 / FACTS[preset].weights_gb < 1.02:
+            sys.exit(
+                f"{preset} has {gb(found['weights'])} GB of weights, and the catalog says otherwise: see sizes.yaml"
+            )
     rows = compared(measured)
     table = report(measured, fit(rows), rows)
     print(table)

@@ -9,6 +9,7 @@ sparse files of the real shapes and dtypes, so they take neither disk nor memory
 import contextlib
 import gc
 import json
+import re
 import struct
 import sys
 import tempfile
@@ -41,10 +42,11 @@ Q8_BLOCK, Q8_BYTES = 32, 34
 SHARD_BYTES = 17 * 10**9
 
 
-def enlarge(folder: Path, preset: str, block: dict[str, Any]) -> dict[str, int]:
-    """Give the tiny pipeline in folder its real size. Returns the bytes of each component's weights."""
+def enlarge(folder: Path, preset: str, block: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
+    """Give the tiny pipeline in folder its real size. Raises LookupError for a preset whose sizes are not known."""
+    if preset not in SIZES:
+        raise LookupError(f"configs/sizes.yaml has no {preset}: add the sizes of its components")
     index = json.loads((folder / "pipeline" / "model_index.json").read_text("utf-8"))
-    found = {}
     for name, sizes in SIZES[preset].items():
         part = block["components"].get(name)
         home = folder / name if part else folder / "pipeline" / name
@@ -54,16 +56,15 @@ def enlarge(folder: Path, preset: str, block: dict[str, Any]) -> dict[str, int]:
         config.write_text(json.dumps(_merged(json.loads(config.read_text("utf-8")), _sizes(sizes))), "utf-8")
         model = _on_meta(index[name], config.parent, part)
         if part and str(part["file"]).endswith(".gguf"):
-            found[name] = sum(_packed(path, tensor).nbytes for path, tensor in model.state_dict().items())
+            read_packed(model, sizes.get("unpacked"), patch)
             continue
-        found[name] = _write_sparse(model, home)
-    return found
+        _write_sparse(model, home)
 
 
 def _sizes(sizes: dict[str, Any]) -> dict[str, Any]:
     file = sizes.get("file")
     known = json.loads((HERE / "configs" / file).read_text("utf-8")) if file else {}
-    return {**known, **{key: value for key, value in sizes.items() if key != "file"}}
+    return {**known, **{key: value for key, value in sizes.items() if key not in ("file", "unpacked")}}
 
 
 def _merged(config: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _on_meta(entry: list[str], folder: Path, part: dict[str, Any] | None) -> tor
         return class_(class_.config_class.from_pretrained(folder))
 
 
-def _write_sparse(model: torch.nn.Module, folder: Path) -> int:
+def _write_sparse(model: torch.nn.Module, folder: Path) -> None:
     """Write the model's tensors as zeros that take no disk, under the names and in the dtype of its tiny files."""
     files = sorted(folder.rglob("*.safetensors"))
     tiny = json.loads(files[0].read_bytes()[8 : 8 + struct.unpack("<Q", files[0].read_bytes()[:8])[0]])
@@ -124,29 +125,29 @@ def _write_sparse(model: torch.nn.Module, folder: Path) -> int:
         where = {tensor: name for (header, _), name in zip(shards, names, strict=True) for tensor in header}
         del where["__metadata__"]
         indexes[0].write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": where}), "utf-8")
-    return total
 
 
-def _packed(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return memory that nobody touches, of the size that a Q8_0 file has for the tensor."""
-    if not name.endswith("weight") or tensor.ndim != 2 or tensor.shape[1] % Q8_BLOCK:
-        return torch.empty(tensor.shape, dtype=torch.float32)
-    return torch.empty(tensor.shape[0], tensor.shape[1] // Q8_BLOCK * Q8_BYTES, dtype=torch.uint8)
-
-
-def read_packed(model: torch.nn.Module, patch: pytest.MonkeyPatch) -> None:
-    """Let diffusers find these tensors in the GGUF file, in 8 bits where the real one has them."""
+def _packed(name: str, tensor: torch.Tensor, unpacked: str | None) -> tuple[torch.Tensor, Any]:
+    """Return memory that nobody touches, of the size that a Q8_0 file has for the tensor, and its type there."""
     import gguf
+
+    kinds = gguf.GGMLQuantizationType
+    if not name.endswith("weight") or tensor.ndim != 2 or tensor.shape[1] % Q8_BLOCK:
+        return torch.zeros(tensor.shape, dtype=torch.float32), None
+    rows, columns = tensor.shape
+    if unpacked and re.search(unpacked, name):
+        return torch.empty(rows, columns * 2, dtype=torch.uint8), kinds.BF16
+    return torch.empty(rows, columns // Q8_BLOCK * Q8_BYTES, dtype=torch.uint8), kinds.Q8_0
+
+
+def read_packed(model: torch.nn.Module, unpacked: str | None, patch: pytest.MonkeyPatch) -> None:
+    """Let diffusers find these tensors in the GGUF file, in 8 bits where the real one has them."""
     from diffusers.models import model_loading_utils
     from diffusers.quantizers.gguf.utils import GGUFParameter
 
     def load(*_: Any, **__: Any) -> dict[str, torch.Tensor]:
-        made = {name: _packed(name, tensor) for name, tensor in model.state_dict().items()}
-        q8 = gguf.GGMLQuantizationType.Q8_0
-        return {
-            name: GGUFParameter(each, quant_type=q8) if each.dtype == torch.uint8 else each.zero_()
-            for name, each in made.items()
-        }
+        made = {name: _packed(name, tensor, unpacked) for name, tensor in model.state_dict().items()}
+        return {name: GGUFParameter(each, quant_type=kind) if kind else each for name, (each, kind) in made.items()}
 
     patch.setattr(model_loading_utils, "load_gguf_checkpoint", load)
     simulated_gpu.take_gguf(patch.setattr)
@@ -245,22 +246,17 @@ def measure(preset: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
         tiny.make(folder, block, conftest.TINY[preset])
-        files = enlarge(folder, preset, block)
-        packed = [part for part, component in block["components"].items() if str(component["file"]).endswith(".gguf")]
-        for part in packed:
-            index = json.loads((folder / "pipeline" / "model_index.json").read_text("utf-8"))
-            read_packed(_on_meta(index[part], folder / "pipeline" / part, block["components"][part]), patch)
+        enlarge(folder, preset, block, patch)
         settings = conftest.Settings.model_validate({**block, "weights_dir": str(folder), "warm_up": False})
         memory.peak = memory.now
         served = conftest.serve_with(patch)(settings)
         result: dict[str, Any] = {
-            "files": files,
             "load": memory.peak - before,
             "weights": memory.now - before,
             "requests": {kind: _stages(served, body, before) for kind, body in requests(settings).items()},
         }
         # diffusers takes no LoRA for a GGUF.
-        if not packed:
+        if not any(".gguf" in str(part) for part in block["components"].values()):
             with loras(served.pipeline, settings.limits.loras, getattr(torch, settings.dtype)):
                 result["loras"] = memory.now - before - result["weights"]
                 largest = {"width": settings.limits.max_size, "height": settings.limits.max_size}
