@@ -38,7 +38,9 @@ JINJA = Environment(**CONTEXT["_jinja2_env_vars"], loader=LOADER, undefined=Stri
 # Threads of torch that wait for each other make tiny images 30 times slower beside other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Files whose tests share what is costly to start.
-GROUPS = {"platform": {f"tests/tools/test_{name}.py" for name in ("commands", "gateway", "page", "plan", "wake")}}
+GROUPS = {
+    "platform": {f"tests/tools/test_{name}.py" for name in ("commands", "gateway", "make", "page", "plan", "wake")}
+}
 # With this environment a Python writes down which lines it runs. Only some do: it makes the imports a third slower.
 MEASURED: dict[str, str] = {}
 if "COVERAGE_FILE" in os.environ:

@@ -1,5 +1,6 @@
 """`make check` and `make push` of a project, which end with the tools."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,14 +8,15 @@ from typing import Any
 
 import control_plane
 import pytest
+from conftest import TEMPLATE
 from hub import Hub, hub
 from platforms import PROJECT_PYTHON, Platform
 
+TOOLS = os.environ.get("TOOLS")
 pytestmark = [
     pytest.mark.skipif(
-        PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
+        not (PROJECT_PYTHON and TOOLS), reason="PROJECT_PYTHON or TOOLS is not set: `make test` makes both environments"
     ),
-    pytest.mark.xdist_group("commands"),
 ]
 __all__ = ["hub"]
 
@@ -22,7 +24,7 @@ __all__ = ["hub"]
 def make(platform: Platform, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run make in the project, in the environment that is there: -o takes it for made, so nothing is installed."""
     venv = Path(PROJECT_PYTHON).parent.parent
-    command = ["make", "-o", f"{venv}/.ready", f"VENV={venv}", *arguments]
+    command = ["make", "-o", f"{venv}/.ready", f"VENV={venv}", "-o", f"{TOOLS}/.ready", f"TOOLS={TOOLS}", *arguments]
     around = {name: value for name, value in platform.environment().items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     options = {"cwd": platform.project, "env": {**around, **environment}}
     return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
@@ -41,7 +43,7 @@ def test_make_check_online_asks_for_what_a_push_needs(awake: Platform, hub: Hub)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = [line.split(":")[0].split(maxsplit=1) for line in result.stdout.splitlines() if line.startswith("ok ")]
     repo = "weights of stable-diffusion-v1-5/stable-diffusion-v1-5"
-    assert [name for _, name in lines] == ["config.yaml", "key", "secrets", "accelerator", repo]
+    assert [name for _, name in lines] == ["key", "secrets", "accelerator", repo]
     assert hub.tokens == {"Bearer hub-token"}
     hub.gone = "gated"
     result = make(awake, "check", "ONLINE=1", HF_ENDPOINT=hub.url)
@@ -70,7 +72,7 @@ def make_push(platform: Platform, plane: control_plane.ControlPlane, folder: Pat
     (folder / "sitecustomize.py").write_text(OTHER_ADDRESS)
     environment = {
         "HOME": str(folder),
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": f"{folder}:{TEMPLATE}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "BASETEN_TRUSS_AUTH_REMOTE_URL": plane.url,
         "BASETEN_TRUSS_AUTH_API_KEY": control_plane.KEY,
@@ -138,7 +140,7 @@ def test_make_push_fails_where_what_was_pushed_makes_no_image(
 def test_make_push_asks_for_a_key_where_there_is_none(
     awake: Platform, plane: control_plane.ControlPlane, tmp_path: Path
 ) -> None:
-    nowhere = {"BASETEN_TRUSS_AUTH_REMOTE_URL": "", "BASETEN_TRUSS_AUTH_API_KEY": ""}
+    nowhere = {"BASETEN_TRUSS_AUTH_REMOTE_URL": "", "BASETEN_TRUSS_AUTH_API_KEY": "", "BASETEN_API_KEY": ""}
     result = make_push(awake, plane, tmp_path, **nowhere)
     assert result.returncode != 0
     # `truss login` asks on a terminal, and here there is none.
