@@ -54,7 +54,7 @@ class ConfigError(ValueError):
 def read_config() -> dict[str, Any]:
     """Return config.yaml of this project. Raises ConfigError. Every command reads it here, and nowhere else."""
     # By its path: this module is imported from elsewhere too.
-    spec = importlib.util.spec_from_file_location("settings", PROJECT / "packages" / "cold_start" / "settings.py")
+    spec = importlib.util.spec_from_file_location("settings", PROJECT / "packages" / "pipeline_settings.py")
     assert spec is not None and spec.loader is not None
     settings = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(settings)

@@ -59,8 +59,8 @@ def main() -> None:
 
 def settings_of(weights: Path, count: int) -> object:
     """Return the settings of config.yaml on these weights, with count LoRAs that a request can choose."""
-    from cold_start.settings import Lora
     from model.request import SETTINGS
+    from pipeline_settings import Lora
 
     loras = [Lora(name=f"style-{number}", scale=1.0, fused=False) for number in range(count)]
     # In half precision, as on a GPU.

@@ -9,9 +9,9 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from cold_start.settings import ImageToImage, Inpaint
 from model import mask, picture
 from model.request import MAX_SEED, SETTINGS, GenerationRequest
+from pipeline_settings import ImageToImage, Inpaint
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cold_start.settings import ReferenceImages
+from pipeline_settings import ReferenceImages
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 DATA_URL = re.compile(r"data:[^,]{,100};base64,", re.IGNORECASE)  # of any type: the file says what it is

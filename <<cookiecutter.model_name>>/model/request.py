@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from cold_start.settings import read_settings
 from model import picture
+from pipeline_settings import read_settings
 
 # Read here, and not in Model.__init__, because Truss takes /schema from this class.
 SETTINGS = read_settings(Path(__file__).resolve().parent.parent / "config.yaml")

@@ -61,7 +61,7 @@ opened = []
 is_pickle = lambda path: str(path).endswith((".bin", ".ckpt", ".pt"))
 sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" and is_pickle(args[0]) else None)
 from cold_start.pipeline import on_same_weights, read_pipeline
-from cold_start.settings import Lora
+from pipeline_settings import Lora
 from cold_start.weights import WeightsError
 from model.request import SETTINGS
 sys.path.append(sys.argv[2])

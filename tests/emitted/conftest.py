@@ -29,7 +29,7 @@ READMES = json.loads(Path(os.environ["READMES"]).read_text("utf-8"))
 FAMILIES = list({block["class_name"]: preset for preset, block in reversed(BLOCKS.items())}.values())
 sys.path[:0] = [str(PROJECT), str(PROJECT / "packages"), str(TEMPLATE)]
 
-from cold_start.settings import Settings  # noqa: E402
+from pipeline_settings import Settings  # noqa: E402
 
 import catalog  # noqa: E402
 from catalog.written import tiny as tiny_of  # noqa: E402

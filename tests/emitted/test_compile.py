@@ -11,9 +11,9 @@ import numpy
 import pytest
 import torch
 from cold_start.pipeline import denoiser, read_pipeline
-from cold_start.settings import SettingsError
 from cold_start.warm_up import compiled_blocks
 from conftest import BLOCKS, FAMILIES, Make, Served, pixels_of
+from pipeline_settings import SettingsError
 from safetensors.torch import save_file
 
 COMPILER = os.environ.get("CXX", "g++")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from cold_start.pipeline import read_pipeline
-from cold_start.settings import SettingsError
 from cold_start.weights import WeightsError
 from conftest import BLOCKS, FACTS, Make, Served
+from pipeline_settings import SettingsError
 
 PACKED = [
     preset

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from cold_start.pipeline import read_pipeline
-from cold_start.settings import Settings
 from cold_start.weights import WeightsError
 from conftest import BLOCKS, FACTS, FAMILIES, Make, Served, pixels_of
 from model.request import GenerationRequest
+from pipeline_settings import Settings
 from pydantic import ValidationError
 from safetensors.torch import save_file
 

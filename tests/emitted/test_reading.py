@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers
 from cold_start.pipeline import read_pipeline
-from cold_start.settings import SettingsError
 from cold_start.weights import WeightsError, check_weights
 from conftest import BLOCKS, FAMILIES, TINY, Make
+from pipeline_settings import SettingsError
 from safetensors.torch import load_file, save_file
 
 UNETS = [preset for preset in FAMILIES if "unet/config.json" in BLOCKS[preset]["weight_files"]["pipeline"]]

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy
 import pytest
-from cold_start.settings import ReferenceImages
 from conftest import BLOCKS, FAMILIES, Make, Served, text_of
 from model import picture
 from PIL import Image
+from pipeline_settings import ReferenceImages
 from pydantic import ValidationError
 
 PRESETS = [preset for preset in FAMILIES if BLOCKS[preset]["reference_images"]]

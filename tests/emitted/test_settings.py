@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
-from cold_start.settings import Settings, SettingsError, read_settings
 from conftest import BLOCKS, PROJECT
+from pipeline_settings import Settings, SettingsError, read_settings
 
 CONFIG = yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8"))
 

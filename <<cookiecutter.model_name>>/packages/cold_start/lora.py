@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from cold_start.settings import Lora, one_line
 from cold_start.weights import WeightsError
+from pipeline_settings import Lora, one_line
 
 # What the names of tensors hold in formats that diffusers applies in part, or not to every family.
 OTHER_FORMATS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_": "LoHa", "lokr_": "LoKr"}

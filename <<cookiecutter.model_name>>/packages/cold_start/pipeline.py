@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cold_start import lora, proof
-from cold_start.settings import ImageToImage, Inpaint, Settings, SettingsError, did_you_mean, one_line
 from cold_start.weights import WeightsError
+from pipeline_settings import ImageToImage, Inpaint, Settings, SettingsError, did_you_mean, one_line
 
 NEEDED = {"vae", "scheduler", "unet", "transformer", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"}
 

@@ -3,8 +3,8 @@
 import inspect
 from typing import Any
 
-from cold_start.settings import Settings, SettingsError
 from cold_start.weights import WeightsError
+from pipeline_settings import Settings, SettingsError
 
 
 def check_steps(scheduler: Any, settings: Settings) -> None:

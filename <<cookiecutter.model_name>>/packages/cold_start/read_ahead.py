@@ -160,7 +160,7 @@ def _lines(file: str | Path) -> list[str]:
 def record(class_name: str) -> None:
     """Write down what the imports read, phase by phase. A build command in config.yaml does it, in the image."""
     sys.path[0] = os.getcwd()  # it was this file's folder
-    own = [*HERE.rglob("*.py*"), *Path.cwd().glob("model/**/*.py*")]
+    own = [*HERE.parent.rglob("*.py*"), *Path.cwd().glob("model/**/*.py*")]
     opened: dict[str, None] = {}  # in the order in which they are needed
     sys.addaudithook(lambda event, arguments: opened.setdefault(str(arguments[0])) if event == "open" else None)
     phases: list[list[Any]] = []

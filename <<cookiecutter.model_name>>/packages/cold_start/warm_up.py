@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cold_start.pipeline import denoiser
-from cold_start.settings import Settings, SettingsError, one_line
+from pipeline_settings import Settings, SettingsError, one_line
 
 logger = logging.getLogger("uvicorn")
 

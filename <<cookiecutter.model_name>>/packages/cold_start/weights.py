@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cold_start.settings import Settings
+from pipeline_settings import Settings
 
 # What Truss puts into the image for model_cache: the files to download, and Hugging Face's etag of each.
 MANIFEST = Path("/static-bptr/static-bptr-manifest.json")
