@@ -145,7 +145,7 @@ def pushes(
 def test_the_archive_holds_the_config_and_the_model_and_nothing_else(pushes: dict[str, Push], delivery: str) -> None:
     push = pushes[delivery]
     files = push.project.files()
-    of_the_server = re.compile(r"config\.yaml|(model|packages/cold_start)/[a-z_]+\.py")
+    of_the_server = re.compile(r"config\.yaml|(model|packages(/cold_start)?)/[a-z_]+\.py")
     needed = {name: files[name] for name in files if of_the_server.fullmatch(name)}
     assert push.files() == needed | OF_THE_MODEL
     assert SECRET not in push.archive

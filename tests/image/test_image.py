@@ -218,7 +218,7 @@ def test_where_the_builder_hides_pages_only_small_files_are_recorded(box: Contai
     code += "def hidden(file, *more, **options):\n"
     code += "    if file == '/proc/self/pagemap': raise PermissionError(13, 'Permission denied', file)\n"
     code += "    return real(file, *more, **options)\n"
-    code += "builtins.open = hidden\nfrom cold_start import read_ahead\nread_ahead.record('StableDiffusionXLPipeline')"
+    code += "builtins.open = hidden\nimport image_build\nimage_build.record('StableDiffusionXLPipeline')"
     result = box.run("env", "PYTHONPATH=/packages", "python3", "-c", code)
     assert result.returncode == 0, result.stderr
     record = json.loads((box.root / "packages" / "cold_start" / "imported_files.json").read_text("utf-8"))

@@ -1,24 +1,22 @@
 """Reads ahead what a cold start is going to read: what the imports need, as recorded at build, and the weights.
 
-Beside the server it runs as a program of its own: `read`. The build runs `record CLASS` and `startup`, in /app.
+It runs beside the server, as a program of its own. image_build.py makes the record.
 """
 
 import contextlib
-import importlib
 import json
 import logging
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("uvicorn")
 
-HERE = Path(__file__).resolve().parent
-RECORD = HERE / "imported_files.json"
+RECORD = Path(__file__).resolve().with_name("imported_files.json")
 READERS = 16
 CGROUPS = Path("/sys/fs/cgroup")
 # By controller, as in /proc/self/cgroup (v2 names none): limit, usage, and in memory.stat the page cache and what of it
@@ -27,14 +25,6 @@ CGROUP_FILES = {
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem"),
     "": ("memory.max", "memory.current", "file", "shmem"),
 }
-# What is imported one after the other: by the server until it listens, by load(), and with the pipeline's class.
-PHASES = (
-    ("truss_server", "uvicorn.lifespan.on", "uvicorn.protocols.http.h11_impl", "uvicorn.protocols.websockets.auto"),
-    ("torch",),
-    ("diffusers",),
-)
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-GAP_PAGES = 8  # untouched pages that are read too: quicker than one more read
 CHUNK_BYTES = 2**26
 RESERVE_BYTES = 2**31  # of memory, for what the imports and load() will take and what the imports read
 
@@ -59,9 +49,9 @@ def begin(weights: Iterable[Path]) -> None:
     slower = f" The imports will be slower, because {record['problem']}." if record["problem"] else ""
     logger.log(logging.WARNING if slower else logging.INFO, f"Reading ahead {record['summary']}, then {room}.{slower}")
     # A process of its own: threads in this one would wait for the interpreter's lock, which the imports hold.
-    # In the image, Python has started it (startup()) before the server's own imports. It waits for the files.
+    # In the image, Python has started it (image_build.py) before the server's own imports. It waits for the files.
     reader = sys.__dict__.pop("read_ahead", None) or subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, "read"], stdin=subprocess.PIPE
+        [sys.executable, "-I", "-S", __file__], stdin=subprocess.PIPE
     )
     threading.Thread(target=reader.communicate, args=(json.dumps(files).encode(),), daemon=True).start()
 
@@ -157,68 +147,5 @@ def _lines(file: str | Path) -> list[str]:
     return []
 
 
-def record(class_name: str) -> None:
-    """Write down what the imports read, phase by phase. A build command in config.yaml does it, in the image."""
-    sys.path[0] = os.getcwd()  # it was this file's folder
-    own = [*HERE.parent.rglob("*.py*"), *Path.cwd().glob("model/**/*.py*")]
-    opened: dict[str, None] = {}  # in the order in which they are needed
-    sys.addaudithook(lambda event, arguments: opened.setdefault(str(arguments[0])) if event == "open" else None)
-    phases: list[list[Any]] = []
-    problem, before = "", dict[str, set[int]]()
-    for names in PHASES:
-        modules = [importlib.import_module(name) for name in names]
-        getattr(modules[0], class_name, None)
-        try:
-            pages = _touched_pages()
-        except OSError as error:
-            pages, problem = {}, f"the build could not see which parts of libraries they need ({error})"
-        # Some were opened before the hook was there. model/ itself cannot be imported without config.yaml.
-        specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
-        cached = [getattr(spec, "cached", None) or "" for spec in specs]
-        # A size of 0: nothing to read, or a file of /proc, which ends with this process.
-        for file in filter(os.path.isfile, [*cached, *opened, *map(str, own)]):
-            pages.setdefault(os.path.abspath(file), set(range(-(-os.path.getsize(file) // PAGE_BYTES))))
-        phases.append([[file, *part] for file in pages for part in _ranges(pages[file] - before.get(file, set()))])
-        before = pages
-    parts = [part for phase in phases for part in phase]
-    summary = f"{sum(end - start for _, start, end in parts) / 1e9:.2f} GB of {len(parts)} parts for the imports"
-    RECORD.write_text(json.dumps({"summary": summary, "problem": problem, "phases": phases}), "utf-8")
-
-
-def _touched_pages() -> dict[str, set[int]]:
-    """Return which pages of each mapped file this process uses. https://docs.kernel.org/admin-guide/mm/pagemap.html"""
-    touched: dict[str, set[int]] = {}
-    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-        for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
-            addresses, _, offset, _, _, *path = line.split(maxsplit=5)
-            if path and os.path.isfile(path[0]):
-                first, last = (int(address, 16) // PAGE_BYTES for address in addresses.split("-"))
-                entries = memoryview(os.pread(pagemap.fileno(), 8 * (last - first), 8 * first)).cast("Q")
-                page = int(offset, 16) // PAGE_BYTES
-                touched.setdefault(path[0], set()).update(page + i for i, entry in enumerate(entries) if entry >> 63)
-    if not any(touched.values()):
-        raise OSError("/proc/self/pagemap says nothing")
-    return touched
-
-
-def _ranges(pages: set[int]) -> list[list[int]]:
-    """Return the parts of a file, in bytes, that hold pages. Small gaps between them are read too."""
-    ranges: list[list[int]] = []
-    for page in sorted(pages):
-        if not ranges or page - ranges[-1][1] > GAP_PAGES:
-            ranges.append([page, page])
-        ranges[-1][1] = page + 1
-    return [[start * PAGE_BYTES, end * PAGE_BYTES] for start, end in ranges]
-
-
-def startup() -> None:
-    """Print a line for a .pth file. Every Python in the image runs it first of all, so it asks for the server."""
-    print(
-        f'import sys; sys.orig_argv[-1:] == ["{Path.cwd()}/main.py"] and setattr(sys, "read_ahead", '
-        f'__import__("subprocess").Popen([sys.executable, "-I", "-S", "{__file__}", "read"], stdin=-1))'
-    )
-
-
 if __name__ == "__main__":
-    commands: dict[str, Callable[..., None]] = {"read": read_all, "record": record, "startup": startup}
-    commands[sys.argv[1]](*sys.argv[2:])
+    read_all()
