@@ -59,7 +59,7 @@ def main() -> None:
 
 def settings_of(weights: Path, count: int) -> object:
     """Return the settings of config.yaml on these weights, with count LoRAs that a request can choose."""
-    from model.request import SETTINGS
+    from model.model import SETTINGS
     from pipeline_settings import Lora
 
     loras = [Lora(name=f"style-{number}", scale=1.0, fused=False) for number in range(count)]
@@ -96,8 +96,8 @@ def load(weights: Path, count: int, images: int) -> None:
     import peft
     import psutil
     import torch
-    from cold_start import lora
     from cold_start.pipeline import read_pipeline
+    from model.pipelines import choose_loras
 
     settings = settings_of(weights, count)
     assert getattr(diffusers, settings.class_name) and peft and torch
@@ -108,7 +108,7 @@ def load(weights: Path, count: int, images: int) -> None:
 
     def image(scales: dict[str, float]) -> float:
         began = time.perf_counter()
-        lora.choose(pipeline, scales)
+        choose_loras(pipeline, scales)
         pipeline(**SMALL, output_type="np")
         return time.perf_counter() - began
 
@@ -116,8 +116,8 @@ def load(weights: Path, count: int, images: int) -> None:
         image({})
     started = time.perf_counter()
     for _ in range(SWITCHES):
-        lora.choose(pipeline, chosen)
-        lora.choose(pipeline, {})
+        choose_loras(pipeline, chosen)
+        choose_loras(pipeline, {})
     switched = (time.perf_counter() - started) / SWITCHES
     found = {
         "load s": loaded,

@@ -1,4 +1,4 @@
-"""Turns a request into the arguments of the pipeline."""
+"""Turns a request into the arguments of the pipeline, and tells what of it has no effect."""
 
 import contextlib
 import dataclasses
@@ -10,16 +10,13 @@ from typing import Any
 from fastapi import HTTPException
 
 from model import mask, picture
-from model.request import MAX_SEED, SETTINGS, GenerationRequest
-from pipeline_settings import ImageToImage, Inpaint
+from model.request import MAX_SEED, GenerationRequest
+from pipeline_settings import ImageToImage, Inpaint, PromptTokens, Settings
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What is the same for all images of a request: the arguments of the pipeline, and what is done with each image.
-
-    other: the pipeline that takes the first one's place.
-    """
+    """What all images of a request share. other: the pipeline that takes the first one's place."""
 
     arguments: dict[str, Any]
     other: ImageToImage | Inpaint | None = None
@@ -32,20 +29,20 @@ def seeds(request: GenerationRequest) -> list[int]:
     return [(first + i) % (MAX_SEED + 1) for i in range(request.num_images)]
 
 
-def of_request(request: GenerationRequest) -> Asked:
-    """Return what is the same for all images of the request. Raises HTTPException (400) for a picture without use."""
+def of_request(settings: Settings, request: GenerationRequest) -> Asked:
+    """Return what is the same for all images of the request. Raises HTTPException (400) for an unusable image."""
     arguments = {
         "prompt": request.prompt,
         "num_inference_steps": request.num_inference_steps,
-        SETTINGS.guidance_parameter: request.guidance_scale,
-        **SETTINGS.call_kwargs,
+        settings.guidance_parameter: request.guidance_scale,
+        **settings.call_kwargs,
     }
     if request.negative_prompt:
         arguments["negative_prompt"] = request.negative_prompt
-    size, multiple = {"width": request.width, "height": request.height}, SETTINGS.limits.size_multiple
+    size, multiple = {"width": request.width, "height": request.height}, settings.limits.size_multiple
     if request.image is None:
         return Asked(arguments | size)
-    references = SETTINGS.reference_images
+    references = settings.reference_images
     if references and request.mask is None:
         texts = request.image if isinstance(request.image, list) else [request.image]
         with _of_field("image"):
@@ -56,7 +53,7 @@ def of_request(request: GenerationRequest) -> Asked:
         start = picture.decode(request.image, request.width, request.height)
     arguments |= {"strength": request.strength}
     if request.mask is None:
-        other = SETTINGS.image_to_image
+        other = settings.image_to_image
         assert other  # the same
         return Asked(arguments | {"image": start} | (size if other.takes_size else {}), other)
     with _of_field("mask"):
@@ -64,7 +61,7 @@ def of_request(request: GenerationRequest) -> Asked:
         if not math.isclose(shape.info["shape"], start.info["shape"], rel_tol=0.02):
             raise ValueError("it has another shape than image: make it as wide and high")
     image, mask_image, finish = mask.cut_out(start, shape, request.mask_padding, multiple)
-    return Asked(arguments | size | {"image": image, "mask_image": mask_image}, SETTINGS.inpaint, finish)
+    return Asked(arguments | size | {"image": image, "mask_image": mask_image}, settings.inpaint, finish)
 
 
 @contextlib.contextmanager
@@ -76,50 +73,51 @@ def _of_field(name: str) -> Iterator[None]:
         raise HTTPException(400, f"Input Parsing Error:\n  `{name}`: Value error, {error}.") from None
 
 
-def of_image(seed: int, steps: int, stepped: Callable[[int], None]) -> dict[str, Any]:
-    """Return what is one image's own. stepped: told after each step how many there are. steps: how many were asked."""
+def of_image(settings: Settings, seed: int, steps: int, stepped: Callable[[int], None]) -> dict[str, Any]:
+    """Return the per-image arguments. stepped: called with the total after each step. steps: how many were asked."""
     import torch
 
     def after_step(*step: Any) -> Any:
-        # The pipeline, which comes first, knows how many strength leaves or the scheduler adds. PixArt's callback gets
-        # none: it is called as often as was asked.
+        # num_timesteps reflects strength and extra scheduler steps. PixArt's callback gets no pipeline.
         stepped(getattr(step[0], "num_timesteps", steps))
         return step[-1]
 
     # A generator on the CPU gives the same noise on every device.
-    return {"generator": torch.Generator("cpu").manual_seed(seed), SETTINGS.step_callback: after_step}
+    return {"generator": torch.Generator("cpu").manual_seed(seed), settings.step_callback: after_step}
 
 
-def loras(request: GenerationRequest) -> dict[str, float]:
-    """Return the scale of each LoRA that the request chooses, by its folder: see lora.choose()."""
-    known = {lora.name: lora for lora in SETTINGS.loras}
+def loras(settings: Settings, request: GenerationRequest) -> dict[str, float]:
+    """Return the scale of each LoRA that the request chooses, by its folder: see choose_loras()."""
+    known = {lora.name: lora for lora in settings.loras}
     chosen = [(known[each.name], each.scale) for each in request.loras]
     return {lora.folder: lora.scale if scale is None else scale for lora, scale in chosen}
 
 
-def warnings(request: GenerationRequest, pipeline: Any, asked: Asked) -> list[str]:
-    """Return a sentence for each part of the request that had no effect. asked: what of_request() made of it."""
-    name, count = SETTINGS.prompt_tokens.tokenizer, SETTINGS.prompt_tokens.count
-    tokenizer = getattr(pipeline, name)
-    if getattr(pipeline, name.replace("tokenizer", "text_encoder")) is None:
+def warnings(settings: Settings, request: GenerationRequest, pipeline: Any, asked: Asked) -> list[str]:
+    """Return a sentence for each part of the request without effect. asked: what of_request() made of it."""
+    image, quality = asked.arguments.get("image"), GenerationRequest.model_fields["quality"].default
+    cropped = 0.0 if image is None or isinstance(image, list) else image.info["cropped"]
+    at_once = (settings.inpaint.max_pixels if settings.inpaint and request.mask else None) or float("inf")
+    scaled_up = request.width * request.height > at_once
+    guided = settings.limits.guidance_scale > 1 or request.guidance_scale == settings.defaults.guidance_scale
+    rules = {
+        # As width and height are multiples, a little always is.
+        f"image: {cropped:.0%} of it had no effect, as it was cropped to the shape of width x height.": cropped > 0.01,
+        f"mask: the model paints {at_once} pixels at once, so what it painted was scaled up": scaled_up,
+        "quality: a png has none, so it had no effect.": request.output_format == "png" and request.quality != quality,
+        "guidance_scale: this model has no guidance, so it had no effect.": not guided,
+    }
+    return [*_unread(settings.prompt_tokens, request, pipeline), *(told for told, holds in rules.items() if holds)]
+
+
+def _unread(reads: PromptTokens, request: GenerationRequest, pipeline: Any) -> Iterator[str]:
+    tokenizer, count = getattr(pipeline, reads.tokenizer), reads.count
+    if getattr(pipeline, reads.tokenizer.replace("tokenizer", "text_encoder")) is None:
         # Left out by load_kwargs. What is left is CLIP's, which puts a token at each end of a text.
         tokenizer, count = pipeline.tokenizer, pipeline.tokenizer.model_max_length - 2
-    found = []
     for field in ("prompt", "negative_prompt"):
         text = getattr(request, field) or ""
         places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
         if len(places) > count:
             rest = text[places[count][0] :]
-            found.append(f"{field}: the model reads {count} tokens of it, so this rest had no effect: {rest}")
-    image = asked.arguments.get("image")
-    lost = 0.0 if image is None or isinstance(image, list) else image.info["cropped"]
-    if lost > 0.01:  # as width and height are multiples
-        found.append(f"image: {lost:.0%} of it had no effect, as it was cropped to the shape of width x height.")
-    most = SETTINGS.inpaint.max_pixels if SETTINGS.inpaint and request.mask else None
-    if most and request.width * request.height > most:
-        found.append(f"mask: the model paints {most} pixels at once, so what it painted was scaled up")
-    if request.output_format == "png" and request.quality != GenerationRequest.model_fields["quality"].default:
-        found.append("quality: a png has none, so it had no effect.")
-    if SETTINGS.limits.guidance_scale <= 1 and request.guidance_scale != SETTINGS.defaults.guidance_scale:
-        found.append("guidance_scale: this model has no guidance, so it had no effect.")
-    return found
+            yield f"{field}: the model reads {count} tokens of it, so this rest had no effect: {rest}"

@@ -7,68 +7,85 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 
-from cold_start import lora, read_ahead
+from cold_start import read_ahead
 from cold_start.phases import ColdStart, without_garbage_collection
-from cold_start.pipeline import denoiser, on_same_weights, read_pipeline
+from cold_start.pipeline import read_pipeline
 from cold_start.warm_up import warm_up
 from cold_start.weights import check_weights, wait_for_download
 from model import arguments, picture
 from model.guard import Guard
+from model.pipelines import choose_loras, denoiser, on_same_weights
 from model.progress import Events, Progress
-from model.request import SETTINGS, GeneratedImage, GenerationRequest, GenerationResponse, Timings
+from model.request import GeneratedImage, GenerationRequest, GenerationResponse, Timings, request_model
+from pipeline_settings import ImageToImage, Inpaint, Settings, read_settings
 
 logger = logging.getLogger("uvicorn")
+
+# Read here, and not in Model.__init__, because Truss takes /schema from the annotation of predict().
+SETTINGS = read_settings(Path(__file__).resolve().parent.parent / "config.yaml")
+if TYPE_CHECKING:
+    Inputs = GenerationRequest
+else:
+    Inputs = request_model(SETTINGS)
 
 
 class Model:
     """Truss makes one, calls load() once in a thread, and then predict() for every request."""
 
-    def __init__(self, lazy_data_resolver: Any, **_: Any) -> None:
+    def __init__(self, lazy_data_resolver: Any, settings: Settings = SETTINGS, **_: Any) -> None:
         self._lazy_data_resolver = lazy_data_resolver
-        self._pipeline: Any = None
+        self._settings = settings
+        # By how a request starts: from noise, an image, or an image with a mask.
+        self._pipelines: dict[ImageToImage | Inpaint | None, Any] = {}
         self._guard = Guard()
         self._cold_start = ColdStart()
-        folder = Path(SETTINGS.weights_dir)
-        read_ahead.begin(read_ahead.load_order(folder, SETTINGS.components, SETTINGS.weight_files))
+        folder = Path(settings.weights_dir)
+        read_ahead.begin(read_ahead.load_order(folder, settings.components, settings.weight_files))
 
     def load(self) -> None:
         """Everything here is part of the cold start. Raises WeightsError or SettingsError with a sentence."""
-        with self._cold_start.reported() as phase:
-            # Imported here and not above, while the weights are on their way.
-            with phase("import_torch"), without_garbage_collection():
-                import torch
-            with phase("import_diffusers"), without_garbage_collection():
-                import diffusers
+        try:
+            self._load()
+        finally:  # also what led to a fault
+            self._cold_start.report()
 
-                getattr(diffusers, SETTINGS.class_name, None)
-            # Truss's live reload iterates over each module's __path__, and torch.classes has one that is no list.
-            torch.classes.__path__ = []
-            if torch.cuda.is_available():
-                with phase("cuda_init"):
-                    torch.cuda.synchronize()
-            with phase("wait_for_weights"):
-                wait_for_download(self._lazy_data_resolver)
-                check_weights(SETTINGS)
-            with phase("read_weights"):
-                self._pipeline = read_pipeline(SETTINGS, "cuda" if torch.cuda.is_available() else "cpu")
-            self._scheduler = copy.deepcopy(self._pipeline.scheduler)
-            defaults = SETTINGS.defaults
-            self._guard.watch(self._pipeline, lambda: self._usual_image(defaults.width, defaults.height))
-            if SETTINGS.warm_up:
-                with phase("warm_up"):
-                    warm_up(self._pipeline, SETTINGS, lambda *size: self._guard.run(lambda: self._usual_image(*size)))
+    def _load(self) -> None:
+        settings, defaults, phase = self._settings, self._settings.defaults, self._cold_start.phase
+        # Imported here and not above, while the weights are on their way.
+        with phase("import_torch"), without_garbage_collection():
+            import torch
+        with phase("import_diffusers"), without_garbage_collection():
+            import diffusers
+
+            getattr(diffusers, settings.class_name, None)
+        # Truss's live reload iterates over each module's __path__, and torch.classes has one that is no list.
+        torch.classes.__path__ = []
+        if torch.cuda.is_available():
+            with phase("cuda_init"):
+                torch.cuda.synchronize()
+        with phase("wait_for_weights"):
+            wait_for_download(self._lazy_data_resolver)
+            check_weights(settings)
+        with phase("read_weights"):
+            pipeline = read_pipeline(settings, "cuda" if torch.cuda.is_available() else "cpu")
+        self._pipelines = {other: on_same_weights(pipeline, other) for other in (None, *settings.others)}
+        self._scheduler = copy.deepcopy(pipeline.scheduler)
+        self._guard.watch(pipeline, lambda: self._usual_image(defaults.width, defaults.height))
+        if settings.warm_up:
+            with phase("warm_up"):
+                warm_up(denoiser(pipeline), settings, lambda *size: self._guard.run(lambda: self._usual_image(*size)))
 
     # Union: of this notation alone Truss reads that there may be a stream.
-    def predict(self, inputs: GenerationRequest, request: Request) -> Union[GenerationResponse, Iterator[str]]:  # noqa: UP007
+    def predict(self, inputs: Inputs, request: Request) -> Union[GenerationResponse, Iterator[str]]:  # noqa: UP007
         """Make the images one after the other, each from its own seed, so that each can be made again."""
         began = time.perf_counter()
         try:
-            work = functools.partial(self._answer, inputs, arguments.of_request(inputs), began)
+            work = functools.partial(self._answer, inputs, arguments.of_request(self._settings, inputs), began)
             if inputs.stream:
                 return Events(work)  # type: ignore[return-value]  # Truss sends a Response as it is
             with request.state.watch_disconnect() as left:
@@ -87,19 +104,19 @@ class Model:
     def _answer(
         self, inputs: GenerationRequest, asked: arguments.Asked, began: float, progress: Progress
     ) -> GenerationResponse:
-        seeds = arguments.seeds(inputs)
+        settings, seeds = self._settings, arguments.seeds(inputs)
 
         def work() -> tuple[list[Any], list[str]]:
             progress.begin()
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
-            if SETTINGS.lora_names:
-                lora.choose(self._pipeline, arguments.loras(inputs))
-            warnings = arguments.warnings(inputs, self._pipeline, asked)
-            return [self._generate(asked, seed, progress) for seed in seeds], warnings
+            if settings.lora_names:
+                choose_loras(self._pipelines[None], arguments.loras(settings, inputs))
+            told = arguments.warnings(settings, inputs, self._pipelines[None], asked)
+            return [self._generate(asked, seed, progress) for seed in seeds], told
 
-        (pictures, warnings), wait, generate = self._guard.run(work)
+        (pictures, told), wait, generate = self._guard.run(work)
         started = time.perf_counter()
-        level = SETTINGS.png_compress_level
+        level = settings.png_compress_level
         files = [picture.encode(made, inputs.output_format, inputs.quality, level) for made in pictures]
         images = [GeneratedImage(image=file, seed=seed) for file, seed in zip(files, seeds, strict=True)]
         ended = time.perf_counter()
@@ -107,24 +124,25 @@ class Model:
         return GenerationResponse(
             images=images,
             content_type=f"image/{inputs.output_format}",
-            warnings=warnings,
+            warnings=told,
             timings=Timings(**seconds, cold_start=self._cold_start.first_answer(ended - began)),
         )
 
     def _usual_image(self, width: int, height: int) -> None:
         """Make an image that nobody gets: of few steps, without LoRAs."""
-        if SETTINGS.lora_names:
-            lora.choose(self._pipeline, {})
-        few = SETTINGS.limits.min_steps
-        usual = GenerationRequest(prompt="warm up", num_inference_steps=few, width=width, height=height)
-        self._generate(arguments.of_request(usual), 0, Progress(threading.Event()))
+        if self._settings.lora_names:
+            choose_loras(self._pipelines[None], {})
+        few = self._settings.limits.min_steps
+        request: Any = request_model(self._settings)
+        usual = request(prompt="warm up", num_inference_steps=few, width=width, height=height)
+        self._generate(arguments.of_request(self._settings, usual), 0, Progress(threading.Event()))
 
     def _generate(self, asked: arguments.Asked, seed: int, progress: Progress) -> Any:
-        """Return one picture. Raises NotANumberError."""
-        pipeline = on_same_weights(self._pipeline, asked.other)
+        """Return one image. Raises NotANumberError."""
+        pipeline = self._pipelines[asked.other]
         # What a request that broke off left in it must not show in the next.
         pipeline.scheduler = copy.deepcopy(self._scheduler)
-        own = arguments.of_image(seed, asked.arguments["num_inference_steps"], progress.step)
+        own = arguments.of_image(self._settings, seed, asked.arguments["num_inference_steps"], progress.step)
         with progress.image(denoiser(pipeline)):
             made = pipeline(**asked.arguments, **own).images[0]
         return asked.finish(made)

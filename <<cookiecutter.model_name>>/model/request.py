@@ -1,56 +1,38 @@
-"""What a client may ask and what it gets. The bounds come from config.yaml."""
+"""What a client may ask and what it gets. request_model() sets the bounds that config.yaml names."""
 
 from collections.abc import Callable
 from math import ceil
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import pydantic
 from fastapi import HTTPException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from model import picture
-from pipeline_settings import read_settings
+from pipeline_settings import Settings
 
-# Read here, and not in Model.__init__, because Truss takes /schema from this class.
-SETTINGS = read_settings(Path(__file__).resolve().parent.parent / "config.yaml")
-_DEFAULTS, _LIMITS = SETTINGS.defaults, SETTINGS.limits
 MAX_SEED = 2**32 - 1
-# Base64 of the images, two prompts of which each character is escaped as JSON may do, and the other fields.
-MAX_BODY = _LIMITS.image_bytes * 4 // 3 + 2 * 12 * _LIMITS.prompt_characters + 10_000
-# Two prompts of colons, and the fields: parsing a million fields takes seconds.
-MAX_COLONS = 2 * _LIMITS.prompt_characters + 100
-MAX_ERRORS = 10
-
-Prompt = Annotated[str, Field(max_length=_LIMITS.prompt_characters)]
-Pixels = Annotated[int, Field(ge=_LIMITS.min_size, le=_LIMITS.max_size, multiple_of=_LIMITS.size_multiple)]
-Steps = Annotated[int, Field(ge=_LIMITS.min_steps, le=_LIMITS.max_steps)]
-Guidance = Annotated[float, Field(ge=0, le=_LIMITS.guidance_scale)]
-_NAMES: Any = {"enum": SETTINGS.lora_names} if SETTINGS.lora_names else None
-_REFERENCES = SETTINGS.reference_images.count if SETTINGS.reference_images else 0
+STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 FILE = "A PNG, JPEG or WebP file, in base64 or as a data: URL"
 START = "to start from; cropped to width x height, laid on white."
-REFERENCE = f"that the prompt may speak of, or a list of up to {_REFERENCES}; with mask the one to paint on."
-# What /schema says of image: a list only where the family takes several.
-_SEVERAL = Annotated[list[str], Field(min_length=1, max_length=_REFERENCES)]
-_IMAGE: Any = str | _SEVERAL | None if _REFERENCES else str | None
+REFERENCE = "that the prompt may speak of, or a list of up to {}; with mask the one to paint on."
 
 
 class LoraChoice(BaseModel):
     """A LoRA that an image is made with."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = STRICT
 
-    name: str = Field(description="One of config.yaml.", json_schema_extra=_NAMES)
-    scale: float | None = Field(
-        None, ge=-_LIMITS.lora_scale, le=_LIMITS.lora_scale, description="How much. Left out: as config.yaml says."
-    )
+    name: str = Field(description="One of config.yaml.")
+    scale: float | None = Field(None, description="How much. Left out: as config.yaml says.")
 
 
-def _leave_out_unusable(schema: dict[str, Any]) -> None:
+def _leave_out_unusable(schema: dict[str, Any], model: Any) -> None:
     """Take the fields that this model cannot use out of /schema. A request that has one is told so."""
-    image, mask = SETTINGS.image_to_image or SETTINGS.reference_images, SETTINGS.inpaint
-    usable = {"negative_prompt": SETTINGS.negative_prompt, "guidance_scale": _LIMITS.guidance_scale > 1}
-    usable |= {"image": image, "strength": SETTINGS.image_to_image or mask, "loras": SETTINGS.lora_names}
+    settings: Settings = model.settings
+    mask, start = settings.inpaint, settings.image_to_image
+    usable = {"negative_prompt": settings.negative_prompt, "guidance_scale": settings.limits.guidance_scale > 1}
+    usable |= {"image": start or settings.reference_images, "strength": start or mask, "loras": settings.lora_names}
     usable |= dict.fromkeys(("mask", "mask_blur", "mask_padding"), mask)
     for name in [name for name, use in usable.items() if not use]:
         del schema["properties"][name]
@@ -59,58 +41,51 @@ def _leave_out_unusable(schema: dict[str, Any]) -> None:
 class GenerationRequest(BaseModel):
     """One request. Numbers are not taken from strings, and unknown fields are refused."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_leave_out_unusable
-    )
+    model_config = pydantic.ConfigDict(**STRICT, json_schema_extra=_leave_out_unusable)
+    settings: ClassVar[Settings]
+    # More than a request can need. max_fields: in colons, as parsing a million fields takes seconds.
+    max_bytes: ClassVar[int]
+    max_fields: ClassVar[int]
 
-    prompt: Prompt = Field(min_length=1, description="What the image shows.")
-    negative_prompt: Prompt | None = Field(None, description="What the image must not show.")
-    num_inference_steps: Steps = Field(_DEFAULTS.num_inference_steps, description="Denoising steps: more take longer.")
-    guidance_scale: Guidance = Field(_DEFAULTS.guidance_scale, description="How closely the image follows the prompt.")
-    width: Pixels = Field(_DEFAULTS.width, description="Width in pixels.")
-    height: Pixels = Field(_DEFAULTS.height, description="Height in pixels.")
-    seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="Of the first image; the next count up. None: random."
-    )
-    image: str | list[str] | None = Field(None, description=f"{FILE}, {REFERENCE if _REFERENCES else START}")
-    strength: float | None = Field(
-        None, gt=0, le=1, description=f"How much of image is painted over. Left out {_DEFAULTS.strength}, with mask 1."
-    )
-    mask: str | None = Field(
-        None, description=f"{FILE}: what is white is painted over, and the rest of image keeps its pixels."
-    )
+    prompt: str = Field(min_length=1, description="What the image shows.")
+    negative_prompt: str | None = Field(None, description="What the image must not show.")
+    num_inference_steps: int = Field(description="Denoising steps: more take longer.")
+    guidance_scale: float = Field(description="How closely the image follows the prompt.")
+    width: int = Field(description="Width in pixels.")
+    height: int = Field(description="Height in pixels.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Of the first image, the next count up. None: random")
+    image: str | list[str] | None = Field(None, description=FILE)
+    strength: float | None = Field(None, gt=0, le=1, description="How much of image is painted over.")
+    mask: str | None = Field(None, description=f"{FILE}: white is painted over, the rest of image keeps its pixels.")
     mask_blur: int = Field(4, ge=0, le=64, description="How soft the edges of mask are, in pixels.")
-    mask_padding: int | None = Field(
-        None, ge=0, le=_LIMITS.max_size, description="Paints only mask and so many pixels around it, at the whole size."
-    )
-    loras: list[LoraChoice] = Field(
-        [], max_length=_LIMITS.loras, fail_fast=True, description="LoRAs of this image. None: the model as it is."
-    )
-    num_images: int = Field(1, ge=1, le=_LIMITS.num_images, description="How many images.")
+    mask_padding: int | None = Field(None, ge=0, description="Paints mask and these pixels around it, at full size.")
+    loras: list[LoraChoice] = Field([], fail_fast=True, description="LoRAs of this image. None: the model as it is.")
+    num_images: int = Field(1, ge=1, description="How many images.")
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the images.")
     quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
     stream: bool = Field(False, description="Answer in server-sent events: queued, each step, and the result.")
 
     # Before pydantic, which would name the field as image.str and image.list.
-    @field_validator("image", mode="before", json_schema_input_type=_IMAGE)
+    @field_validator("image", mode="before")
     @classmethod
     def _image_can_be_used(cls, image: Any) -> Any:
         if image is None:
             return None
-        if not (SETTINGS.image_to_image or SETTINGS.reference_images):
+        limits, references = cls.settings.limits, cls.settings.reference_images
+        if not (cls.settings.image_to_image or references):
             raise ValueError("image cannot be used by this model: leave it out")
-        most = SETTINGS.reference_images.count if SETTINGS.reference_images else 1
+        most = references.count if references else 1
         several = image if isinstance(image, list) and most > 1 else [image]
         if not 1 <= len(several) <= most or not all(isinstance(each, str) for each in several):
             count = "one file" if most == 1 else f"one file, or a list of 1 to {most},"
             raise ValueError(f"send {count} in base64 or as a data: URL")
-        picture.check(several, _LIMITS.image_bytes, _LIMITS.image_pixels)
+        picture.check(several, limits.image_bytes, limits.image_pixels)
         return image
 
     @field_validator("loras")
     @classmethod
     def _loras_can_be_chosen(cls, loras: list[LoraChoice]) -> list[LoraChoice]:
-        names, known = {lora.name for lora in loras}, SETTINGS.lora_names
+        names, known = {lora.name for lora in loras}, cls.settings.lora_names
         if loras and not known:
             raise ValueError("loras cannot be used by this model, which has none to choose from: leave it out")
         if not names <= set(known):
@@ -124,12 +99,12 @@ class GenerationRequest(BaseModel):
     def _mask_can_be_used(cls, mask: str | None, info: ValidationInfo) -> str | None:
         if mask is None or "image" not in info.data:  # which is refused itself
             return mask
-        if not SETTINGS.inpaint:
+        if not cls.settings.inpaint:
             raise ValueError("mask cannot be used by this model: leave it out")
         image = info.data["image"]
         if not isinstance(image, str):
             raise ValueError("mask needs one image, the one to paint on: send it as image")
-        picture.check([image, mask], _LIMITS.image_bytes, _LIMITS.image_pixels)
+        picture.check([image, mask], cls.settings.limits.image_bytes, cls.settings.limits.image_pixels)
         return mask
 
     @field_validator("mask_blur", "mask_padding")
@@ -140,14 +115,15 @@ class GenerationRequest(BaseModel):
         return pixels
 
     @model_validator(mode="after")
-    def _strength_has_an_effect(self) -> "GenerationRequest":
-        if self.image is None or (SETTINGS.reference_images and self.mask is None):
+    def _strength_has_an_effect(self) -> Self:
+        settings, limits = self.settings, self.settings.limits
+        if self.image is None or (settings.reference_images and self.mask is None):
             if self.strength is not None:
                 needed = "image" if self.image is None else "mask: image is a reference for this model"
                 raise ValueError(f"strength has no effect without {needed}: leave it out")
             return self
-        self.strength = self.strength or (_DEFAULTS.strength if self.mask is None else 1.0)
-        least, most, factor = _LIMITS.min_steps, _LIMITS.max_steps, _LIMITS.max_steps_per_strength
+        self.strength = self.strength or (settings.defaults.strength if self.mask is None else 1.0)
+        least, most, factor = limits.min_steps, limits.max_steps, limits.max_steps_per_strength
         if factor and self.mask is None:
             most = min(most, int(factor * self.strength))
         else:
@@ -164,8 +140,8 @@ class GenerationRequest(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _negative_prompt_has_an_effect(self) -> "GenerationRequest":
-        if self.negative_prompt and not SETTINGS.negative_prompt:
+    def _negative_prompt_has_an_effect(self) -> Self:
+        if self.negative_prompt and not self.settings.negative_prompt:
             raise ValueError("negative_prompt cannot be used by this model: leave it out")
         if self.negative_prompt and self.guidance_scale <= 1:
             raise ValueError("negative_prompt has no effect unless guidance_scale is above 1: raise it or leave it out")
@@ -173,28 +149,67 @@ class GenerationRequest(BaseModel):
 
     # Truss calls these two: for JSON, and for msgpack. BaseModel.parse_raw ends in a RecursionError on deep nesting.
     @classmethod
-    def parse_raw(cls, b: bytes, **_: Any) -> "GenerationRequest":  # type: ignore[override]  # Truss gives no str
+    def parse_raw(cls, b: bytes, **_: Any) -> Self:  # type: ignore[override]  # Truss gives no str
         """Parse a JSON body. Raises ValidationError, or HTTPException (413) if no request needs to be so long."""
-        return _few_errors(cls.model_validate_json, b, flood=len(b) > MAX_BODY or b.count(b":") > MAX_COLONS)
+        return cls._parse(cls.model_validate_json, b, len(b) > cls.max_bytes or b.count(b":") > cls.max_fields)
 
     @classmethod
-    def parse_obj(cls, obj: Any) -> "GenerationRequest":
+    def parse_obj(cls, obj: Any) -> Self:
         """Check a body that is parsed already. Raises as parse_raw() does."""
-        return _few_errors(cls.model_validate, obj, flood=isinstance(obj, dict) and len(obj) > MAX_COLONS)
+        return cls._parse(cls.model_validate, obj, isinstance(obj, dict) and len(obj) > cls.max_fields)
+
+    @classmethod
+    def _parse(cls, parse: Callable[[Any], Self], body: Any, flood: bool) -> Self:
+        if flood:
+            most = f"more fields, or more than the {cls.max_bytes} bytes"
+            raise HTTPException(413, f"The request has {most}, that one can need.")
+        try:
+            return parse(body)
+        except ValidationError as error:
+            # Unknown field names can be megabytes long: truncate.
+            short = [{**each, "loc": tuple(str(name)[:100] for name in each["loc"])} for each in error.errors()]
+            # from_exception_data ignores the extra keys in an error.
+            raise ValidationError.from_exception_data(error.title, short[:10]) from None  # type: ignore[arg-type]
 
 
-def _few_errors(parse: Callable[[Any], GenerationRequest], body: Any, flood: bool) -> GenerationRequest:
-    if flood:
-        raise HTTPException(413, f"The request has more fields, or more than the {MAX_BODY} bytes, that one can need.")
-    try:
-        return parse(body)
-    except ValidationError as error:
-        # A name that nobody knows may have megabytes.
-        lines = [
-            {**line, "loc": tuple(str(name)[:100] for name in line["loc"])} for line in error.errors()[:MAX_ERRORS]
-        ]
-        # It takes no notice of the keys that an error has beside those that make one.
-        raise ValidationError.from_exception_data(error.title, lines) from None  # type: ignore[arg-type]
+def request_model(settings: Settings) -> type[GenerationRequest]:
+    """Return the class of requests, with the bounds and defaults of settings. Truss takes /schema from it."""
+    limits, defaults, references = settings.limits, settings.defaults, settings.reference_images
+    names: Any = {"enum": settings.lora_names} if settings.lora_names else None
+    pixels = {"ge": limits.min_size, "le": limits.max_size, "multiple_of": limits.size_multiple}
+    steps = {"ge": limits.min_steps, "le": limits.max_steps}
+    several = Annotated[list[str], Field(min_length=1, max_length=references.count)] if references else None
+    file = f"{FILE}, {REFERENCE.format(references.count) if references else START}"
+    scale = {"ge": -limits.lora_scale, "le": limits.lora_scale}
+    choice = _bounded(LoraChoice, name={"json_schema_extra": names}, scale=scale)
+    made: type[GenerationRequest] = _bounded(
+        GenerationRequest,
+        prompt={"max_length": limits.prompt_characters},
+        negative_prompt={"max_length": limits.prompt_characters},
+        num_inference_steps={"default": defaults.num_inference_steps, **steps},
+        guidance_scale={"default": defaults.guidance_scale, "ge": 0, "le": limits.guidance_scale},
+        width={"default": defaults.width, **pixels},
+        height={"default": defaults.height, **pixels},
+        image={"annotation": str | several | None if several else str | None, "description": file},
+        strength={"description": f"How much of image is painted over. Left out {defaults.strength}, with mask 1."},
+        mask_padding={"le": limits.max_size},
+        loras={"annotation": list[choice], "max_length": limits.loras},  # type: ignore[valid-type]
+        num_images={"le": limits.num_images},
+    )
+    made.settings = settings
+    # Base64 of the images, two prompts of which JSON may escape each character, and the other fields.
+    made.max_bytes = limits.image_bytes * 4 // 3 + 2 * 12 * limits.prompt_characters + 10_000
+    made.max_fields = 2 * limits.prompt_characters + 100
+    return made
+
+
+def _bounded(model: type[BaseModel], **bounds: dict[str, Any]) -> Any:
+    """Return a subclass whose fields have these bounds beside their own. annotation: in place of the field's type."""
+    fields: dict[str, Any] = {}
+    for name, more in bounds.items():
+        own = model.model_fields[name]
+        fields[name] = Annotated[more.pop("annotation", own.annotation), own, Field(**more)]
+    return pydantic.create_model(model.__name__, __base__=model, __doc__=model.__doc__, __module__=__name__, **fields)
 
 
 class GeneratedImage(BaseModel):

@@ -1,17 +1,13 @@
-"""What the build of the image runs, in /app: `record CLASS` writes what the imports of a start read, see read_ahead.py.
-
-`startup` prints a line that lets Python start reading it ahead.
-"""
+"""Records what the imports of a start read. Run in /app while the image is built, with the class of the pipeline."""
 
 import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cold_start import read_ahead
+from cold_start.read_ahead import RECORD
 
 PACKAGES = Path(__file__).resolve().parent
 # What is imported one after the other: by the server until it listens, by load(), and with the pipeline's class.
@@ -40,7 +36,7 @@ def record(class_name: str) -> None:
         except OSError as error:
             pages, problem = {}, f"the build could not see which parts of libraries they need ({error})"
         # Some were opened before the hook was there. model/ itself cannot be imported without config.yaml.
-        specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
+        specs = (getattr(module, "__spec__", None) for module in list(sys.modules.values()))
         cached = [getattr(spec, "cached", None) or "" for spec in specs]
         # A size of 0: nothing to read, or a file of /proc, which ends with this process.
         for file in filter(os.path.isfile, [*cached, *opened, *map(str, own)]):
@@ -49,7 +45,7 @@ def record(class_name: str) -> None:
         before = pages
     parts = [part for phase in phases for part in phase]
     summary = f"{sum(end - start for _, start, end in parts) / 1e9:.2f} GB of {len(parts)} parts for the imports"
-    read_ahead.RECORD.write_text(json.dumps({"summary": summary, "problem": problem, "phases": phases}), "utf-8")
+    RECORD.write_text(json.dumps({"summary": summary, "problem": problem, "phases": phases}), "utf-8")
 
 
 def _touched_pages() -> dict[str, set[int]]:
@@ -78,14 +74,5 @@ def _ranges(pages: set[int]) -> list[list[int]]:
     return [[start * PAGE_BYTES, end * PAGE_BYTES] for start, end in ranges]
 
 
-def startup() -> None:
-    """Print a line for a .pth file. Every Python in the image runs it first of all, so it asks for the server."""
-    print(
-        f'import sys; sys.orig_argv[-1:] == ["{Path.cwd()}/main.py"] and setattr(sys, "read_ahead", '
-        f'__import__("subprocess").Popen([sys.executable, "-I", "-S", "{read_ahead.__file__}"], stdin=-1))'
-    )
-
-
 if __name__ == "__main__":
-    commands: dict[str, Callable[..., None]] = {"record": record, "startup": startup}
-    commands[sys.argv[1]](*sys.argv[2:])
+    record(sys.argv[1])

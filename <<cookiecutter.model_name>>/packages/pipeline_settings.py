@@ -22,24 +22,16 @@ class SettingsError(ValueError):
 
 
 class Strict(BaseModel):
-    """No unknown keys, and no numbers out of strings."""
-
+    # No unknown keys, and no numbers out of strings.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Component(Strict):
-    """A model that does not come from the pipeline's own folder."""
-
     class_name: Name = Field(description="Its class, in the library that model_index.json names.")
-    file: Name | None = Field(
-        description="Its one file, safetensors or GGUF, in its makers' layout or that of diffusers, if its config.json "
-        "is in the pipeline's folder."
-    )
+    file: Name | None = Field(description="Its one safetensors or GGUF file; config.json is in the pipeline's folder.")
 
 
 class ImageToImage(Strict):
-    """How the family starts from an image."""
-
     class_name: Name = Field(description="The pipeline in diffusers. It shares the weights of the first.")
     takes_size: bool = Field(description="false: it takes width and height from the image.")
 
@@ -57,16 +49,12 @@ class Lora(Strict):
 
 
 class Inpaint(Strict):
-    """How the family paints over what a mask says."""
-
     class_name: Name = Field(description="The pipeline in diffusers. It shares the weights of the first.")
     adds_shift: bool = Field(description="false: it decodes without the shift_factor of its VAE, so it is added here.")
     max_pixels: Positive | None = Field(description="What it paints at once: more is scaled up from that. null: all.")
 
 
 class ReferenceImages(Strict):
-    """How the family takes pictures beside the prompt: whole, and without strength."""
-
     count: Positive = Field(description="The most of one request.")
     max_pixels: Positive = Field(description="Larger ones are scaled down to it.")
     min_side: Positive = Field(description="Smaller ones are scaled up to it.")
@@ -74,15 +62,11 @@ class ReferenceImages(Strict):
 
 
 class PromptTokens(Strict):
-    """How much of a prompt the model reads."""
-
     tokenizer: Name = Field(description="The one whose text encoder reads the most.")
     count: Positive = Field(description="Tokens of the prompt, without those that the pipeline adds.")
 
 
 class Defaults(Strict):
-    """What a request gets for a field that it leaves out."""
-
     num_inference_steps: Positive
     guidance_scale: float = Field(ge=0)
     width: Positive
@@ -96,18 +80,14 @@ class Limits(Strict):
     prompt_characters: Positive = Field(description="Of each text. What of them is not read, `warnings` tell.")
     min_steps: Positive = Field(description="The fewest that the scheduler can do.")
     max_steps: Positive
-    max_steps_per_strength: Positive | None = Field(
-        description="With an image: at most this x strength steps. null: at least one of steps x strength."
-    )
+    max_steps_per_strength: Positive | None = Field(description="With an image: at most this x strength. null: none.")
     guidance_scale: float = Field(ge=0)
     min_size: Positive
     max_size: Positive
     size_multiple: Positive
     num_images: Positive
     loras: Positive = Field(description="In one request.")
-    lora_scale: float = Field(
-        gt=0, description="The most. Those that are sliders take it below 0 too, so from minus it."
-    )
+    lora_scale: float = Field(gt=0, description="Largest absolute scale; slider LoRAs also use negative values.")
     image_bytes: Positive = Field(description="Of all files that a request brings, before base64.")
     image_pixels: Positive = Field(description="Of all of them, decoded. A JPEG may have four times as many.")
 
@@ -118,7 +98,7 @@ class Settings(Strict):
     class_name: Name = Field(description="The pipeline in diffusers.")
     image_to_image: ImageToImage | None = Field(description="null: the family cannot start from an image.")
     inpaint: Inpaint | None = Field(description="null: the family cannot use a mask.")
-    reference_images: ReferenceImages | None = Field(description="null: image is what the picture starts from.")
+    reference_images: ReferenceImages | None = Field(description="Images beside the prompt. null: image is the start.")
     weights_dir: Name = Field(description="Holds one folder for each name in weight_files.")
     weight_files: dict[str, list[Name]] = Field(description="What must be there. `pipeline` is the pipeline.")
     components: dict[str, Component] = Field(description="Those that have a folder of their own in weights_dir.")
@@ -136,24 +116,20 @@ class Settings(Strict):
     guidance_parameter: Name = Field(description="What the pipeline calls the guidance_scale of a request.")
     step_callback: Literal["callback_on_step_end", "callback"] = Field(description="What it calls after each step.")
     negative_prompt: bool = Field(description="false: it runs without guidance, so it cannot use one.")
-    prompt_tokens: PromptTokens
+    prompt_tokens: PromptTokens = Field(description="How much of a prompt the model reads.")
     loras: list[Lora]
-    defaults: Defaults
+    defaults: Defaults = Field(description="What a request gets for a field that it leaves out.")
     limits: Limits
+
+    @property
+    def others(self) -> list[ImageToImage | Inpaint]:
+        """What, beside text, a request can start from."""
+        return [other for other in (self.image_to_image, self.inpaint) if other]
 
     @property
     def lora_names(self) -> list[str]:
         """Those that a request can choose."""
         return [lora.name for lora in self.loras if not lora.fused]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_no_old_keys(cls, block: Any) -> Any:
-        for key in ("lora_repo_id", "lora_revision", "lora_scale"):
-            if isinstance(block, dict) and key in block:
-                new = "loras: [{name: my-style, scale: 1.0, fused: true}]"
-                raise ValueError(f"{key} is gone, use {new} or [], and cache that LoRA in the folder lora-my-style")
-        return block
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Settings":
@@ -181,20 +157,14 @@ class Settings(Strict):
             raise ValueError("loras holds a name twice: each needs one of its own")
         for lora in self.loras:
             if not lora.fused and abs(lora.scale) > limits.lora_scale:
-                raise ValueError(
-                    f"the scale of {lora.name} is {lora.scale}, beyond limits.lora_scale: change one of them"
-                )
+                raise ValueError(f"the scale of {lora.name} is {lora.scale}, beyond limits.lora_scale: change one")
         for name in ("pipeline", *self.components, *folders):
             if name not in self.weight_files:
                 raise ValueError(f"weight_files lacks {name}: list the files that are cached for it")
-        return self
-
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> "Settings":
-        low, high, multiple = self.limits.min_size, self.limits.max_size, self.limits.size_multiple
+        least, most, multiple = limits.min_size, limits.max_size, limits.size_multiple
         for size in self.warm_up_sizes:
-            if not all(low <= pixels <= high and pixels % multiple == 0 for pixels in size):
-                raise ValueError(f"warm_up_sizes holds {size}: use {low} to {high}, and multiples of {multiple}")
+            if not all(least <= pixels <= most and pixels % multiple == 0 for pixels in size):
+                raise ValueError(f"warm_up_sizes holds {size}: use {least} to {most}, and multiples of {multiple}")
         if (self.compile or self.warm_up_sizes) and not self.warm_up:
             raise ValueError("compile and warm_up_sizes have no use without warm_up: set it to true")
         return self
@@ -228,18 +198,11 @@ def read_settings(config: Path) -> Settings:
 
 def _sentence(error: Any) -> str:
     *place, key = error["loc"] or (BLOCK,)
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ") + "."
     if error["type"] == "extra_forbidden":
-        models: dict[str, type[Strict]] = {
-            "defaults": Defaults,
-            "limits": Limits,
-            "prompt_tokens": PromptTokens,
-            "image_to_image": ImageToImage,
-        }
-        models |= {"inpaint": Inpaint, "reference_images": ReferenceImages, "loras": Lora}
-        known: type[Strict] = models.get(place[0], Component) if place else Settings
-        message = f"there is no such key{did_you_mean(key, list(known.model_fields))}"
-    return f"config.yaml, {'.'.join(map(str, (*place, key)))}: {message[0].lower()}{message[1:]}."
+        known = [name for model in Strict.__subclasses__() for name in model.model_fields]
+        message = f"there is no such key{did_you_mean(key, known)}"
+    return f"config.yaml, {'.'.join(map(str, (*place, key)))}: {message[0].lower()}{message[1:]}"
 
 
 def one_line(error: Exception, most: int = 1000) -> str:
@@ -248,8 +211,8 @@ def one_line(error: Exception, most: int = 1000) -> str:
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """Return the end of a sentence that says that name is unknown."""
+    """Return the end of a sentence that says that name is unknown, with its full stop or question mark."""
     import difflib
 
     close = difflib.get_close_matches(str(name), known, 1)
-    return f", did you mean {close[0]}?" if close else ""
+    return f", did you mean {close[0]}?" if close else "."

@@ -22,21 +22,19 @@ LOAD = """
 import asyncio, json, sys
 touched = []
 NETWORK = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname")
-import model.model
-from model.model import Model
+from model.model import SETTINGS, Model
 
 class Downloaded:
     calls = 0
     def block_until_download_complete(self):
         Downloaded.calls += 1
 
-model.model.SETTINGS = model.model.SETTINGS.model_copy(update={"warm_up": True})
-model = Model(lazy_data_resolver=Downloaded())
+model = Model(Downloaded(), SETTINGS.model_copy(update={"warm_up": True}))
 assert not asyncio.run(model.is_healthy())
 sys.addaudithook(lambda event, _: touched.append(event) if event in NETWORK else None)
 model.load()
 network = list(touched)
-parts = model._pipeline.components
+parts = model._pipelines[None].components
 import torch
 modules = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
 print(json.dumps({
@@ -60,10 +58,11 @@ import torch
 opened = []
 is_pickle = lambda path: str(path).endswith((".bin", ".ckpt", ".pt"))
 sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" and is_pickle(args[0]) else None)
-from cold_start.pipeline import on_same_weights, read_pipeline
-from pipeline_settings import Lora
+from cold_start.pipeline import read_pipeline
 from cold_start.weights import WeightsError
-from model.request import SETTINGS
+from model.model import SETTINGS
+from model.pipelines import on_same_weights
+from pipeline_settings import Lora
 sys.path.append(sys.argv[2])
 from tiny.make import make_lora
 
@@ -79,8 +78,7 @@ placed = read_pipeline(settings, "meta")
 tensors = [t for p in placed.components.values() if hasattr(p, "parameters") for t in (*p.parameters(), *p.buffers())]
 found["devices"] = sorted({tensor.device.type for tensor in tensors})
 before = weights_of(plain)
-others = [other for other in (settings.image_to_image, settings.inpaint) if other]
-found["shared"] = all(weights_of(on_same_weights(plain, other)) == before for other in others)
+found["shared"] = all(weights_of(on_same_weights(plain, other)) == before for other in settings.others)
 found["shared"] &= weights_of(plain) == before
 name, path, added = make_lora(Path(sys.argv[1]), plain, "style")
 try:
@@ -119,7 +117,7 @@ print(json.dumps(found))
 SENTENCES = """
 import json, sys
 from cold_start.pipeline import read_pipeline
-from model.request import SETTINGS
+from model.model import SETTINGS
 from cold_start.weights import WeightsError, check_weights
 
 found = []
@@ -252,7 +250,7 @@ def test_the_cache_fetches_every_file_of_the_pipeline_and_no_other(
 @pytest.mark.parametrize(("folder", "name"), exact_files(local_server.read_config()["model_metadata"]["pipeline"]))
 def test_load_needs_each_file_that_is_cached(weights: Path, tmp_path: Path, folder: str, name: str) -> None:
     from cold_start.weights import WeightsError, check_weights
-    from model.request import SETTINGS
+    from model.model import SETTINGS
 
     broken = link_copy(weights, tmp_path)
     (broken / folder / name).unlink()
@@ -277,7 +275,7 @@ def test_check_hashes_finds_one_wrong_byte(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     from cold_start import weights as model_weights
-    from model.request import SETTINGS
+    from model.model import SETTINGS
 
     # What git and Hugging Face say of a file that holds "abc": `git hash-object`, and `sha256sum`.
     known = {

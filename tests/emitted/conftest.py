@@ -106,32 +106,29 @@ class Request:
 class Served:
     """A loaded model, asked as Truss asks it."""
 
-    def __init__(self, settings: Settings, patch: pytest.MonkeyPatch) -> None:
-        import model.arguments
-        import model.model
-        import model.request
+    def __init__(self, settings: Settings) -> None:
+        from model.model import Model
+        from model.request import request_model
 
-        for module in (model.arguments, model.model, model.request):
-            patch.setattr(module, "SETTINGS", settings)
-        # The bounds of single fields stay those of the emitted project's preset.
-        patch.setattr(model.request, "_LIMITS", settings.limits)
-        patch.setattr(model.request, "_DEFAULTS", settings.defaults)
         self.settings = settings
-        self.model = model.model.Model(SimpleNamespace(block_until_download_complete=lambda: None))
-        # The gauge is one for the process.
+        self.request = request_model(settings)
+        self.model = Model(SimpleNamespace(block_until_download_complete=lambda: None), settings)
         self.model.load()
 
     @property
     def pipeline(self) -> Any:
-        return self.model._pipeline
+        return self.model._pipelines[None]
+
+    @property
+    def masked(self) -> Any:
+        """The pipeline for masks."""
+        return self.model._pipelines[self.settings.inpaint]
 
     def ask(self, **body: Any) -> Any:
-        from model.request import GenerationRequest
-
         small = {"prompt": "a red house", "num_inference_steps": 4, "width": 64, "height": 64, "seed": 0}
         if not self.settings.negative_prompt:
             small["guidance_scale"] = self.settings.defaults.guidance_scale
-        return self.model.predict(GenerationRequest(**{**small, **body}), Request())
+        return self.model.predict(self.request(**{**small, **body}), Request())
 
     def picture(self, **body: Any) -> str:
         return self.ask(**body).images[0].image
@@ -155,7 +152,7 @@ def serve_with(patch: pytest.MonkeyPatch) -> Callable[[Settings], Served]:
     # Each model registers its gauge, and there are many in this process.
     patch.setattr(prometheus_client.Gauge, "__init__", _with_own_registry(prometheus_client.Gauge.__init__))
     patch.setattr(read_ahead, "begin", lambda *_: None)
-    return lambda settings: Served(settings, patch)
+    return Served
 
 
 def _with_own_registry(init: Any) -> Any:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from cold_start.pipeline import denoiser, read_pipeline
-from cold_start.warm_up import compiled_blocks
+from cold_start.pipeline import read_pipeline
+from cold_start.warm_up import compile_blocks
 from conftest import BLOCKS, FAMILIES, Make, Served, pixels_of
+from model.pipelines import denoiser
 from pipeline_settings import SettingsError
 from safetensors.torch import save_file
 
@@ -152,11 +153,10 @@ def test_a_model_that_names_no_blocks_is_refused(preset: str, settings_of: Make)
     pipeline = read_pipeline(settings_of(preset), "cpu")
     if BLOCKS[preset]["class_name"] in WITHOUT_BLOCKS:
         with pytest.raises(SettingsError, match=r"compile: a \w+ names no blocks that repeat, so use null"):
-            compiled_blocks(pipeline).__enter__()
+            compile_blocks(denoiser(pipeline))
         return
     # What is not used is not compiled.
-    with compiled_blocks(pipeline):
-        pass
+    compile_blocks(denoiser(pipeline))
 
 
 def test_a_warm_up_that_cannot_be_compiled_ends_in_a_sentence(

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from cold_start.pipeline import on_same_weights
 from conftest import BLOCKS, FAMILIES, Make, Served
 
 FAULTS: dict[str, Any] = {
@@ -41,7 +40,7 @@ def spoiled(value: Any) -> Any:
 
 def place(served: Served, stage: str, masked: bool = False) -> tuple[Any, str, int]:
     """Return what is called at the stage: the owner, the name, and which call fails. masked: with a mask."""
-    pipeline = on_same_weights(served.pipeline, served.settings.inpaint) if masked else served.pipeline
+    pipeline = served.masked if masked else served.pipeline
     parts = pipeline.components
     if stage == "text encoder":
         last = max(name for name, part in parts.items() if name.startswith("text_encoder") and part is not None)
@@ -213,7 +212,7 @@ def test_a_device_that_fails_before_an_image_request_starts_is_not_healthy(
 
     served = serve(settings_of("sd15"))
     start = served.picture()
-    fail_once(model.model, "on_same_weights", 1, FAULTS["device"], monkeypatch)
+    fail_once(model.model.copy, "deepcopy", 1, FAULTS["device"], monkeypatch)
     with pytest.raises(torch.AcceleratorError):
         served.ask(image=start, strength=1.0)
     assert not served.healthy()

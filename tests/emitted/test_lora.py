@@ -10,7 +10,7 @@ import torch
 from cold_start.pipeline import read_pipeline
 from cold_start.weights import WeightsError
 from conftest import BLOCKS, FACTS, FAMILIES, Make, Served, pixels_of
-from model.request import GenerationRequest
+from model.request import request_model
 from pipeline_settings import Settings
 from pydantic import ValidationError
 from safetensors.torch import save_file
@@ -463,25 +463,21 @@ def test_a_choice_that_cannot_be_made_is_refused(
     sentence: str,
     plain: Callable[[str], Any],
     loras_of: Callable[..., Settings],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import model.request
-
     settings = loras_of("sd15", {"ink": {"x": torch.ones(1)}, "oil": {"x": torch.ones(1)}}, {})
-    monkeypatch.setattr(model.request, "SETTINGS", settings)
     with pytest.raises(ValidationError, match=sentence):
-        GenerationRequest.parse_obj({"prompt": "x", "loras": loras})
+        request_model(settings).parse_obj({"prompt": "x", "loras": loras})
     # A model that has none.
-    monkeypatch.setattr(model.request, "SETTINGS", settings.model_copy(update={"loras": []}))
-    assert GenerationRequest.parse_obj({"prompt": "x", "loras": []}).loras == []
+    without = request_model(settings.model_copy(update={"loras": []}))
+    assert without.parse_obj({"prompt": "x", "loras": []}).loras == []
     with pytest.raises(ValidationError, match="loras cannot be used by this model"):
-        GenerationRequest.parse_obj({"prompt": "x", "loras": [{"name": "ink"}]})
+        without.parse_obj({"prompt": "x", "loras": [{"name": "ink"}]})
 
 
-def test_millions_of_choices_are_refused_at_the_first() -> None:
+def test_millions_of_choices_are_refused_at_the_first(settings_of: Make) -> None:
     body = b'{"prompt": "x", "loras": [' + b"1," * 1_000_000 + b"1]}"
     with pytest.raises(ValidationError) as caught:
-        GenerationRequest.parse_raw(body)
+        request_model(settings_of("sd15")).parse_raw(body)
     assert caught.value.error_count() == 1
 
 

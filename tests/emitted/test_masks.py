@@ -9,11 +9,9 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from cold_start.pipeline import on_same_weights
 from conftest import BLOCKS, FAMILIES, Make, Served, pixels_of, text_of
 from model import arguments, mask, picture
 from model.progress import Progress
-from model.request import GenerationRequest
 from PIL import Image
 from pydantic import ValidationError
 
@@ -65,7 +63,7 @@ def test_what_is_kept_goes_through_the_pipeline_unchanged(
 ) -> None:
     """So the mask lies where the image does, and what is encoded is decoded again in the same way."""
     served = serve(settings_of(preset))
-    pipeline, vae = on_same_weights(served.pipeline, served.settings.inpaint), served.pipeline.vae
+    pipeline, vae = served.masked, served.pipeline.vae
     module, encoded, decoded = sys.modules[type(pipeline).__module__], [], []
     encode, decode = module.retrieve_latents, vae.decode
 
@@ -283,22 +281,15 @@ def test_what_is_scaled_up_is_said(settings_of: Make, serve: Callable[..., Serve
 def test_flux2_klein_paints_a_megapixel_at_once(settings_of: Make, serve: Callable[..., Served]) -> None:
     """What the catalog says of it: a larger picture keeps its size, and the mask its place."""
     served = serve(settings_of("flux2-klein-4b"))
-    pipeline, sizes = on_same_weights(served.pipeline, served.settings.inpaint), []
+    pipeline, sizes = served.masked, []
     true = pipeline.image_processor.numpy_to_pil
     pipeline.image_processor.numpy_to_pil = lambda floats: sizes.append(floats.shape[1:3]) or true(floats)
     start, shape = noise(1040, 1024), text_of(white((0, 0, 128, 64), size=(1040, 1024)))
-    # Unchecked: the bounds of width are those of another preset here.
-    request = GenerationRequest.model_construct(
-        prompt="x",
-        image=text_of(start),
-        mask=shape,
-        width=1040,
-        height=1024,
-        strength=1.0,
-        num_inference_steps=1,
-        guidance_scale=1.0,
+    request = served.request(
+        prompt="x", image=text_of(start), mask=shape, width=1040, height=1024, num_inference_steps=1, guidance_scale=1.0
     )
-    made = served.model._generate(arguments.of_request(request), 0, Progress(threading.Event()))
+    asked = arguments.of_request(served.settings, request)
+    made = served.model._generate(asked, 0, Progress(threading.Event()))
     soft = numpy.asarray(mask.decode(shape, 1040, 1024, 4))
     same = (numpy.asarray(made) == numpy.asarray(start)).all(axis=2)
     assert same[soft == 0].all()

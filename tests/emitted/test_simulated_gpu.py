@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import simulated_gpu
 import torch
-from cold_start.pipeline import denoiser, on_same_weights
+from model.pipelines import denoiser
 from conftest import BLOCKS, FAMILIES, Make, Served, serve_with
 from safetensors.torch import save_file
 from simulated_gpu import Gpu
@@ -149,7 +149,7 @@ def test_a_mask_that_was_left_on_the_cpu_is_refused(
     served = on_gpu(preset)
     body = {"image": ask(served), "mask": WHITE}
     ask(served, **body)
-    pipeline = on_same_weights(served.pipeline, served.settings.inpaint)
+    pipeline = served.masked
     true = pipeline.prepare_mask_latents
     monkeypatch.setattr(pipeline, "prepare_mask_latents", lambda *a, **m: tuple(each.cpu() for each in true(*a, **m)))
     refused(served, DEVICES, **body)

@@ -12,28 +12,13 @@ OTHER_FORMATS |= {"lora_mid": "LoCon with a middle layer", "base_model.model.": 
 
 
 def add(pipeline: Any, folder: Path, loras: list[Lora]) -> None:
-    """Fuse some of loras, as they say, and lay the others beside the weights, without effect yet.
+    """Fuse some of loras, and lay the others beside the weights, for choose_loras(). folder: holds the folder of each.
 
-    folder: holds the folder of each. Raises WeightsError unless every tensor of each can have an effect.
+    Raises WeightsError unless every tensor of each can have an effect.
     """
     # Fused first: that ends with taking away all that lies beside the weights.
     for lora in sorted(loras, key=lambda lora: not lora.fused):
         _add(pipeline, folder / lora.folder, lora)
-    if not all(lora.fused for lora in loras):
-        choose(pipeline, {})
-
-
-def choose(pipeline: Any, scales: dict[str, float]) -> None:
-    """Give the LoRAs of these folders an effect, each at its scale, and all others none."""
-    for part in pipeline.components.values():
-        for layer in part.modules() if hasattr(part, "modules") else ():
-            if not hasattr(layer, "set_scale"):
-                continue
-            # Asked of each layer: that is slow with many LoRAs, and a fault may have ended the last choice halfway.
-            if layer.active_adapters != [*scales]:
-                layer.set_adapter([*scales], inference_mode=True)
-            for folder, scale in scales.items():
-                layer.set_scale(folder, scale)
 
 
 def _add(pipeline: Any, folder: Path, lora: Lora) -> None:

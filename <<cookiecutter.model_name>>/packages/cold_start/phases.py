@@ -5,7 +5,7 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 logger = logging.getLogger("uvicorn")
 
@@ -27,14 +27,6 @@ class ColdStart:
             yield
         finally:
             self.phases[name] = time.perf_counter() - started
-
-    @contextlib.contextmanager
-    def reported(self) -> Iterator[Callable[[str], contextlib.AbstractContextManager[None]]]:
-        """Give phase(), and report at the end: also what led to a fault."""
-        try:
-            yield self.phase
-        finally:
-            self.report()
 
     def first_answer(self, seconds: float) -> dict[str, float] | None:
         """Return all phases, and the first answer's seconds as one of them. None for every later answer."""

@@ -38,11 +38,16 @@ def check_placement(name: str, model: Any, dtype: Any, device: str) -> None:
 def check_fit(pipeline: Any, settings: Settings) -> None:
     """Raise WeightsError if the UNet or transformer is made for another pipeline, such as one for inpainting."""
     name = "unet" if "unet" in pipeline.components else "transformer"
-    takes = pipeline.components[name].config
+    model = pipeline.components[name]
+    # Published configs keep keys that the class does not take, so that mean nothing.
+    known = inspect.signature(type(model).__init__).parameters
+    takes = {key: value for key, value in model.config.items() if key in known}
     latents = pipeline.vae.config.get("latent_channels") or pipeline.vae.config.get("z_dim")
     # FLUX and Qwen-Image pack 2 x 2 latents into one.
-    if takes.in_channels not in (latents, latents if name == "unet" else 4 * latents):
-        raise WeightsError(f"{name} takes {takes.in_channels} channels and not {latents}: use a text-to-image model.")
+    if takes["in_channels"] not in (latents, latents if name == "unet" else 4 * latents):
+        raise WeightsError(
+            f"{name} takes {takes['in_channels']} channels and not {latents}: use a text-to-image model."
+        )
     texts = [part for key, part in pipeline.components.items() if key.startswith("text_encoder")]
     encoders = [part for part in texts if part]
     for key, widths in _text_widths(name, encoders).items():

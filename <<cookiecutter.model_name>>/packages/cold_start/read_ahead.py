@@ -1,7 +1,4 @@
-"""Reads ahead what a cold start is going to read: what the imports need, as recorded at build, and the weights.
-
-It runs beside the server, as a program of its own. image_build.py makes the record.
-"""
+"""Reads ahead, in a process of its own, what the imports of a start (see image_build.py) and then load() will read."""
 
 import contextlib
 import json
@@ -49,7 +46,7 @@ def begin(weights: Iterable[Path]) -> None:
     slower = f" The imports will be slower, because {record['problem']}." if record["problem"] else ""
     logger.log(logging.WARNING if slower else logging.INFO, f"Reading ahead {record['summary']}, then {room}.{slower}")
     # A process of its own: threads in this one would wait for the interpreter's lock, which the imports hold.
-    # In the image, Python has started it (image_build.py) before the server's own imports. It waits for the files.
+    # In the image, Python has started it (build_commands) before the server's own imports. It waits for the files.
     reader = sys.__dict__.pop("read_ahead", None) or subprocess.Popen(
         [sys.executable, "-I", "-S", __file__], stdin=subprocess.PIPE
     )

@@ -10,7 +10,6 @@ from pipeline_settings import Settings
 
 # What Truss puts into the image for model_cache: the files to download, and Hugging Face's etag of each.
 MANIFEST = Path("/static-bptr/static-bptr-manifest.json")
-BLOCK_BYTES = 2**24
 
 
 class WeightsError(RuntimeError):
@@ -75,6 +74,4 @@ def _has_its_hash(pointer: dict[str, Any]) -> bool:
     if len(pointer["hash"]) != digest.digest_size * 2:
         digest = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False)
     with file.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-    return bool(digest.hexdigest() == pointer["hash"])
+        return bool(hashlib.file_digest(stream, lambda: digest).hexdigest() == pointer["hash"])

@@ -1,0 +1,74 @@
+"""Checks what config.yaml names against what diffusers has. Needs no weights."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline_settings import ImageToImage, Inpaint, Settings, SettingsError, did_you_mean
+
+NEEDED = {"vae", "scheduler", "unet", "transformer", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"}
+
+
+def check_pipelines(settings: Settings) -> None:
+    """Raise SettingsError unless diffusers has each pipeline, and each takes what config.yaml and requests give it."""
+    import diffusers
+
+    class_ = named(diffusers, settings.class_name, "class_name")
+    known = inspect.signature(class_.__call__).parameters
+    check_name(settings.guidance_parameter, known, "guidance_parameter")
+    check_name(settings.step_callback, known, "step_callback")
+    if settings.negative_prompt:
+        check_name("negative_prompt", known, "negative_prompt")
+    for name, value in settings.call_kwargs.items():
+        check_argument(name, value, known, "call_kwargs")
+    parts = inspect.signature(class_.__init__).parameters
+    check_name(settings.prompt_tokens.tokenizer, parts, "prompt_tokens.tokenizer")
+    for name in settings.load_kwargs:
+        check_name(name, parts, "load_kwargs")
+    _check_left_out(settings.load_kwargs)
+    for other in settings.others:
+        _check_other("inpaint" if isinstance(other, Inpaint) else "image_to_image", other, settings)
+
+
+def named(library: Any, name: str, key: str) -> Any:
+    """Return the class of the library that config.yaml names under key. Raises SettingsError."""
+    check_name(name, dir(library), key)
+    return getattr(library, name)
+
+
+def check_name(name: str, known: Iterable[str], key: str) -> None:
+    """Raise SettingsError for a name that is not among those known."""
+    if name not in known:
+        raise SettingsError(f"config.yaml, {key}: there is no {name}{did_you_mean(name, list(known))}")
+
+
+def check_argument(name: str, value: Any, known: Mapping[str, inspect.Parameter], key: str) -> None:
+    """Raise SettingsError unless name is known, and value of the kind of its default: even "no" would count as true."""
+    check_name(name, known, f"{key}.{name}")
+    default = known[name].default
+    kinds = {float if type(each) is int else type(each) for each in (value, default)}
+    if len(kinds) > 1 and value is not None and default not in (None, inspect.Parameter.empty):
+        example = str(default).lower() if isinstance(default, bool) else default
+        raise SettingsError(f"config.yaml, {key}.{name}: use a value such as {example}.")
+
+
+def _check_left_out(load_kwargs: dict[str, Any]) -> None:
+    left_out = {name for name, value in load_kwargs.items() if value is None}
+    # Stable Diffusion 3 can do without its third text encoder, and then without its tokenizer.
+    for name in sorted(left_out & (NEEDED if "text_encoder_3" in left_out else NEEDED | {"tokenizer_3"})):
+        raise SettingsError(f"config.yaml, load_kwargs: no image can be made without {name}, so do not leave it out.")
+
+
+def _check_other(key: str, other: ImageToImage | Inpaint, settings: Settings) -> None:
+    import diffusers
+
+    known = inspect.signature(named(diffusers, other.class_name, f"{key}.class_name").__call__).parameters
+    check_name("mask_image" if key == "inpaint" else "strength", known, f"{key}.class_name, {other.class_name}")
+    if isinstance(other, ImageToImage) and other.takes_size != ("width" in known):
+        right = str("width" in known).lower()
+        raise SettingsError(f"config.yaml, image_to_image.takes_size: use {right} for {other.class_name}.")
+    for name in settings.call_kwargs:
+        if name not in known:
+            raise SettingsError(
+                f"config.yaml, call_kwargs: {other.class_name} takes no {name}: take it out, or set {key} to null."
+            )
