@@ -1,11 +1,14 @@
 """Say what `truss push` would push, and refuse what would fail there: `make check` and `make push` run this."""
 
+import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import local_server
+import trial
 
 # Where the server looks. Truss pushes the rest of the folder too, and the image leaves it out.
 NEEDED = re.compile(r"config\.yaml|(model|data|packages)/.*")
@@ -75,6 +78,20 @@ def secret_problems(files: list[Path]) -> list[str]:
     return found
 
 
+def trial_problems(config: dict[str, Any]) -> list[str]:
+    """Return what goes wrong with config.yaml on tiny weights: see trial.py."""
+    if importlib.util.find_spec("torch") is None:
+        print("config.yaml is not tried on tiny weights: torch is missing here, `make check` brings it.")
+        return []
+    print("Trying config.yaml on tiny weights ...", flush=True)
+    os.environ.update(config.get("environment_variables") or {})
+    try:
+        return trial.problems(config["model_metadata"]["pipeline"])
+    except ValueError as error:
+        print(f"config.yaml is not tried on tiny weights. {error}")
+        return []
+
+
 def main() -> None:
     """Print the list, and exit with 1 and the problems if there are any."""
     try:
@@ -87,7 +104,9 @@ def main() -> None:
     for file in files:
         note = "" if NEEDED.fullmatch(file.as_posix()) else "   the server does not need it: name it in .truss_ignore"
         print(f"  {(local_server.PROJECT / file).stat().st_size:>12,}  {file}{note}", flush=True)
-    sys.exit("\n".join(commit_problems() + accelerator_problems(config) + secret_problems(files)) or None)
+    problems = commit_problems() + accelerator_problems(config) + secret_problems(files)
+    # Last, and only if all else is right: it takes seconds.
+    sys.exit("\n".join(problems or trial_problems(config)) or None)
 
 
 if __name__ == "__main__":

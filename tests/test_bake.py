@@ -61,6 +61,7 @@ MANIFEST = {
     "tests/test_stream.py",
     "tiny/make.py",
     "tiny/pipeline.yaml",
+    "trial.py",
 }
 # Of projects that are shaped like SDXL.
 DEMO = {

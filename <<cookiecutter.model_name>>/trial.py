@@ -1,0 +1,160 @@
+"""Tries what config.yaml names on tiny random weights: each pipeline is called once, and each setting must matter."""
+
+import base64
+import importlib.util
+import inspect
+import io
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent
+TINY = PROJECT / "tests" / "tiny_pipeline.py"
+STEPS = 8
+# What a request may begin with, in the words of a sentence.
+TEXT, IMAGE, MASK = "without an image", "with an image", "with a mask"
+
+
+def problems(block: dict[str, Any]) -> list[str]:
+    """Return a sentence for what load() or a request would fail by, or else for each setting without effect.
+
+    block: model_metadata.pipeline of config.yaml. Raises ValueError if there are no tiny weights for its class_name.
+    """
+    for folder in (PROJECT, PROJECT / "packages"):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    from cold_start.weights import WeightsError
+    from pipeline_settings import Settings, SettingsError
+
+    spec = importlib.util.spec_from_file_location("tiny_pipeline", TINY)
+    assert spec is not None and spec.loader is not None
+    tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny)
+    # LoRAs are made for the real weights. The rest is of a GPU, and takes time. In eight steps each setting shows.
+    plain: dict[str, Any] = {"loras": [], "cpu_dtype": "float32"}
+    plain |= {"warm_up": False, "warm_up_sizes": [], "compile": None}
+    steps = max(block["limits"]["min_steps"], min(block["defaults"]["num_inference_steps"], STEPS))
+    plain["defaults"] = {**block["defaults"], "num_inference_steps": steps}
+    with tempfile.TemporaryDirectory() as weights:
+        try:
+            settings = Settings.model_validate({**block, **plain, "weights_dir": weights})
+            tiny.make(Path(weights), {**block, "loras": []})
+            trial = Trial(settings)
+        except (SettingsError, WeightsError) as error:
+            return [str(error)]
+        return trial.problems()
+
+
+class Trial:
+    """The pipelines of settings, on weights that are there. Raises SettingsError or WeightsError as load() does."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+        self.pipelines = _pipelines(settings)
+        picture, mask = _file("RGB", "orange"), _file("L", 255)
+        self.bodies: dict[str, dict[str, Any]] = {TEXT: {}}
+        if settings.image_to_image or settings.reference_images:
+            self.bodies[IMAGE] = {"image": picture}
+        if settings.inpaint:
+            self.bodies[MASK] = {"image": picture, "mask": mask}
+        self.made: dict[str, Any] = {}
+
+    def problems(self) -> list[str]:
+        """Return a sentence for each pipeline whose call fails, or else for each setting without effect."""
+        return list(self.failures()) or [*self.call_kwargs_without_effect(), *self.scheduler_without_effect()]
+
+    def failures(self) -> Iterator[str]:
+        """Yield a sentence for each pipeline whose call fails."""
+        from pipeline_settings import one_line
+
+        for what, body in self.bodies.items():
+            try:
+                self.made[what] = self._call(body)
+            except Exception as error:
+                key = self._culprit(body)
+                yield f"config.yaml, {key}: each request {what} would fail. {one_line(error, 300)}."
+
+    def _culprit(self, body: dict[str, Any]) -> str:
+        """Return the key of call_kwargs without which the call succeeds."""
+        for name in self.settings.call_kwargs:
+            try:
+                self._call(body, _without(self.settings, "call_kwargs", name))
+            except Exception:
+                continue
+            return f"call_kwargs.{name}"
+        return "model_metadata.pipeline"
+
+    def call_kwargs_without_effect(self) -> Iterator[str]:
+        """Yield a sentence for each argument that changes no image of a pipeline. It may be the default, or off."""
+        for name, value in self.settings.call_kwargs.items():
+            for what, body in self.bodies.items():
+                known = inspect.signature(type(self._pipeline(body)).__call__).parameters
+                if value in (None, False, known[name].default):
+                    continue
+                if self._same(what, body, _without(self.settings, "call_kwargs", name)):
+                    yield f"config.yaml, call_kwargs.{name}: it has no effect on requests {what}, so take it out."
+
+    def scheduler_without_effect(self) -> Iterator[str]:
+        """Yield a sentence for each setting of the scheduler that changes no image at all."""
+        for name, value in self.settings.scheduler.items():
+            if name == "class_name" or value in (None, False):
+                continue
+            other = _without(self.settings, "scheduler", name)
+            pipelines = _pipelines(other)
+            if pipelines[None].scheduler.config.get(name) == value:
+                # It is what the repository says. Another value tells whether it matters.
+                if isinstance(value, bool | str):
+                    continue
+                changed = {**self.settings.scheduler, name: value * 2}
+                pipelines = _pipelines(self.settings.model_copy(update={"scheduler": changed}))
+            if all(self._same(what, body, self.settings, pipelines) for what, body in self.bodies.items()):
+                yield f"config.yaml, scheduler.{name}: it has no effect on this model, so take it out."
+
+    def _same(self, what: str, body: dict[str, Any], settings: Any, pipelines: Any = None) -> bool:
+        try:
+            return bool((self._call(body, settings, pipelines) == self.made[what]).all())
+        except Exception:  # without it the call fails, or makes another size
+            return False
+
+    def _pipeline(self, body: dict[str, Any]) -> Any:
+        return self.pipelines[self._asked(body, self.settings).other]
+
+    def _asked(self, body: dict[str, Any], settings: Any) -> Any:
+        from model import arguments
+        from model.request import request_model
+
+        side = settings.limits.min_size
+        request: Any = request_model(settings)
+        return arguments.of_request(settings, request(prompt="a red house", width=side, height=side, **body))
+
+    def _call(self, body: dict[str, Any], settings: Any = None, pipelines: Any = None) -> Any:
+        """Return the image, as floats [1, height, width, 3]."""
+        from model import arguments
+
+        settings = settings or self.settings
+        asked = self._asked(body, settings)
+        own = arguments.of_image(settings, 0, asked.arguments["num_inference_steps"], lambda count: None)
+        return (pipelines or self.pipelines)[asked.other](**asked.arguments, **own, output_type="np").images
+
+
+def _pipelines(settings: Any) -> dict[Any, Any]:
+    from cold_start.pipeline import read_pipeline
+    from model.pipelines import on_same_weights
+
+    first = read_pipeline(settings, "cpu")
+    return {other: on_same_weights(first, other) for other in (None, *settings.others)}
+
+
+def _without(settings: Any, key: str, name: str) -> Any:
+    left = {other: value for other, value in getattr(settings, key).items() if other != name}
+    return settings.model_copy(update={key: left})
+
+
+def _file(mode: str, colour: Any) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new(mode, (64, 64), colour).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
