@@ -1,6 +1,8 @@
 """Say what `truss push` would push, and refuse what would fail there: `make check` and `make push` run this."""
 
+import contextlib
 import importlib.util
+import io
 import os
 import re
 import sys
@@ -86,7 +88,9 @@ def trial_problems(config: dict[str, Any]) -> list[str]:
     print("Trying config.yaml on tiny weights ...", flush=True)
     os.environ.update(config.get("environment_variables") or {})
     try:
-        return trial.problems(config["model_metadata"]["pipeline"])
+        # The libraries write bars and warnings there.
+        with contextlib.redirect_stderr(io.StringIO()):
+            return trial.problems(config["model_metadata"]["pipeline"])
     except ValueError as error:
         print(f"config.yaml is not tried on tiny weights. {error}")
         return []

@@ -1,12 +1,18 @@
 """The bounds of a request are those of its preset, of which one process can build any."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import BLOCKS
+from conftest import BLOCKS, FAMILIES, Make, Served, text_of
 from model.request import GenerationRequest, request_model
+from PIL import Image
 from pipeline_settings import Settings
 from pydantic import ValidationError
+
+FILE, WHITE = text_of(Image.new("RGB", (64, 64), "orange")), text_of(Image.new("L", (64, 64), 255))
+# Of these the largest takes long.
+COSTLY = ("num_inference_steps", "width", "height")
 
 
 def of(preset: str) -> type[GenerationRequest]:
@@ -70,3 +76,57 @@ def test_two_presets_in_one_process_do_not_share_their_bounds() -> None:
     assert small.max_bytes == large.max_bytes
     # The class that they come from has none.
     assert "settings" not in vars(GenerationRequest)
+
+
+def values_of(name: str, field: dict[str, Any]) -> Iterator[Any]:
+    """Yield what the schema allows for the field: the least and the most, or each choice."""
+    if name in ("image", "mask"):
+        yield FILE if name == "image" else WHITE
+        return
+    for choice in field.get("anyOf", [field]):
+        if choice["type"] == "null":
+            yield None
+        elif "enum" in choice:
+            yield from choice["enum"]
+        elif choice["type"] == "boolean":
+            yield False
+        elif choice["type"] == "string":
+            yield "x"
+        elif choice["type"] == "array":
+            yield []
+        elif name in COSTLY:
+            yield from (choice["minimum"], choice["minimum"] + choice.get("multipleOf", 1))
+        else:
+            yield from (choice.get("minimum", 0.5), choice["maximum"])
+
+
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_one_field_more_is_an_image_or_a_sentence(
+    preset: str, settings_of: Make, serve: Callable[[Any], Served]
+) -> None:
+    """With each field of the schema: from noise, from an image, and with a mask."""
+    served = serve(settings_of(preset))
+    settings = served.settings
+    side, steps = settings.limits.min_size, max(settings.limits.min_steps, 2)
+    small = {"num_inference_steps": steps, "width": side, "height": side}
+    starts: list[dict[str, Any]] = [{}]
+    starts += [{"image": FILE, "strength": 1.0}] if settings.image_to_image else []
+    starts += [{"image": FILE, "mask": WHITE}] if settings.inpaint else []
+    starts += [{"image": FILE}] if settings.reference_images else []
+    made: set[str] = set()
+    for name, field in served.request.model_json_schema()["properties"].items():
+        for value in values_of(name, field):
+            for start in starts:
+                body = {**small, **start, name: value}
+                try:
+                    answer = served.ask(**body)
+                except ValidationError as error:
+                    assert error.error_count() == 1, body
+                    continue
+                if body.get("stream") is not True:
+                    assert answer.images, (body, answer)
+                made.add(name)
+    never = {"mask", "mask_blur", "mask_padding", "strength"} if settings.inpaint is None else set()
+    never -= {"strength"} if settings.image_to_image else set()
+    never |= set() if settings.image_to_image or settings.reference_images else {"image"}
+    assert set(GenerationRequest.model_fields) - made == never
