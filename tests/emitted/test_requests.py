@@ -126,7 +126,6 @@ def test_one_field_more_is_an_image_or_a_sentence(
                 if body.get("stream") is not True:
                     assert answer.images, (body, answer)
                 made.add(name)
-    never = {"mask", "mask_blur", "mask_padding", "strength"} if settings.inpaint is None else set()
-    never -= {"strength"} if settings.image_to_image else set()
+    never = set() if settings.inpaint else {"mask", "mask_blur"}
     never |= set() if settings.image_to_image or settings.reference_images else {"image"}
     assert set(GenerationRequest.model_fields) - made == never

@@ -32,7 +32,8 @@ def check_pipelines(settings: Settings) -> None:
 
 def named(library: Any, name: str, key: str) -> Any:
     """Return the class of the library that config.yaml names under key. Raises SettingsError."""
-    check_name(name, dir(library), key)
+    if not hasattr(library, name):  # dir() of diffusers is slow
+        check_name(name, dir(library), key)
     return getattr(library, name)
 
 
