@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent
-TINY = PROJECT / "tests" / "tiny_pipeline.py"
+TINY = PROJECT / "tiny" / "make.py"
 STEPS = 8
 # What a request may begin with, in the words of a sentence.
 TEXT, IMAGE, MASK = "without an image", "with an image", "with a mask"

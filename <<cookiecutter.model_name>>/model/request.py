@@ -30,10 +30,10 @@ class LoraChoice(BaseModel):
 def _leave_out_unusable(schema: dict[str, Any], model: Any) -> None:
     """Take the fields that this model cannot use out of /schema. A request that has one is told so."""
     settings: Settings = model.settings
-    mask, start = settings.inpaint, settings.image_to_image
-    usable = {"negative_prompt": settings.negative_prompt, "guidance_scale": settings.limits.guidance_scale > 1}
+    start, mask = settings.image_to_image, settings.inpaint
+    usable: dict[str, Any] = dict.fromkeys(("mask", "mask_blur", "mask_padding"), mask)
+    usable |= {"negative_prompt": settings.negative_prompt, "guidance_scale": settings.limits.guidance_scale > 1}
     usable |= {"image": start or settings.reference_images, "strength": start or mask, "loras": settings.lora_names}
-    usable |= dict.fromkeys(("mask", "mask_blur", "mask_padding"), mask)
     for name in [name for name, use in usable.items() if not use]:
         del schema["properties"][name]
 
