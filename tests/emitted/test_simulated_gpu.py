@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import simulated_gpu
 import torch
-from model.pipelines import denoiser
 from conftest import BLOCKS, FAMILIES, Make, Served, serve_with
+from model.pipelines import denoiser
 from safetensors.torch import save_file
 from simulated_gpu import Gpu
 from test_faults import STAGES, WHITE, fail_once, place
