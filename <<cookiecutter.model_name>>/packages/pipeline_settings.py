@@ -37,8 +37,6 @@ class ImageToImage(Strict):
 
 
 class Lora(Strict):
-    """A LoRA: one safetensors file, cached in the folder lora-NAME."""
-
     name: str = Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64, description="As requests say it: pixel-art.")
     scale: float = Field(description="How much of it: of every picture with fused, else where a request does not say.")
     fused: bool = Field(description="true: into the weights, for every request. false: for those that choose it.")
@@ -75,8 +73,6 @@ class Defaults(Strict):
 
 
 class Limits(Strict):
-    """What a request may ask. All else is answered with 400, or with 413 where it is too large to be read."""
-
     prompt_characters: Positive = Field(description="Of each text. What of them is not read, `warnings` tell.")
     min_steps: Positive = Field(description="The fewest that the scheduler can do.")
     max_steps: Positive
@@ -93,8 +89,6 @@ class Limits(Strict):
 
 
 class Settings(Strict):
-    """All that differs between models."""
-
     class_name: Name = Field(description="The pipeline in diffusers.")
     image_to_image: ImageToImage | None = Field(description="null: the family cannot start from an image.")
     inpaint: Inpaint | None = Field(description="null: the family cannot use a mask.")
@@ -117,18 +111,16 @@ class Settings(Strict):
     step_callback: Literal["callback_on_step_end", "callback"] = Field(description="What it calls after each step.")
     negative_prompt: bool = Field(description="false: it runs without guidance, so it cannot use one.")
     prompt_tokens: PromptTokens = Field(description="How much of a prompt the model reads.")
-    loras: list[Lora]
+    loras: list[Lora] = Field(description="Each is one safetensors file, cached in the folder lora-NAME.")
     defaults: Defaults = Field(description="What a request gets for a field that it leaves out.")
-    limits: Limits
+    limits: Limits = Field(description="What a request may ask. All else is a 400, or a 413 if it is too large.")
 
     @property
     def others(self) -> list[ImageToImage | Inpaint]:
-        """What, beside text, a request can start from."""
         return [other for other in (self.image_to_image, self.inpaint) if other]
 
     @property
     def lora_names(self) -> list[str]:
-        """Those that a request can choose."""
         return [lora.name for lora in self.loras if not lora.fused]
 
     @model_validator(mode="after")
