@@ -41,6 +41,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 GROUPS = {
     "platform": {f"tests/tools/test_{name}.py" for name in ("commands", "gateway", "make", "page", "plan", "wake")}
 }
+# Files whose tests share nothing, and of which each takes long.
+APART = {"tests/test_emitted_model.py", "tests/test_families.py"}
 # With this environment a Python writes down which lines it runs. Only some do: it makes the imports a third slower.
 MEASURED: dict[str, str] = {}
 if "COVERAGE_FILE" in os.environ:
@@ -60,6 +62,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
+            if file in APART:
+                return nodeid
             return next((group for group, files in GROUPS.items() if file in files), file)
 
     return ByGroup(config, log)
