@@ -46,8 +46,9 @@ CONTEXT = 0.5e9
 class Published:
     """A peak that somebody measured, in bytes, at 1024 px and batch 1 but for sd15's 512, with nothing offloaded.
 
-    What is published as GB may be GiB. The blog's is: its PixArt-Sigma would need less than its weights. Of Z-Image's it
-    is not known, and GB are closer.
+    What is published as GB may be GiB. The blog's is taken as that: else its peaks were less than the live tensors. Of
+    Z-Image's it is not known, and GB are closer.
+
     halved: the layers of T5 that transformers keeps in float32 for a float16 model were in half precision there.
     decode_of: the preset whose decode is measured, as theirs was in half precision.
     """
