@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import dataclasses
 import math
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -121,6 +122,13 @@ def _is_shape(tensor: torch.Tensor) -> bool:
     return bool(_held(tensor).device.type == "meta")
 
 
+def _without_values(tensor: Gpu) -> Gpu:
+    """Forget the numbers of a tensor into which went what is only a shape."""
+    if not _is_shape(tensor):
+        tensor.held = _shape(tensor.held)
+    return tensor
+
+
 def _on_cuda(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
@@ -154,7 +162,8 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if away:
         return result
     if func._schema.is_mutable:
-        return kwargs.get("out", args[0])
+        changed = kwargs.get("out", args[0])
+        return _without_values(changed) if shapes else changed
     return _map(wrap, result)
 
 
@@ -207,6 +216,9 @@ def _moved(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Copy between devices, or into another dtype."""
     if func is aten.copy_.default:
         to, source = _held(args[0]), _held(args[1])
+        if source.device.type == "meta" and isinstance(args[0], Gpu):
+            return _without_values(args[0])
+        _refuse_values(args[1], limits.made_up)
         if to.device.type != "meta" and source.device.type != "meta":
             to.copy_(source)
         return args[0]
@@ -315,10 +327,9 @@ def _install_guard() -> None:
 
     c10/core/impl/DeviceGuardImplInterface.h: type, exchangeDevice and getDevice are the first in its table.
     """
-    registry = (ctypes.c_void_p * 64).in_dll(
-        ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so")),
-        "_ZN3c104impl26device_guard_impl_registryE",
-    )
+    name = "libc10.dylib" if sys.platform == "darwin" else "libc10.so"
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
+    registry = (ctypes.c_void_p * 64).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     kind, meta = int(torch._C._autograd.DeviceType.CUDA), int(torch._C._autograd.DeviceType.Meta)
     table = (ctypes.c_void_p * 40).from_buffer_copy(
         ctypes.string_at(ctypes.c_void_p.from_address(registry[meta]).value, 40 * ctypes.sizeof(ctypes.c_void_p))

@@ -258,5 +258,9 @@ def test_of_a_large_tensor_there_is_only_its_shape(monkeypatch: pytest.MonkeyPat
     for operation in (torch.Tensor.cpu, torch.Tensor.tolist, lambda x: x.sum().item(), lambda x: bool((x == 0).all())):
         with pytest.raises(RuntimeError, match="only its shape"):
             operation(x)
-    del x
+    small = torch.zeros(3, device="cuda")
+    small += x.mean()
+    with pytest.raises(RuntimeError, match="only its shape"):
+        small.tolist()
+    del x, small
     assert memory_held() == before
