@@ -1,6 +1,7 @@
 """The template itself: its variables, its delimiters, and the ways to get it."""
 
 import fnmatch
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,23 +80,30 @@ def test_everything_else_is_copied() -> None:
         assert copied == (file not in RENDERED), name
 
 
+def sourceless(project: BakedProject) -> dict[str, bytes]:
+    """Return the files without the one thing that follows from the way in: what the tools are installed from."""
+    files = project.files()
+    (source,) = re.findall(rb"(?m)^FAST_TRUSS \?= (.*)$", files["Makefile"])
+    return {name: content.replace(source, b"SOURCE") for name, content in files.items()}
+
+
 def test_a_git_url_gives_the_same_project(repository: Path, bake: Callable[..., BakedProject]) -> None:
-    assert bake(f"file://{repository}").files() == bake().files()
+    assert sourceless(bake(f"file://{repository}")) == sourceless(bake())
 
 
 def test_a_zip_gives_the_same_project(repository: Path, tmp_path: Path, bake: Callable[..., BakedProject]) -> None:
     archive = tmp_path / "fast-truss.zip"
     git(repository, "archive", "--prefix", "fast-truss-main/", "--output", str(archive), "HEAD")
-    assert bake(archive).files() == bake().files()
+    assert sourceless(bake(archive)) == sourceless(bake())
 
 
 def test_cruft_takes_the_template(repository: Path, tmp_path: Path, bake: Callable[..., BakedProject]) -> None:
     import cruft
 
     project = cruft.create(f"file://{repository}", output_dir=tmp_path, no_input=True)
-    files = BakedProject(project).files()
+    files = sourceless(BakedProject(project))
     assert files.pop(".cruft.json")
-    assert files == bake().files()
+    assert files == sourceless(bake())
     assert cruft.check(project_dir=project)
 
 
