@@ -23,6 +23,8 @@ from PIL import Image
 
 TEMPLATE = Path(__file__).resolve().parents[2]
 PROJECT = Path(os.environ["EMITTED_PROJECT"])
+# Of the template: the project, whose preset cannot load it, holds none.
+DEMO = TEMPLATE / "<<cookiecutter.model_name>>" / "tiny" / "demo"
 # The block model_metadata.pipeline of each preset.
 BLOCKS = json.loads(Path(os.environ["PIPELINE_BLOCKS"]).read_text("utf-8"))
 READMES = json.loads(Path(os.environ["READMES"]).read_text("utf-8"))
@@ -42,6 +44,7 @@ def _tiny_pipeline() -> Any:
     spec = importlib.util.spec_from_file_location("tiny_pipeline", PROJECT / "tiny" / "make.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.DEMO = DEMO
     return module
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 import pytest
-from conftest import BLOCKS, PROJECT, Make, Served, pixels_of, text_of
+from conftest import BLOCKS, DEMO, Make, Served, pixels_of, text_of
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[2] / "demo"))
@@ -17,7 +17,6 @@ from judge import Seen, look
 from shapes import COLOURS, NEW_COLOURS, SHAPES
 from test_schedulers import SCHEDULERS
 
-DEMO = PROJECT / "tiny" / "demo"
 # A colour that none of the training's pictures has.
 LORA = Path(__file__).parents[2] / "demo" / "orange.safetensors"
 REQUEST = json.loads((DEMO / "request.json").read_text("utf-8"))
