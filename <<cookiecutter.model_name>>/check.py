@@ -53,16 +53,30 @@ def commit_problems() -> list[str]:
 
 def accelerator_problems(config: dict[str, Any]) -> list[str]:
     """Return a sentence if the model does not fit on the accelerator (an estimate), or torch cannot use it."""
-    name = str(config["resources"].get("accelerator", "")).split(":")[0]
+    resources = config.get("resources") or {}
+    key = "instance_type" if resources.get("instance_type") else "accelerator"
+    # As L4:2, two of them, or the instance type L4:4x16.
+    name = str(resources.get(key) or "").split(":")[0]
     needed = config["model_metadata"].get("gpu_memory_gb", 0)
+    if isinstance(needed, bool) or not isinstance(needed, int | float):
+        return [f"model_metadata.gpu_memory_gb is {needed!r}: use a number, the GB that the model needs."]
     fitting = ", ".join(name for name, gb in sorted(GPU_MEMORY_GB.items(), key=lambda item: item[1]) if gb >= needed)
     if name not in GPU_MEMORY_GB:
-        return [f"resources.accelerator is {name!r}: torch has no kernels for it, use one of {fitting}."]
+        return [f"resources.{key} is {name!r}: torch has no kernels for it, use one of {fitting}."]
     if GPU_MEMORY_GB[name] >= needed:
         return []
     return [
-        f"resources.accelerator is {name!r}: it has {GPU_MEMORY_GB[name]} GB, and the model needs about {needed}: "
+        f"resources.{key} is {name!r}: it has {GPU_MEMORY_GB[name]} GB, and the model needs about {needed}: "
         f"use one of {fitting}."
+    ]
+
+
+def link_problems(files: list[Path]) -> list[str]:
+    """Return one sentence for each file that Truss would fail to read."""
+    return [
+        f"{file} is a link to nothing: remove it, or name it in .truss_ignore."
+        for file in files
+        if not (local_server.PROJECT / file).exists()
     ]
 
 
@@ -104,13 +118,17 @@ def main() -> None:
     except local_server.ConfigError as error:
         sys.exit(str(error))
     files = local_server.pushed_files()
+    if problems := link_problems(files):
+        sys.exit("\n".join(problems))
     print("`truss push` pushes, in bytes:", flush=True)
     for file in files:
         note = "" if NEEDED.fullmatch(file.as_posix()) else "   the server does not need it: name it in .truss_ignore"
         print(f"  {(local_server.PROJECT / file).stat().st_size:>12,}  {file}{note}", flush=True)
     problems = commit_problems() + accelerator_problems(config) + secret_problems(files)
     # Last, and only if all else is right: it takes seconds.
-    sys.exit("\n".join(problems or trial_problems(config)) or None)
+    if problems := problems or trial_problems(config):
+        sys.exit("\n".join(problems))
+    print("Nothing is wrong.")
 
 
 if __name__ == "__main__":

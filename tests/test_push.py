@@ -194,7 +194,9 @@ def test_make_check_lists_what_is_pushed(pushes: dict[str, Push]) -> None:
     push = pushes[DELIVERIES[0]]
     result = check(push.project.path)
     assert result.returncode == 0, result.stdout + result.stderr
-    listed = dict(reversed(line.split(maxsplit=1)) for line in result.stdout.splitlines()[1:])
+    assert result.stdout.splitlines()[-1] == "Nothing is wrong."
+    sizes = [line for line in result.stdout.splitlines() if line.startswith("  ")]
+    listed = dict(reversed(line.split(maxsplit=1)) for line in sizes)
     assert {name: int(size.replace(",", "")) for name, size in listed.items()} == {
         name: len(content) for name, content in push.files().items()
     }
@@ -211,6 +213,9 @@ def test_make_check_lists_what_is_pushed(pushes: dict[str, Push]) -> None:
             "gpu_memory_gb: 20",
             "has 16 GB, and the model needs about 20: use one of L4",
         ),
+        ("config.yaml", "gpu_memory_gb: 6", "gpu_memory_gb: lots", "gpu_memory_gb is 'lots': use a number"),
+        ("config.yaml", "resources:\n", "resources: {}\nother:\n", "Truss knows no key other"),
+        ("config.yaml", "accelerator: T4", 'instance_type: "V100:4x16"', "instance_type is 'V100': torch has no kernels"),
         ("config.yaml", 'revision: "451f4f', 'revision: main # "451f4f', "is at 'main': use a commit, 40 hex digits"),
         ("config.yaml", "requirements:", "requirments:", "Truss knows no key requirments: did you mean requirements?"),
         ("config.yaml", "  predict_concurrency: 1", "  predict_concurency: 1", "predict_concurency"),
@@ -230,6 +235,17 @@ def test_make_check_refuses_in_one_sentence(
     assert result.returncode == 1
     assert sentence in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_make_check_takes_an_instance_type_and_refuses_a_link_to_nothing(bake: Callable[..., BakedProject]) -> None:
+    project = bake(preset="sd15").path
+    config = project / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("accelerator: T4", 'instance_type: "L4:4x16"'), "utf-8")
+    assert check(project).returncode == 0
+    (project / "model" / "gone.py").symlink_to("nowhere.py")
+    refused = check(project)
+    assert refused.returncode == 1
+    assert refused.stderr == "model/gone.py is a link to nothing: remove it, or name it in .truss_ignore.\n"
 
 
 def test_make_check_names_what_the_server_does_not_need(bake: Callable[..., BakedProject]) -> None:
