@@ -1,6 +1,5 @@
 """The settings to choose from, what comes of each, which of them is recommended, and the commands that set it."""
 
-import bisect
 import dataclasses
 import itertools
 import math
@@ -13,8 +12,6 @@ from fast_truss.plan.traffic import Hours, Traffic, clock, opened
 DELAYS = (60, 300, 900, 1800, 3600)
 MONTH = 365.25 / 12 * 86400
 MOST_REPLICAS = 10
-# The share of users that wait longer than the goal: surely little enough, and perhaps. The goal is 5 of 100.
-SURE, PERHAPS, MOST_CLOSE = 0.025, 0.1, 8
 DRAWS, ENOUGH_SIMULATED = (4, 16), 2_000_000
 
 
@@ -43,8 +40,7 @@ class Case:
 class Row:
     """What comes of a choice. mean, p50, p95, p99: seconds from the request until the image is there.
 
-    usd, cold_starts: of a month. late: the share of users that wait longer than the goal. front: no other choice is
-    better in one of usd and p95 and as good in the other.
+    usd, cold_starts: of a month. front: no other choice is better in one of usd and p95 and as good in the other.
     """
 
     choice: Choice
@@ -54,7 +50,6 @@ class Row:
     p95: float
     p99: float
     cold_starts: float
-    late: float
     front: bool = False
 
 
@@ -67,28 +62,23 @@ def choices_for(found: Traffic, machine: Machine, most: int, target: int, hours:
     more = f", {most} at most" if most > 1 else ""
     # The replica is to be there when the first user is.
     early = 300.0 * math.ceil(machine.cold_start / 300)
-    window = Hours(hours.days, max(hours.start - early, 0.0), hours.end) if hours else None
+    window = dataclasses.replace(hours, start=max(hours.start - early, 0.0)) if hours else None
     windows = found.windows(window) if window else ()
-    for delay in DELAYS:
-        if most > 1:
-            choices.append(
-                Choice(f"always 1{more}, delay {delay} s", Settings(1, most, delay, concurrency_target=target))
-            )
-        for wakes in (False, True):
-            settings = Settings(0, most, delay, concurrency_target=target, wakes=wakes)
-            sleeps = f"to zero after {delay} s"
-            woken = ", woken by the app" if wakes else ""
-            choices.append(Choice(sleeps + more + woken, settings))
-            for count in sorted({1, most if not wakes else 1} if window else ()):
-                on = dataclasses.replace(settings, windows=windows, window_replicas=count)
-                choices.append(Choice(f"{names[count]} {window}{more}, else {sleeps}{woken}", on, window))
+    for delay, wakes in itertools.product(DELAYS, (False, True)):
+        settings = Settings(0, most, delay, concurrency_target=target, wakes=wakes)
+        if most > 1 and not wakes:
+            choices.append(Choice(f"always 1{more}, delay {delay} s", dataclasses.replace(settings, min_replica=1)))
+        sleeps, woken = f"to zero after {delay} s", ", woken by the app" if wakes else ""
+        choices.append(Choice(sleeps + more + woken, settings))
+        for count in sorted({1, 1 if wakes else most} if window else ()):
+            on = dataclasses.replace(settings, windows=windows, window_replicas=count)
+            choices.append(Choice(f"{names[count]} {window}{more}, else {sleeps}{woken}", on, window))
     return choices
 
 
 def enough_replicas(found: Traffic, image: float) -> int:
     """Return how many replicas the busiest hour keeps busy for 70 percent of it: from 1 to MOST_REPLICAS."""
-    hours = [bisect.bisect_left(found.arrivals, hour * 3600.0) for hour in range(int(found.span / 3600) + 2)]
-    busiest = max(after - before for before, after in itertools.pairwise(hours))
+    busiest = max(Counter(int(at / 3600) for at in found.arrivals).values())
     return min(max(math.ceil(busiest * image / 3600 / 0.7), 1), MOST_REPLICAS)
 
 
@@ -101,8 +91,8 @@ def rows_of(choices: Sequence[Choice], case: Case) -> list[Row]:
         outcome = simulate(found.arrivals, found.span, choice.settings, case.machine, opened_at)
         delays = (outcome.mean(), *map(outcome.percentile, (50, 95, 99)))
         mean, p50, p95, p99 = (delay + image for delay in delays)
-        usd, late = outcome.billed / 3600 * case.price * months, outcome.late(case.goal - image)
-        rows.append(Row(choice, usd, mean, p50, p95, p99, outcome.cold_starts * months, late))
+        usd, starts = outcome.billed / 3600 * case.price * months, outcome.cold_starts * months
+        rows.append(Row(choice, usd, mean, p50, p95, p99, starts))
     # As they are shown: a hundredth of a second more is no reason to pay.
     rows.sort(key=lambda row: (round(row.usd, 2), round(row.p95, 1)))
     quickest = [math.inf, *itertools.accumulate((round(row.p95, 1) for row in rows), min)]
@@ -118,14 +108,13 @@ def recommended(rows: Sequence[Row], goal: float) -> Row:
 
 
 def by_chance(rows: Sequence[Row], best: Row, case: Case) -> Counter[str]:
-    """Return what is recommended, and how often, with the days of the traffic drawn anew, of what is close."""
-    sure = next((row.usd for row in rows if row.late <= SURE), math.inf)
-    close = [row for row in rows if row is best or (row.late <= PERHAPS and row.usd <= 1.05 * sure)][:MOST_CLOSE]
+    """Return what is recommended, and how often, with the days of the traffic drawn anew, of what nothing beats."""
+    front = [row.choice for row in rows if row.front or row is best]
     found = Counter({best.choice.name: 1})
-    draws = min(max(ENOUGH_SIMULATED // (len(close) * len(case.traffic.arrivals)), DRAWS[0]), DRAWS[1])
-    for seed in range(1, draws + 1 if len(close) > 1 else 1):
+    draws = min(max(ENOUGH_SIMULATED // (len(front) * len(case.traffic.arrivals)), DRAWS[0]), DRAWS[1])
+    for seed in range(1, draws + 1):
         drawn = dataclasses.replace(case, traffic=case.traffic.redrawn(seed), seed=case.seed + seed)
-        found[recommended(rows_of([row.choice for row in close], drawn), case.goal).choice.name] += 1
+        found[recommended(rows_of(front, drawn), case.goal).choice.name] += 1
     return found
 
 

@@ -1,23 +1,26 @@
-"""The command `fast-truss plan`: its options, and what it asks Baseten and the model before it simulates."""
+"""The command `fast-truss plan`: its options, and what it asks Baseten before it simulates."""
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fast_truss.errors import InvalidInput
+from fast_truss.errors import ClientError, InvalidInput
 from fast_truss.options import Where, on_target
 
 EXAMPLE = "weekdays 9 to 18, 40 an hour"
 # How much longer than an image takes 95 of 100 may wait, if --p95 is not given.
 PATIENCE = 10.0
-PROMPT = "a lighthouse on a cliff at dawn"
+STARTUP_DAYS = 30
+# Of a startup, what comes before the container: it is not paid for.
+UNBILLED = ("SCHEDULING", "IMAGE_PULL", "WEIGHT_DOWNLOAD")
 
 
 def _from(low: float, high: float, words: str) -> Any:
     def checked(value: float | None) -> float | None:
-        if value is not None and not low <= value <= high:
+        if value is not None and not low <= value <= high:  # typer's own bounds let NaN pass
             raise typer.BadParameter(f"{value:g} is not from {low:g} to {high:g}.")
         return value
 
@@ -27,14 +30,12 @@ def _from(low: float, high: float, words: str) -> Any:
 @on_target
 def plan(
     where: Where,
+    image_seconds: Annotated[float, _from(0.001, 1200, "Of one request on a warm replica: p50 of `fast-truss load`.")],
     requests: Annotated[Path | None, typer.Option(help="A CSV with the time of each request.")] = None,
     column: Annotated[str | None, typer.Option(help="Its column with the time, by name or number.")] = None,
     days: Annotated[float | None, _from(0.1, 3660, "Days that the CSV stands for. Else as it looks.")] = None,
-    from_metrics: Annotated[bool, typer.Option("--from-metrics", help="What Baseten counted in seven days.")] = False,
     pattern: Annotated[str | None, typer.Option(help=f'Such as "{EXAMPLE}".')] = None,
     cold_start: Annotated[float | None, _from(0, 7200, "Seconds. Else the median that Baseten recorded.")] = None,
-    image_seconds: Annotated[float | None, _from(0.001, 1200, "Of one request on a warm replica.")] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Make four images to find that out.")] = False,
     price: Annotated[float | None, _from(0, 1000, "USD an hour of one replica. Else Baseten's list price.")] = None,
     p95: Annotated[
         float | None, _from(0, 86400, "The goal: seconds that 95 of 100 users may wait. Else 10 more than an image.")
@@ -55,41 +56,38 @@ def plan(
     Example: fast-truss plan --pattern "weekdays 9 to 18, 40 an hour" --cold-start 30 --image-seconds 4 --price 0.85
     """
     from fast_truss.console import console
-    from fast_truss.plan import chart, choices, recorded, report, request_log, simulation, traffic
+    from fast_truss.load import price_per_minute
+    from fast_truss.plan import chart, choices, report, request_log, simulation, traffic
     from fast_truss.plan import pattern as words
     from fast_truss.schedule import zone_of
 
     if png:
         chart.check(png)
-    if (requests is not None) + from_metrics + (pattern is not None) != 1:
-        raise InvalidInput(f'Give one of --requests FILE, --from-metrics and --pattern "{EXAMPLE}".')
     if requests is None and (column, days) != (None, None):
         raise InvalidInput("--column and --days are of a CSV: give --requests.")
     may_schedule = not where.model or where.target.environment is not None  # only an environment has schedules
     if hours and not may_schedule:
         raise InvalidInput(f"--hours is of a schedule, and {where.target} has none: give --environment.")
-    if measure == (image_seconds is not None):
-        raise InvalidInput("Give one of --image-seconds, such as p50 of `fast-truss load`, and --measure.")
     for option, value in (("--cold-start", cold_start), ("--price", price)):
         if value is None and (not where.model or where.url):
             raise InvalidInput(f"{option} is missing: give it, or --model, of which Baseten tells it.")
     zone, window = zone_of(timezone), words.hours_of("--hours", hours) if hours else None
-    if pattern is not None:
+    if requests is None and pattern is not None:
         found = words.read_pattern(pattern, seed)
-    elif requests is not None:
+    elif requests is not None and pattern is None:
         found = request_log.read_requests(requests, zone, column, days)
     else:
-        found = recorded.requests(where.client(), zone, seed)
-    found.warnings()  # too little is refused before anything is measured
+        raise InvalidInput(f'Give one of --requests FILE and --pattern "{EXAMPLE}".')
+    found.warnings()  # too little is refused before anything is asked
     notes, unbilled = [], 0.0
     if cold_start is None:
-        cold_start, unbilled, sentence = recorded.usual_start(where.client())
+        cold_start, unbilled, sentence = _usual_start(where.client())
         notes.append(sentence)
-    if image_seconds is None:
-        image_seconds = _measured_image(where)
-        notes.append("The seconds of an image are the median of three that were made just now.")
     if price is None:
-        price = recorded.list_price(where.client())
+        listed = price_per_minute(where.client())
+        if listed is None:
+            raise ClientError("Baseten does not tell the price of this instance type: give --price, in USD an hour.")
+        price = round(listed * 60, 4)
         notes.append("The price is Baseten's list price of the instance type.")
     machine = simulation.Machine(cold_start, image_seconds, unbilled)
     case = choices.Case(found, machine, price, image_seconds + PATIENCE if p95 is None else p95, typing, seed)
@@ -108,21 +106,20 @@ def plan(
         why = "--p95" if p95 is not None else f"{PATIENCE:g} s more than an image takes, set another with --p95"
         report.show(answer, f"Goal: 95 of 100 users wait at most {case.goal:g} s ({why}).")
     if png:
-        chart.save(rows, best, case.goal, f"{len(found.arrivals)} requests, {found.source}"[:90], png)
+        chart.save(rows, best, case, png)
         console().print(f"Chart: {png}", markup=False)
 
 
-def _measured_image(where: Where) -> float:
-    import statistics
-    import time
-
-    from fast_truss.console import console
-
-    def timed() -> float:
-        started = time.monotonic()
-        client.generate(PROMPT, timeout=where.timeout)
-        return time.monotonic() - started
-
-    with where.client() as client, console().status("making four images: a cold start may come first"):
-        timed()
-        return max(0.001, round(statistics.median(timed() for _ in range(3)), 3))
+def _usual_start(client: Any) -> tuple[float, float, str]:
+    """Return the seconds of a usual startup, those before its container, and a sentence. Raises ClientError."""
+    now = int(time.time() * 1000)
+    summary = client.startups_summary(start_epoch_millis=now - STARTUP_DAYS * 86_400_000, end_epoch_millis=now)
+    if summary is None or summary.total_duration_ms.p50_ms is None:
+        raise ClientError(f"Baseten recorded no startup of the last {STARTUP_DAYS} days: give --cold-start.")
+    total = summary.total_duration_ms.p50_ms / 1000
+    unbilled = sum(
+        (each.duration_ms.p50_ms or 0) / 1000 for each in summary.phase_duration_ms if each.phase in UNBILLED
+    )
+    count = summary.total_duration_ms.sample_count
+    sentence = f"The cold start is the median of {count} startups that Baseten recorded in {STARTUP_DAYS} days."
+    return total, min(total, sum(phases) / 1000), sentence

@@ -6,10 +6,10 @@ import random
 import re
 
 from fast_truss.errors import InvalidInput
-from fast_truss.plan.traffic import DAY, MOST_REQUESTS, Hours, Traffic
+from fast_truss.plan.command import EXAMPLE
+from fast_truss.plan.traffic import DAY, MOST_REQUESTS, WEEK, Hours, Traffic
 from fast_truss.schedule import DAYS, weekdays_of
 
-EXAMPLE = "weekdays 9 to 18, 40 an hour"
 # A month is drawn, or more weeks up to so many requests, or one week of very much.
 FEW, MANY = 1000, 250_000
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -41,46 +41,46 @@ def read_pattern(text: str, seed: int) -> Traffic:
     text: days, hours and a rate, such as EXAMPLE; more parts after `;` add to it. Raises InvalidInput.
     """
     parts = [_part(text, part) for part in text.split(";")]
-    weekly = sum(rate * (hours.end - hours.start) * len(hours.days) for hours, rate in parts)
+    weekly, busiest = sum(part[0] for part in parts), max(parts, key=lambda part: part[0])[2]
     if not 0.5 <= weekly <= MOST_REQUESTS:
         raise InvalidInput(f"--pattern is {text!r}, which makes {weekly:g} requests a week: use 1 to {MOST_REQUESTS}.")
     weeks = 1 if 4 * weekly > MANY else min(max(4, math.ceil(FEW / weekly)), 52)
     chance = random.Random(seed)
     arrivals = []
-    for hours, rate in parts:
+    for _, rate, hours in parts:
         for day in [day for day in range(7 * weeks) if day % 7 in hours.days and rate]:
-            at, end = day * DAY + hours.start + chance.expovariate(rate), day * DAY + hours.end
-            while at < end:
+            at = day * DAY + hours.start + chance.expovariate(rate)
+            while at < day * DAY + hours.end:
                 arrivals.append(at)
                 at += chance.expovariate(rate)
     # A Monday, in UTC: the words are local time, and a pattern has no change of clocks.
     origin = datetime.datetime(2027, 1, 4, tzinfo=datetime.UTC)
-    most = max(parts, key=lambda part: part[1] * (part[0].end - part[0].start) * len(part[0].days))[0]
-    is_always = most.end - most.start == DAY and len(most.days) == 7
     source = f"{'1 week' if weeks == 1 else f'{weeks} weeks'} of {text!r}"
-    return Traffic(sorted(arrivals), weeks * 7 * DAY, origin, datetime.UTC, source, None if is_always else most)
+    always = busiest.end - busiest.start == DAY and len(busiest.days) == 7
+    return Traffic(sorted(arrivals), weeks * WEEK, origin, source, None if always else busiest)
 
 
 def _plain(text: str) -> str:
     return re.sub(r" *- *", "-", " ".join(text.lower().replace("24/7", "daily").split()))
 
 
-def _part(text: str, part: str) -> tuple[Hours, float]:
-    """Return the hours of a part and its requests a second in them."""
+def _part(text: str, part: str) -> tuple[float, float, Hours]:
+    """Return the requests a week of a part, and those a second in its hours."""
     plain = _plain(part)
     rates = list(RATE.finditer(plain))
     if len(rates) != 1:
-        example = f"{EXAMPLE}; weekends 10:30 to 16, 100 a day"
         raise InvalidInput(
-            f'--pattern is {text!r}, and {part.strip()!r} has no clear rate: write it as in "{example}".'
+            f"--pattern is {text!r}, and {part.strip()!r} has no clear rate: write it as in "
+            f'"{EXAMPLE}; weekends 10:30 to 16, 100 a day".'
         )
     number, unit = rates[0]["number"], rates[0]["unit"][0]
     if re.fullmatch(r"[1-9]\d{0,2}\.\d{3}", number):
         meant = f"{number.replace('.', '')} or {float(number):g}"
         raise InvalidInput(f"--pattern is {text!r}: write {meant} for {number}, which may be both.")
     hours = _hours("--pattern", text, plain[: rates[0].start()] + "," + plain[rates[0].end() :])
-    seconds = UNITS.get(unit) or (hours.end - hours.start) * (len(hours.days) if unit == "w" else 1)
-    return hours, float(number.replace(",", "")) / seconds
+    length, count = hours.end - hours.start, len(hours.days)
+    rate = float(number.replace(",", "")) / (UNITS.get(unit) or length * (count if unit == "w" else 1))
+    return rate * length * count, rate, hours
 
 
 def _hours(option: str, text: str, rest: str) -> Hours:

@@ -18,26 +18,25 @@ COLUMNS |= {"cold_starts": ("cold starts", "{:,.0f}")}
 def answer(
     case: Case, rows: Sequence[Row], best: Row, draws: Counter[str], notes: list[str], target: list[str], timezone: str
 ) -> dict[str, Any]:
-    """Return all that is to be said. rows: the cheapest first. draws: what by_chance() found. notes: on the machine.
+    """Return all that is to be said. rows: the cheapest first. draws: of by_chance(). notes: on the machine.
 
     target, timezone: of the commands.
     """
-    machine, found = case.machine, case.traffic
-    low, high = (case.typing * math.exp(sign * 0.6745 * TYPING_SIGMA) for sign in (-1, 1))
-    settings: list[dict[str, Any]] = []
-    for row in rows:
+
+    def shown(row: Row) -> dict[str, Any]:
         numbers = {name: round(value, 3) for name, value in vars(row).items() if isinstance(value, float)}
         about = {"front": row.front, "wakes": row.choice.settings.wakes}
-        settings.append(
-            {"name": row.choice.name, **numbers, **about, "command": command_line(row.choice, target, timezone)}
-        )
+        return {"name": row.choice.name, **numbers, **about, "command": command_line(row.choice, target, timezone)}
+
+    machine, found = case.machine, case.traffic
+    low, high = (case.typing * math.exp(sign * 0.6745 * TYPING_SIGMA) for sign in (-1, 1))
     return {
         "requests": len(found.arrivals),
         "days": found.span / DAY,
         "machine": {**dataclasses.asdict(machine), "usd_an_hour": case.price},
-        "settings": settings,
-        "cheapest": settings[0],
-        "recommended": {**settings[rows.index(best)], "p95_limit": case.goal},
+        "settings": [shown(row) for row in rows],
+        "cheapest": shown(rows[0]),
+        "recommended": {**shown(best), "p95_limit": case.goal},
         "difference": difference(best, rows[0], case.goal),
         "draws": dict(draws),
         "warnings": [*found.warnings(), *close_ones(rows, best, draws)],
@@ -57,12 +56,12 @@ def answer(
 
 def difference(best: Row, cheapest: Row, goal: float) -> str:
     """Return what best buys over the cheapest, and whether it reaches the goal."""
-    reached = "" if best.p95 <= goal else " No settings reach the goal: with these users wait least."
-    if best.choice == cheapest.choice:
-        return "The cheapest settings are recommended." + reached
     more = best.usd - cheapest.usd
-    waits = f"95 of 100 users wait at most {best.p95:.1f} s and not {cheapest.p95:.1f} s"
-    return f"USD {more:,.{0 if more >= 100 else 2}f} a month more: {waits}.{reached}"
+    waits = f"95 of 100 users wait at most {best.p95:.1f} s and not {cheapest.p95:.1f} s."
+    said = f"USD {more:,.{0 if more >= 100 else 2}f} a month more: {waits}"
+    if best.choice == cheapest.choice:
+        said = "The cheapest settings are recommended."
+    return said if best.p95 <= goal else f"{said} No settings reach the goal: with these users wait least."
 
 
 def close_ones(rows: Sequence[Row], best: Row, draws: Counter[str]) -> list[str]:
@@ -91,12 +90,10 @@ def show(found: dict[str, Any], goal: str) -> None:
     for row in found["settings"]:
         cells = [form.format(row[name]) for name, (_, form) in COLUMNS.items()]
         table.add_row("*" * row["front"], *cells, style="bold green" if row["name"] == best["name"] else None)
-    lines = [goal, found["difference"], *found["warnings"]]
-    if best["wakes"]:
-        lines.append("Let the app wake the model when it is opened, as examples/backend.py does.")
+    woken = ["Let the app wake the model when it is opened, as examples/backend.py does."] if best["wakes"] else []
     console = Console(highlight=False)
     console.print(table)
     console.print("Assumptions:", *(f"- {line}" for line in found["assumptions"]), sep="\n", markup=False)
     console.print(pair)
-    console.print(*lines, sep="\n", markup=False)
+    console.print(goal, found["difference"], *found["warnings"], *woken, sep="\n", markup=False)
     print(f"Cheapest:\n{cheapest['command']}\nRecommended:\n{best['command']}")

@@ -1,6 +1,7 @@
 """Reads traffic from a CSV with the time of each request: finds its column, and the days that it stands for."""
 
 import csv
+import dataclasses
 import datetime
 import itertools
 import math
@@ -52,32 +53,30 @@ def read_requests(file: Path, zone: zoneinfo.ZoneInfo, column: str | None = None
         raise InvalidInput(f"--requests is {str(file)!r}: it is no CSV, use one timestamp in each line.") from None
     if not 2 <= len(moments) <= MOST_REQUESTS:
         raise InvalidInput(f"--requests is {str(file)!r}: use at least two timestamps, and at most {MOST_REQUESTS}.")
-    return observed(sorted(moments), zone, file.name, days)
+    return _traffic(sorted(moments), zone, file.name, days)
 
 
-def observed(moments: list[float], zone: datetime.tzinfo, source: str, days: float | None = None) -> Traffic:
+def _traffic(moments: list[float], zone: datetime.tzinfo, source: str, days: float | None) -> Traffic:
     """Return the traffic from the first moment on, over whole days from two on, and over weeks if weekends are empty.
 
     moments: seconds since 1970, in order. days: what they stand for, if that is known. Raises InvalidInput.
     """
-    length, notes = moments[-1] - moments[0], []
-    quarters = {moment // 900 * 900 for moment in moments}  # no zone is off by less than a quarter of an hour
-    seen = {datetime.datetime.fromtimestamp(quarter, zone).weekday() for quarter in quarters}
-    first = datetime.datetime.fromtimestamp(moments[0], zone).weekday()
-    working = sum((first + number) % 7 < 5 for number in range(math.ceil(length / DAY)))
+    length, origin = moments[-1] - moments[0], datetime.datetime.fromtimestamp(moments[0], zone)
     span = math.ceil(length / DAY) * DAY if length >= 2 * DAY else length * len(moments) / (len(moments) - 1)
+    found = Traffic([moment - moments[0] for moment in moments], span, origin, source)
+    if days is not None and days * DAY < length:
+        raise InvalidInput(f"--days is {days:g}, and the requests cover {length / DAY:.3g} days: use as many.")
     if days is not None:
-        span = days * DAY
-        if span < length:
-            raise InvalidInput(f"--days is {days:g}, and the requests cover {length / DAY:.3g} days: use as many.")
-    elif working >= 5 and not seen & {5, 6}:
-        span = max(working / 5 * 7 * DAY, length)
-        notes.append(
-            f"No request came on a weekend: the {working} working days stand for {span / DAY:.3g} days. If the file "
-            "leaves weekends out, say what it stands for with --days."
-        )
-    origin = datetime.datetime.fromtimestamp(moments[0], datetime.UTC)
-    return Traffic([moment - moments[0] for moment in moments], span, origin, zone, source, notes=tuple(notes))
+        return dataclasses.replace(found, span=days * DAY)
+    working = sum((origin.weekday() + number) % 7 < 5 for number in range(math.ceil(length / DAY)))
+    if working < 5 or any(map(any, found.by_hour()[5:])):
+        return found
+    span = max(working / 5 * 7 * DAY, length)
+    note = (
+        f"No request came on a weekend: the {working} working days stand for {span / DAY:.3g} days. If the file "
+        "leaves weekends out, say what it stands for with --days."
+    )
+    return dataclasses.replace(found, span=span, notes=(note,))
 
 
 def _columns(file: Path, names: list[str], rows: list[list[str]], wanted: str | None) -> list[int]:

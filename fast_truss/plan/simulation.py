@@ -69,10 +69,6 @@ class Outcome:
         """Seconds from each request until its image was begun, the shortest first."""
         return sorted(map(operator.sub, self.starts, self.arrivals))
 
-    def late(self, seconds: float) -> float:
-        """Return the share of the requests with a longer delay."""
-        return (len(self.delays) - bisect.bisect_right(self.delays, seconds + 1e-9)) / max(len(self.delays), 1)
-
     def mean(self) -> float:
         return sum(self.delays) / max(len(self.delays), 1)
 
@@ -90,11 +86,9 @@ def simulate(
     read only where settings.wakes. What is not served at span is served to its end, and billed until span alone.
     """
     run = _Run(arrivals, span, settings, machine, opened if settings.wakes else ())
-    inside = max(settings.min_replica, settings.window_replicas)
     changes = []
     for start, end in settings.windows:
-        if max(start, 0.0) < min(end, span):
-            changes += [(max(start, 0.0), inside), (min(end, span), settings.min_replica)]
+        changes += [(max(start, 0.0), max(run.least, settings.window_replicas)), (end, run.least)]
     changes.append((math.inf, 0))
     now = 0.0
     while now < span:

@@ -32,10 +32,10 @@ class Hours:
     @property
     def weekdays(self) -> str:
         """As `schedule --weekdays` takes it."""
-        if len(self.days) == 7:
-            return "daily"
         names = [DAYS[day].lower()[:3] for day in self.days]
-        in_a_row = len(names) > 2 and self.days == tuple(range(self.days[0], self.days[-1] + 1))
+        if len(names) == 7:
+            return "daily"
+        in_a_row = len(names) > 2 and self.days[-1] - self.days[0] == len(names) - 1
         return f"{names[0]}-{names[-1]}" if in_a_row else ",".join(names)
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Hours:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """arrivals: seconds since origin, in order. span: seconds that they stand for. zone: of local time.
+    """arrivals: seconds since origin, in order. span: seconds that they stand for. origin: in the local time zone.
 
     hours: when most requests come, if known; else busy_hours() finds it. notes: what was assumed, in sentences.
     """
@@ -52,22 +52,30 @@ class Traffic:
     arrivals: list[float]
     span: float
     origin: datetime.datetime
-    zone: datetime.tzinfo
     source: str
     hours: Hours | None = None
     notes: tuple[str, ...] = ()
 
+    def by_hour(self) -> list[list[int]]:
+        """Return how many requests came in each hour of each day of the week, Monday first."""
+        counts = [[0] * 24 for _ in DAYS]
+        # No zone is off by less than a quarter of an hour.
+        for quarter, count in Counter((self.origin.timestamp() + at) // 900 for at in self.arrivals).items():
+            found = datetime.datetime.fromtimestamp(quarter * 900, self.origin.tzinfo)
+            counts[found.weekday()][found.hour] += count
+        return counts
+
     def windows(self, hours: Hours) -> tuple[tuple[float, float], ...]:
         """Return (start, end) of hours on each of its days, in seconds since origin."""
-        first = self.origin.astimezone(self.zone).date()
-        days = [first + datetime.timedelta(days=number) for number in range(-1, int(self.span / DAY) + 2)]
-        found = [(self._at(day, hours.start), self._at(day, hours.end)) for day in days if day.weekday() in hours.days]
-        return tuple((start, end) for start, end in found if end > 0 and start < self.span)
-
-    def _at(self, day: datetime.date, seconds: float) -> float:
-        # Clocks may change since midnight: local time counts.
-        at = datetime.datetime.combine(day, datetime.time(), self.zone) + datetime.timedelta(seconds=seconds)
-        return at.timestamp() - self.origin.timestamp()
+        midnight = datetime.datetime.combine(self.origin, datetime.time(), self.origin.tzinfo)
+        found = []
+        for number in range(-1, int(self.span / DAY) + 2):
+            # Such sums are of local time, also where clocks change.
+            ends = [midnight + datetime.timedelta(number, seconds) for seconds in (hours.start, hours.end)]
+            start, end = (moment.timestamp() - self.origin.timestamp() for moment in ends)
+            if ends[0].weekday() in hours.days and end > 0 and start < self.span:
+                found.append((start, end))
+        return tuple(found)
 
     def warnings(self) -> list[str]:
         """Return a sentence if it says little of a month. Raises InvalidInput if it says nothing."""
@@ -86,14 +94,12 @@ class Traffic:
 
         Below a week each hour is drawn from the same hour of the other days.
         """
-        chance, first = random.Random(seed), self.origin.astimezone(self.zone).weekday()
-        length = DAY if self.span >= WEEK else 3600.0
+        chance, length = random.Random(seed), DAY if self.span >= WEEK else 3600.0
         blocks = range(math.ceil(self.span / length))
-        kinds = [int((first + block) % 7 > 4) if length == DAY else block % 24 for block in blocks]
-        alike = {kind: [block for block in blocks if kinds[block] == kind] for kind in set(kinds)}
+        kinds = [(self.origin.weekday() + block) % 7 // 5 if length == DAY else block % 24 for block in blocks]
         arrivals: list[float] = []
         for block in blocks:
-            drawn = chance.choice(alike[kinds[block]])
+            drawn = chance.choice([other for other in blocks if kinds[other] == kinds[block]])
             low, high = (bisect.bisect_left(self.arrivals, place * length) for place in (drawn, drawn + 1))
             arrivals += [at + (block - drawn) * length for at in self.arrivals[low:high]]
         return dataclasses.replace(self, arrivals=[at for at in arrivals if at < self.span])
@@ -101,8 +107,7 @@ class Traffic:
 
 def clock(seconds: float) -> str:
     """Return the time of day. Baseten's schedules know no 24:00."""
-    minutes = min(int(seconds / 60), 24 * 60 - 1)
-    return f"{minutes // 60:02}:{minutes % 60:02}"
+    return f"{datetime.datetime.min + datetime.timedelta(seconds=min(seconds, DAY - 60)):%H:%M}"
 
 
 def opened(arrivals: Sequence[float], typing: float, seed: int) -> list[float]:
@@ -119,15 +124,11 @@ def busy_hours(traffic: Traffic) -> Hours | None:
 
     Its days are those with at least half of what an average day brings. None: they come around the clock.
     """
-    counts = [[0] * 24 for _ in DAYS]
-    # No zone is off by less than a quarter of an hour.
-    for quarter, count in Counter((traffic.origin.timestamp() + at) // 900 * 900 for at in traffic.arrivals).items():
-        found = datetime.datetime.fromtimestamp(quarter, traffic.zone)
-        counts[found.weekday()][found.hour] += count
+    counts = traffic.by_hour()
     days = [day for day in range(7) if sum(counts[day]) >= len(traffic.arrivals) / 14]
     by_hour = [sum(counts[day][hour] for day in days) for hour in range(24)]
-    windows = [(end - start, start, end) for start in range(24) for end in range(start + 1, 25)]
-    for length, start, end in sorted(windows):
-        if sum(by_hour[start:end]) >= 0.9 * sum(by_hour):
-            return Hours(tuple(days), start * 3600.0, end * 3600.0) if length < 20 else None
+    for length in range(1, 20):
+        for start in range(25 - length):
+            if sum(by_hour[start : start + length]) >= 0.9 * sum(by_hour):
+                return Hours(tuple(days), start * 3600.0, (start + length) * 3600.0)
     return None

@@ -261,15 +261,13 @@ def test_it_predicts_what_the_platform_does(simulation: ModuleType, platform: Pl
 
 @needs_platform
 def test_plan_asks_the_platform_and_what_it_recommends_is_taken(awake: Platform, tmp_path: Path) -> None:
-    # Five hours of each day: a request answered in 100 s, and one failed in 1000 s.
-    awake.set(rates=([[0.01, 0.001]] * 5 + [[0.0, 0.0]] * 19) * 7)
     png = tmp_path / "plan.png"
-    result = awake.run("plan", "--from-metrics", "--measure", "--p95", "1000", "--png", str(png), "--json")
+    pattern = ["--pattern", "weekdays 9 to 18, 40 an hour", "--image-seconds", "0.5"]
+    result = awake.run("plan", *pattern, "--p95", "1000", "--png", str(png), "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert found["requests"] == pytest.approx(0.011 * 5 * 3600 * 7, rel=0.02)
     assert found["machine"]["usd_an_hour"] == 0.6
-    assert 0 < found["machine"]["image"] < found["machine"]["cold_start"]
+    assert found["machine"]["cold_start"] > 0
     assert png.read_bytes().startswith(b"\x89PNG")
     (command,) = found["recommended"]["command"].split(" && ")
     # Whoever may wait for 1000 s has it cheapest.
@@ -279,22 +277,13 @@ def test_plan_asks_the_platform_and_what_it_recommends_is_taken(awake: Platform,
     result = awake.run(*words[1:])
     assert result.returncode == 0, result.stderr
     assert awake.tell()["autoscaling"]["scale_down_delay"] == 60
-    scheduled = awake.run(
-        "plan", "--pattern", "weekdays 9 to 18, 40 an hour", "--image-seconds", "4", "--timezone", "UTC"
-    )
-    assert scheduled.returncode == 0, scheduled.stderr
-    assert "startups that Baseten recorded" in scheduled.stdout
+    assert any("startups that Baseten recorded" in sentence for sentence in found["assumptions"])
 
 
 @needs_platform
 def test_plan_says_what_baseten_does_not_tell(awake: Platform) -> None:
     awake.set(has_startups=False)
-    pattern = ["--pattern", "1 an hour", "--image-seconds", "4"]
-    for arguments, sentence in (
-        (["--from-metrics", "--image-seconds", "4", "--cold-start", "9"], "in seven days: give --pattern."),
-        (pattern, "give --cold-start"),
-    ):
-        result = awake.run("plan", *arguments)
-        assert result.returncode == 1
-        assert sentence in result.stderr.splitlines()[-1]
-        assert "Traceback" not in result.stderr
+    result = awake.run("plan", "--pattern", "1 an hour", "--image-seconds", "4")
+    assert result.returncode == 1
+    assert "give --cold-start" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
