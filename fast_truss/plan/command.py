@@ -117,9 +117,7 @@ def _usual_start(client: Any) -> tuple[float, float, str]:
     if summary is None or summary.total_duration_ms.p50_ms is None:
         raise ClientError(f"Baseten recorded no startup of the last {STARTUP_DAYS} days: give --cold-start.")
     total = summary.total_duration_ms.p50_ms / 1000
-    unbilled = sum(
-        (each.duration_ms.p50_ms or 0) / 1000 for each in summary.phase_duration_ms if each.phase in UNBILLED
-    )
+    phases = [each.duration_ms.p50_ms or 0 for each in summary.phase_duration_ms if each.phase in UNBILLED]
     count = summary.total_duration_ms.sample_count
     sentence = f"The cold start is the median of {count} startups that Baseten recorded in {STARTUP_DAYS} days."
     return total, min(total, sum(phases) / 1000), sentence

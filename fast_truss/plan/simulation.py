@@ -69,6 +69,10 @@ class Outcome:
         """Seconds from each request until its image was begun, the shortest first."""
         return sorted(map(operator.sub, self.starts, self.arrivals))
 
+    def late(self, seconds: float) -> float:
+        """Return the share of the requests with a longer delay."""
+        return (len(self.delays) - bisect.bisect_right(self.delays, seconds + 1e-9)) / max(len(self.delays), 1)
+
     def mean(self) -> float:
         return sum(self.delays) / max(len(self.delays), 1)
 
