@@ -93,10 +93,10 @@ def rows_of(choices: Sequence[Choice], case: Case) -> list[Row]:
     rows = []
     for choice in choices:
         outcome = simulate(found.arrivals, found.span, choice.settings, case.machine, opened_at)
-        delays = (outcome.mean(), *map(outcome.percentile, (50, 95, 99)))
-        mean, p50, p95, p99 = (delay + image for delay in delays)
+        p50, p95, p99 = (outcome.percentile(percent) + image for percent in (50, 95, 99))
         usd, starts = outcome.billed / 3600 * case.price * months, outcome.cold_starts * months
-        rows.append(Row(choice, usd, mean, p50, p95, p99, starts, outcome.late(case.goal - image)))
+        late = outcome.late(case.goal - image)
+        rows.append(Row(choice, usd, outcome.mean() + image, p50, p95, p99, starts, late))
     # As they are shown: a hundredth of a second more is no reason to pay.
     rows.sort(key=lambda row: (round(row.usd, 2), round(row.p95, 1)))
     quickest = [math.inf, *itertools.accumulate((round(row.p95, 1) for row in rows), min)]
@@ -104,10 +104,7 @@ def rows_of(choices: Sequence[Choice], case: Case) -> list[Row]:
 
 
 def recommended(rows: Sequence[Row], goal: float) -> Row:
-    """Return the cheapest row with p95 within the goal, in seconds; if none is, the one with the least p95.
-
-    rows: the cheapest first.
-    """
+    """Return the cheapest row with p95 within the goal, in seconds; if none is, the one with the least p95."""
     return next((row for row in rows if row.p95 <= goal), min(rows, key=lambda row: row.p95))
 
 

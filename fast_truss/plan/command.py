@@ -38,11 +38,11 @@ def plan(
     cold_start: Annotated[float | None, _from(0, 7200, "Seconds. Else the median that Baseten recorded.")] = None,
     price: Annotated[float | None, _from(0, 1000, "USD an hour of one replica. Else Baseten's list price.")] = None,
     p95: Annotated[
-        float | None, _from(0, 86400, "The goal: seconds that 95 of 100 users may wait. Else 10 more than an image.")
+        float | None, _from(0, 86400, "The goal: seconds that 95 of 100 may wait. Else an image + 10.")
     ] = None,
     typing: Annotated[float, _from(0, 3600, "Median seconds from opening the app to the request.")] = 20.0,
     hours: Annotated[
-        str | None, typer.Option(help='Of a schedule, such as "mon-fri 8:30 to 18". Else as the traffic is.')
+        str | None, typer.Option(help='Of a schedule, as "mon-fri 8:30 to 18". Else the busy ones.')
     ] = None,
     timezone: Annotated[str, typer.Option(help="Of these hours, such as Europe/Berlin.")] = "UTC",
     max_replica: Annotated[int | None, typer.Option(min=1, max=20, help="Else as the busiest hour needs.")] = None,
@@ -57,8 +57,9 @@ def plan(
     """
     from fast_truss.console import console
     from fast_truss.load import price_per_minute
-    from fast_truss.plan import chart, choices, report, request_log, simulation, traffic
-    from fast_truss.plan import pattern as words
+    from fast_truss.plan import chart, choices, report, request_log, traffic
+    from fast_truss.plan.pattern import hours_of, read_pattern
+    from fast_truss.plan.simulation import Machine
     from fast_truss.schedule import zone_of
 
     if png:
@@ -71,9 +72,9 @@ def plan(
     for option, value in (("--cold-start", cold_start), ("--price", price)):
         if value is None and (not where.model or where.url):
             raise InvalidInput(f"{option} is missing: give it, or --model, of which Baseten tells it.")
-    zone, window = zone_of(timezone), words.hours_of("--hours", hours) if hours else None
+    zone, window = zone_of(timezone), hours_of("--hours", hours) if hours else None
     if requests is None and pattern is not None:
-        found = words.read_pattern(pattern, seed)
+        found = read_pattern(pattern, seed)
     elif requests is not None and pattern is None:
         found = request_log.read_requests(requests, zone, column, days)
     else:
@@ -89,7 +90,7 @@ def plan(
             raise ClientError("Baseten does not tell the price of this instance type: give --price, in USD an hour.")
         price = round(listed * 60, 4)
         notes.append("The price is Baseten's list price of the instance type.")
-    machine = simulation.Machine(cold_start, image_seconds, unbilled)
+    machine = Machine(cold_start, image_seconds, unbilled)
     case = choices.Case(found, machine, price, image_seconds + PATIENCE if p95 is None else p95, typing, seed)
     window = (window or found.hours or traffic.busy_hours(found)) if may_schedule else None
     most = max_replica or choices.enough_replicas(found, image_seconds)

@@ -27,14 +27,6 @@ WORDS = {"weekdays": "mon-fri", "weekday": "mon-fri", "weekends": "sat,sun", "we
 WORDS |= dict.fromkeys(("every day", "each day", "all day", "24/7", "daily"), "daily")
 
 
-def hours_of(option: str, text: str) -> Hours:
-    """Return what `weekdays 9 to 18` means. Raises InvalidInput."""
-    hours = _hours(option, text, _plain(text))
-    if hours.end - hours.start == DAY:
-        raise InvalidInput(f'{option} is {text!r}: use days and hours, such as "weekdays 9 to 18".')
-    return hours
-
-
 def read_pattern(text: str, seed: int) -> Traffic:
     """Return four weeks of what text says (more if requests are few, one if many), as a Poisson process.
 
@@ -77,15 +69,16 @@ def _part(text: str, part: str) -> tuple[float, float, Hours]:
     if re.fullmatch(r"[1-9]\d{0,2}\.\d{3}", number):
         meant = f"{number.replace('.', '')} or {float(number):g}"
         raise InvalidInput(f"--pattern is {text!r}: write {meant} for {number}, which may be both.")
-    hours = _hours("--pattern", text, plain[: rates[0].start()] + "," + plain[rates[0].end() :])
+    hours = hours_of("--pattern", text, plain[: rates[0].start()] + "," + plain[rates[0].end() :])
     length, count = hours.end - hours.start, len(hours.days)
     rate = float(number.replace(",", "")) / (UNITS.get(unit) or length * (count if unit == "w" else 1))
     return rate * length * count, rate, hours
 
 
-def _hours(option: str, text: str, rest: str) -> Hours:
-    """Return the hours that rest of text says: nothing else may be in it."""
-    found, start, end = HOURS.search(rest), 0.0, DAY
+def hours_of(option: str, text: str, rest: str | None = None) -> Hours:
+    """Return the days and hours that text says, or rest of it: nothing else may be in it. Raises InvalidInput."""
+    rest, start, end = _plain(text if rest is None else rest), 0.0, DAY
+    found = HOURS.search(rest)
     if found:
         start, end = _seconds(found[1], found[2]), _seconds(found[3], found[4])
         rest = rest[: found.start()] + "," + rest[found.end() :]

@@ -18,10 +18,7 @@ COLUMNS |= {"cold_starts": ("cold starts", "{:,.0f}")}
 def answer(
     case: Case, rows: Sequence[Row], best: Row, draws: Counter[str], notes: list[str], target: list[str], timezone: str
 ) -> dict[str, Any]:
-    """Return all that is to be said. rows: the cheapest first. draws: of by_chance(). notes: on the machine.
-
-    target, timezone: of the commands.
-    """
+    """Return all that is to be said. rows: the cheapest first. notes: on the machine. target: of the commands."""
 
     def shown(row: Row) -> dict[str, Any]:
         numbers = {name: round(value, 3) for name, value in vars(row).items() if isinstance(value, float)}

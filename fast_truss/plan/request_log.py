@@ -14,13 +14,12 @@ from fast_truss.errors import InvalidInput
 from fast_truss.plan.traffic import DAY, MOST_REQUESTS, Traffic
 
 KINDS = {
-    "moment": re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:?\d\d.*", re.ASCII),
+    "moment": re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d.*", re.ASCII),
     "since 1970": re.compile(r"(?:\d{10}|\d{13})(?:\.\d+)?", re.ASCII),
     "date": re.compile(r"\d{4}-\d\d-\d\d", re.ASCII),
     "clock": re.compile(r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?", re.ASCII),
 }
 NAMES = {"time", "date", "timestamp", "datetime", "when", "at", "ts", "epoch", "created", "received", "requested"}
-NAMES |= {name.capitalize() for name in NAMES}
 EXAMPLE = "such as 2027-03-31T08:45:00+02:00"
 SAMPLE = 100
 
@@ -89,7 +88,7 @@ def _columns(file: Path, names: list[str], rows: list[list[str]], wanted: str | 
         return [labels.index(wanted) if wanted else 0]
     columns = itertools.zip_longest(*rows, fillvalue="")
     kinds = [Counter(map(_kind, column)).most_common(1)[0][0] for column in columns]
-    named = [bool(NAMES & set(re.findall("[A-Z]?[a-z]+", label))) for label in labels]
+    named = [any(word.lower() in NAMES for word in re.findall("[A-Z]?[a-z]+", label)) for label in labels]
     dates, clocks = ([place for place in range(width) if kinds[place] == kind] for kind in ("date", "clock"))
     # A number of ten digits may be anything: its name must say that it is a time.
     fits = [place for place, kind in enumerate(kinds) if kind == "moment" or (kind == "since 1970" and named[place])]
@@ -108,13 +107,13 @@ def _kind(cell: str) -> str | None:
 
 
 def _moment(text: str, zone: datetime.tzinfo) -> float | None:
-    text = text.strip()
-    if text[4:5] != "-":
-        known = KINDS["since 1970"].fullmatch(text)
-        return float(text) / (1000 if len(text.split(".")[0]) == 13 else 1) if known else None
+    text, kind = text.strip(), _kind(text)
+    if kind == "since 1970":
+        return float(text) / (1000 if len(text.split(".")[0]) == 13 else 1)
+    if kind != "moment":  # without a time of day every request would come at midnight
+        return None
     try:
-        # Without a time of day every request would come at midnight.
         moment = datetime.datetime.fromisoformat(text.replace(" UTC", "Z"))
-        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp() if len(text) > 10 else None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
     except (ValueError, OverflowError):
         return None

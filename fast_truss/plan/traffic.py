@@ -90,10 +90,7 @@ class Traffic:
         return [f"Little data: {holds}. {enough}."] if count < ENOUGH_REQUESTS or days < 6.95 else []
 
     def redrawn(self, seed: int) -> "Traffic":
-        """Return traffic whose days are drawn from these, working days and weekends apart: a bootstrap.
-
-        Below a week each hour is drawn from the same hour of the other days.
-        """
+        """Return traffic whose days (below a week: hours) are drawn from those that are alike: a bootstrap."""
         chance, length = random.Random(seed), DAY if self.span >= WEEK else 3600.0
         blocks = range(math.ceil(self.span / length))
         kinds = [(self.origin.weekday() + block) % 7 // 5 if length == DAY else block % 24 for block in blocks]
@@ -120,11 +117,9 @@ def opened(arrivals: Sequence[float], typing: float, seed: int) -> list[float]:
 
 
 def busy_hours(traffic: Traffic) -> Hours | None:
-    """Return the shortest window of whole hours that holds 90 percent of the requests of its days.
-
-    Its days are those with at least half of what an average day brings. None: they come around the clock.
-    """
+    """Return the shortest whole hours with 90 percent of the requests of their days; None: it is around the clock."""
     counts = traffic.by_hour()
+    # Those with at least half of what an average day brings.
     days = [day for day in range(7) if sum(counts[day]) >= len(traffic.arrivals) / 14]
     by_hour = [sum(counts[day][hour] for day in days) for hour in range(24)]
     for length in range(1, 20):

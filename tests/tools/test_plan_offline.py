@@ -218,7 +218,6 @@ def test_parts_of_a_pattern_add_up() -> None:
         (["--pattern", "0 an hour"], "use 1 to 2000000"),
         (["--pattern", "1 a day", "--timezone", "Berlin"], "--timezone is 'Berlin'"),
         (["--pattern", "1 a day", "--hours", "noon"], "'noon' are no days"),
-        (["--pattern", "1 a day", "--hours", "weekdays"], "--hours is 'weekdays': use days and hours"),
         (["--pattern", "1 a day", "--cold-start", "nan"], "nan is not from 0 to 7200"),
         (["--pattern", "1 a day", "--image-seconds", "0"], "0 is not from 0.001 to 1200"),
         (["--pattern", "1 a day", "--price", "-1"], "-1 is not from 0 to 1000"),
@@ -246,6 +245,12 @@ def test_a_single_deployment_is_recommended_no_schedule() -> None:
         assert " schedule " not in found["recommended"]["command"]
         with pytest.raises(InvalidInput, match="--hours is of a schedule"):
             run(*arguments, *single, "--hours", "weekdays 9 to 12")
+
+
+def test_hours_without_a_time_are_whole_days() -> None:
+    arguments = ["--pattern", "10 a day", *FACTS, "--p95", "5", "--json"]
+    names = [row["name"] for row in json.loads(run(*arguments, "--hours", "weekdays").stdout)["settings"]]
+    assert any(name.startswith("1 replica mon-fri 00:00 to 23:59, else") for name in names)
 
 
 @pytest.mark.parametrize("missing", ["--cold-start", "--image-seconds", "--price"])
