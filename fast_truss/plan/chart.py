@@ -1,33 +1,23 @@
 """One chart of a plan: what a month costs against what users wait, with the Pareto front marked."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from fast_truss.errors import InvalidInput
+from fast_truss import charts
 from fast_truss.plan.choices import Case, Row
 
 FRONT, REST, CHOSEN = "#16a34a", "#aaaab2", "#dc2626"
 
 
-def check(file: Path) -> None:
-    """Raise InvalidInput if no chart can be written there."""
-    if file.suffix.lower() != ".png" or not file.absolute().parent.is_dir():
-        raise InvalidInput(f"--png is {str(file)!r}: use a name that ends in .png, in a folder that exists.")
-    if not importlib.util.find_spec("matplotlib"):
-        raise InvalidInput('--png needs matplotlib: pip install "fast-truss[plots]"')
-
-
 def save(rows: Sequence[Row], chosen: Row, case: Case, file: Path) -> None:
     """Draw the rows into a PNG, on logarithmic axes: the front numbered and named below, chosen with a red ring."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
     front = [row for row in rows if row.front]
-    figure = Figure(figsize=(11, 6.5 + 0.26 * len(front)), layout="constrained")
+    figure = charts.figure(11, 6.5 + 0.26 * len(front))
     title = f"{len(case.traffic.arrivals)} requests, {case.traffic.source}"[:90]
-    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="USD a month", title=title)
-    axes.set_ylabel("seconds that 95 of 100 users wait at most")
+    axes = figure.add_subplot(xscale="log", yscale="log")
+    charts.style(axes, title, "USD a month", "seconds that 95 of 100 users wait at most")
     axes.axhline(case.goal, color=CHOSEN, linestyle=":", linewidth=1, label=f"the goal: {case.goal:g} s")
     axes.scatter([row.usd for row in rows], [row.p95 for row in rows], color=REST, label="other settings")
     axes.plot([row.usd for row in front], [row.p95 for row in front], "o-", color=FRONT, label="nothing beats these")
@@ -39,7 +29,6 @@ def save(rows: Sequence[Row], chosen: Row, case: Case, file: Path) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(LogFormatter(minor_thresholds=(3, 0.6)))
-    axes.grid(which="both", alpha=0.25)
     axes.legend()
     figure.supxlabel("\n".join(named), x=0.06, ha="left", fontsize=10)
-    figure.savefig(file, dpi=100)
+    figure.savefig(file)

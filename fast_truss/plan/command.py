@@ -55,6 +55,7 @@ def plan(
 
     Example: fast-truss plan --pattern "weekdays 9 to 18, 40 an hour" --cold-start 30 --image-seconds 4 --price 0.85
     """
+    from fast_truss import charts
     from fast_truss.console import console
     from fast_truss.load import price_per_minute
     from fast_truss.plan import chart, choices, report, request_log, traffic
@@ -63,7 +64,7 @@ def plan(
     from fast_truss.schedule import zone_of
 
     if png:
-        chart.check(png)
+        charts.check(png)
     if requests is None and (column, days) != (None, None):
         raise InvalidInput("--column and --days are of a CSV: give --requests.")
     may_schedule = not where.model or where.target.environment is not None  # only an environment has schedules

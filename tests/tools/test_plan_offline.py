@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shlex
+import sys
 import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
@@ -352,6 +353,7 @@ def test_every_command_that_may_be_recommended_is_one_that_exists(most: int) -> 
         assert {name: autoscaling[name] for name in names} == {name: getattr(choice.settings, name) for name in names}
         assert len(schedules) == bool(choice.window)
         for given in schedules:
+            given |= {name: f"{given[name]:%H:%M}" for name in ("start", "end")}
             # It begins before the first users, by the cold start.
             assert (given["start"], given["end"], given["weekdays"]) == ("08:55", "18:00", "mon-fri")
             settings_of(**{name: given[name] for name in ("weekdays", "start", "end", "timezone", "min_replica")})
@@ -415,7 +417,7 @@ def test_there_are_enough_replicas_for_the_busiest_hour(count: int, image: float
 
 
 def test_without_matplotlib_a_chart_is_refused_before_anything_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chart.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InvalidInput, match=r'pip install "fast-truss\[plots\]"'):
         run("--pattern", "1 a day", *FACTS, "--png", "x.png")
 
