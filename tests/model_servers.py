@@ -57,6 +57,7 @@ class InstantServer:
         self.began = time.monotonic()
         self.load_seconds, self.image_seconds = load_seconds, image_seconds
         self.first, self.turn = True, asyncio.Lock()
+        self.requests = request_model()
         app = FastAPI()
         app.add_api_route("/v1/models/model/loaded", self.loaded)
         app.add_api_route("/v1/models/model/schema", self.schema)
@@ -77,17 +78,15 @@ class InstantServer:
         return JSONResponse({})
 
     async def schema(self) -> dict[str, Any]:
-        from model.request import GenerationRequest, GenerationResponse
+        from model.request import GenerationResponse
 
-        models = {"input_schema": GenerationRequest, "output_schema": GenerationResponse}
+        models = {"input_schema": self.requests, "output_schema": GenerationResponse}
         told = {name: model.model_json_schema() for name, model in models.items()}
         return {**told, "supports_streaming": False}
 
     async def predict(self, request: Request) -> Response:
-        from model.request import GenerationRequest
-
         try:
-            asked = GenerationRequest.parse_raw(await request.body())
+            asked = self.requests.parse_raw(await request.body())
         except ValidationError as error:
             lines = [f"`{'.'.join(map(str, each['loc']))}`: {each['msg']}." for each in error.errors()]
             return JSONResponse({"error": "\n  ".join(["Input Parsing Error:", *lines])}, 400, headers=OWN)
@@ -133,6 +132,18 @@ def event(name: str, data: dict[str, Any]) -> str:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
+PROJECT = Path()
+
+
 def use(project: Path) -> None:
-    """Make model/request.py of a project importable here. It needs nothing of what the image holds."""
+    """Serve the requests of a project from now on: its model/request.py needs nothing of what the image holds."""
+    global PROJECT
+    PROJECT = project
     sys.path[:0] = [str(project), str(project / "packages")]
+
+
+def request_model() -> Any:
+    from model.request import request_model
+    from pipeline_settings import read_settings
+
+    return request_model(read_settings(PROJECT / "config.yaml"))

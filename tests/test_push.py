@@ -215,7 +215,12 @@ def test_make_check_lists_what_is_pushed(pushes: dict[str, Push]) -> None:
         ),
         ("config.yaml", "gpu_memory_gb: 6", "gpu_memory_gb: lots", "gpu_memory_gb is 'lots': use a number"),
         ("config.yaml", "resources:\n", "resources: {}\nother:\n", "Truss knows no key other"),
-        ("config.yaml", "accelerator: T4", 'instance_type: "V100:4x16"', "instance_type is 'V100': torch has no kernels"),
+        (
+            "config.yaml",
+            "accelerator: T4",
+            'instance_type: "V100:4x16"',
+            "'V100': torch has no kernels",
+        ),
         ("config.yaml", 'revision: "451f4f', 'revision: main # "451f4f', "is at 'main': use a commit, 40 hex digits"),
         ("config.yaml", "requirements:", "requirments:", "Truss knows no key requirments: did you mean requirements?"),
         ("config.yaml", "  predict_concurrency: 1", "  predict_concurency: 1", "predict_concurency"),

@@ -138,7 +138,7 @@ def test_the_emitted_workflow_wakes(platform: Platform) -> None:
 
     result = run()
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "ACTIVE, 1 replicas"
+    assert result.stdout.splitlines()[-1] == "ACTIVE, replicas: 1"
     assert platform.tell()["starts"] == 1
     given["BASETEN_API_KEY"] = "bad-key"
     assert run().returncode != 0
