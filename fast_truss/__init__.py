@@ -13,8 +13,8 @@ going through a cold start, and sentences for people. It is not pushed.
 """
 
 from fast_truss.blocking import Client
-from fast_truss.client import AsyncClient, image_bytes
-from fast_truss.deployment import Status
+from fast_truss.client import AsyncClient
+from fast_truss.deployment import Status, Target
 from fast_truss.errors import (
     ClientError,
     ConnectionLost,
@@ -30,8 +30,7 @@ from fast_truss.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
-from fast_truss.events import Event
-from fast_truss.target import Target
+from fast_truss.events import Event, image_bytes
 
 __all__ = [
     "AsyncClient",

@@ -2,12 +2,12 @@
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from fast_truss.client import AsyncClient
+from fast_truss.deployment import Target
 from fast_truss.policy import Wait
-from fast_truss.target import Target
 
 Result = TypeVar("Result")
 P = ParamSpec("P")
@@ -20,8 +20,9 @@ def _call(
 
     @functools.wraps(method)
     def call(self: "Client", /, *arguments: P.args, **named: P.kwargs) -> Result:
-        with self._running() as portal:
-            return _result(portal, functools.partial(method, self._client, *arguments, **named))
+        with self._portals as portal:
+            result: Result = _result(portal, functools.partial(method, self._client, *arguments, **named))
+            return result
 
     return call
 
@@ -34,10 +35,10 @@ def _each(
     @functools.wraps(method)
     def each(self: "Client", /, *arguments: P.args, **named: P.kwargs) -> Generator[Result, None, None]:
         items, end = method(self._client, *arguments, **named), object()
-        with self._running() as portal:
+        with self._portals as portal:
             try:
-                while (item := _result(portal, lambda: anext(items, end))) is not end:
-                    yield item  # type: ignore[misc]
+                while (item := _result(portal, anext, items, end)) is not end:
+                    yield item
             finally:
                 # One that Ctrl-C ended may still be at its end.
                 with contextlib.suppress(RuntimeError):
@@ -46,16 +47,11 @@ def _each(
     return each
 
 
-def _result(portal: Any, ask: Callable[[], Awaitable[Result]]) -> Result:
+def _result(portal: Any, ask: Callable[..., Any], *arguments: Any) -> Any:
     """Return the result of ask, run in the portal's thread. What ends the wait for it, such as Ctrl-C, ends it."""
-
-    async def run() -> Result:
-        return await ask()
-
-    future = portal.start_task_soon(run)
+    future = portal.start_task_soon(ask, *arguments)
     try:
-        result: Result = future.result()
-        return result
+        return future.result()
     except BaseException:
         future.cancel()
         raise
@@ -74,23 +70,21 @@ class Client:
         on_pause: Callable[[Wait], None] | None = None,
         transport: Any = None,
     ) -> None:
+        from anyio.from_thread import BlockingPortalProvider
+
         self._client = AsyncClient(target, url, on_pause, transport)
         self.target, self.local = target, self._client.local
-        self._portal: Any = None
+        self._portals = BlockingPortalProvider()
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        from anyio.from_thread import start_blocking_portal
-
         with contextlib.ExitStack() as stack:
-            portal = stack.enter_context(start_blocking_portal())
+            portal = stack.enter_context(self._portals)
             stack.enter_context(portal.wrap_async_context_manager(self._client))
             self._open = stack.pop_all()
-        self._portal = portal
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        self._portal = None
         self._open.__exit__(*raised)
 
     wake = _call(AsyncClient.wake)
@@ -109,13 +103,3 @@ class Client:
     startups_summary = _call(AsyncClient.startups_summary)
     ask_management = _call(AsyncClient.ask_management)
     change_management = _call(AsyncClient.change_management)
-
-    @contextlib.contextmanager
-    def _running(self) -> Iterator[Any]:
-        if self._portal:
-            yield self._portal
-            return
-        from anyio.from_thread import start_blocking_portal
-
-        with start_blocking_portal() as portal:
-            yield portal

@@ -1,41 +1,24 @@
 """AsyncClient: wakes, watches and calls the model. Every method raises ClientError."""
 
 import asyncio
-import base64
 import contextlib
 import copy
-import dataclasses
 import functools
 import json
-import urllib.parse
+import operator
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Self
 
 from fast_truss import events, policy
-from fast_truss.deployment import READY, Settings, Status, checked_autoscaling, settings_of, status_of
-from fast_truss.errors import (
-    ClientError,
-    InvalidInput,
-    KeyRefused,
-    NotFound,
-    NotReady,
-    RequestRefused,
-    TimedOut,
-    UnexpectedAnswer,
-)
+from fast_truss.deployment import READY, Settings, Status, Target, checked_autoscaling, settings_of, status_of
+from fast_truss.errors import ClientError, InvalidInput, NotFound, NotReady, RequestRefused, TimedOut, UnexpectedAnswer
 from fast_truss.events import Event
 from fast_truss.policy import Deadline, Kind, Wait
-from fast_truss.target import Target
 
 # Baseten takes no more of an async request.
 ASYNC_KIB = 256
 # The paths of Truss's server begin with this.
 SERVER = "/v1/models/model"
-
-
-def is_ready(status: Status) -> bool:
-    """Return whether a replica can answer at once."""
-    return status.ready
 
 
 class AsyncClient:
@@ -61,9 +44,9 @@ class AsyncClient:
         self._reach: Any = None
 
     async def __aenter__(self) -> Self:
-        from fast_truss.transport import Reach, made
+        from fast_truss.transport import Reach
 
-        self._reach = Reach(made(self._route, self._transport), self._route)
+        self._reach = Reach(self._route, self._transport)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -73,9 +56,8 @@ class AsyncClient:
     async def wake(self, timeout: float = policy.ASK_SECONDS) -> None:
         """Start a replica. Returns at once: see wait_until_ready(). Raises DeploymentFailed if it cannot start."""
         if not self.local:
-            deadline = Deadline(timeout)
-            paths = (f"{self.target.path}/wake", "")
-            await self._ask(Kind.WAKE, lambda to: to.send("POST", paths, expected=(202,)), deadline)
+            deadline, path = Deadline(timeout), f"{self.target.path}/wake"
+            await self._ask(Kind.WAKE, lambda to: to.send("POST", path, expected=(202,)), deadline)
             await self._raise_if_failed(deadline)
 
     async def status(self, timeout: float = policy.ASK_SECONDS) -> Status:
@@ -83,14 +65,14 @@ class AsyncClient:
         return await self._status(Deadline(timeout))
 
     async def watch(
-        self, timeout: float = policy.WAIT_SECONDS, until: Callable[[Status], bool] = is_ready
+        self, timeout: float = policy.WAIT_SECONDS, until: Callable[[Status], bool] = operator.attrgetter("ready")
     ) -> AsyncGenerator[Status, None]:
         """Yield each new status until one is as asked, for at most timeout seconds."""
         deadline = Deadline(timeout)
         seen: Status | None = None
         async with self._kept() as client:
             while True:
-                now = await client._status(deadline, answered=seen is not None)
+                now = await client._status(deadline)
                 if seen is None or (now.status, now.replicas) != (seen.status, seen.replicas):
                     yield now
                 seen = now
@@ -110,7 +92,7 @@ class AsyncClient:
 
         Goes through a cold start: it tries again, for at most timeout seconds.
         """
-        answer: dict[str, Any] = await self._predict("json", _checked({"prompt": prompt, **request}), Deadline(timeout))
+        answer: dict[str, Any] = await self._predict(_body(prompt, request), Deadline(timeout))
         return answer
 
     async def events(
@@ -120,15 +102,15 @@ class AsyncClient:
 
         Goes through a cold start like generate(). What broke off after the first event is not asked for again.
         """
-        deadline, body = Deadline(timeout), _checked({"prompt": prompt, **request})
+        deadline, body = Deadline(timeout), _body(prompt, request)
         async with self._kept() as client:
             try:
-                response = await client._predict("send", {**body, "stream": True}, deadline, stream=True)
+                response = await client._predict({**body, "stream": True}, deadline, stream=True)
             except RequestRefused as error:
                 if "`stream`" not in str(error):
                     raise
                 # A deployment that is older than this client: it has made nothing yet.
-                yield Event("result", await client._predict("json", body, deadline))
+                yield Event("result", await client._predict(body, deadline))
                 return
             whole = Deadline(min(policy.PREDICT_SECONDS, deadline.left()))
             async with contextlib.aclosing(response), contextlib.aclosing(events.read(response)) as found:
@@ -141,8 +123,8 @@ class AsyncClient:
         On Baseten this wakes the deployment, as any request does.
         """
         # Baseten passes on what comes below /sync.
-        paths = (f"{self.target.path}/sync{SERVER}/schema", f"{SERVER}/schema")
-        answer = await self._ask(Kind.READ, lambda to: to.json("GET", paths), Deadline(timeout))
+        path = f"{SERVER}/schema" if self.local else f"{self.target.path}/sync{SERVER}/schema"
+        answer = await self._ask(Kind.READ, lambda to: to.json("GET", path), Deadline(timeout))
         found = answer.get("input_schema")
         if not isinstance(found, dict) or not isinstance(found.get("properties"), dict):
             raise NotFound("The deployment gives no schema of its requests.")
@@ -150,14 +132,14 @@ class AsyncClient:
 
     async def submit(self, /, prompt: str, webhook: str, timeout: float = policy.ASK_SECONDS, **request: Any) -> str:
         """Return the id of a request that waits in Baseten's queue. Its answer goes to webhook, and nowhere else."""
-        url = urllib.parse.urlsplit(webhook)
-        if url.scheme != "https" or not url.hostname:
+        self._only_on_baseten()
+        if not webhook.startswith("https://"):
             raise InvalidInput(f"webhook is {webhook!r}: use an address such as https://example.com/done.")
-        body = {"model_input": _checked({"prompt": prompt, **request}), "webhook_endpoint": webhook}
+        body = {"model_input": _body(prompt, request), "webhook_endpoint": webhook}
         if (size := len(json.dumps(body)) // 1024) >= ASYNC_KIB:
             raise InvalidInput(f"The request has {size} KiB, and Baseten takes {ASYNC_KIB} KiB: send a smaller image.")
-        paths = (f"{self.target.path}/async_predict", "")
-        answer = await self._ask(Kind.ONCE, lambda to: to.json("POST", paths, body, (201, 202)), Deadline(timeout))
+        path = f"{self.target.path}/async_predict"
+        answer = await self._ask(Kind.ONCE, lambda to: to.json("POST", path, body, (201, 202)), Deadline(timeout))
         if not isinstance(answer.get("request_id"), str):
             raise UnexpectedAnswer("The answer holds no `request_id`, though the request may have been queued.")
         return str(answer["request_id"])
@@ -170,7 +152,7 @@ class AsyncClient:
     async def autoscaling(self, /, timeout: float = policy.ASK_SECONDS, **changes: int) -> Settings:
         """Return the autoscaling settings as Baseten gives them, after the changes if there are any.
 
-        deployment.BOUNDS holds the names and bounds.
+        Their names are those of the SDK's UpdateAutoscalingSettings.
         """
         request, deadline = checked_autoscaling(changes), Deadline(timeout)
         found = await self._describe(deadline)
@@ -228,18 +210,20 @@ class AsyncClient:
         """
         return await self._sdk(Kind.ONCE, method, Deadline(timeout), arguments)
 
-    async def _predict(self, form: str, body: dict[str, Any], deadline: Deadline, **how: Any) -> Any:
-        paths = (f"{self.target.path}/predict", f"{SERVER}:predict")
-        return await self._ask(
-            Kind.PREDICT, lambda to: getattr(to, form)("POST", paths, body, **how), deadline, policy.PREDICT_SECONDS
-        )
+    async def _predict(self, body: dict[str, Any], deadline: Deadline, stream: bool = False) -> Any:
+        path = f"{SERVER}:predict" if self.local else f"{self.target.path}/predict"
 
-    async def _status(self, deadline: Deadline, answered: bool = False) -> Status:
+        def ask(to: Any) -> Any:
+            return to.send("POST", path, body, stream=True) if stream else to.json("POST", path, body)
+
+        return await self._ask(Kind.PREDICT, ask, deadline, policy.PREDICT_SECONDS)
+
+    async def _status(self, deadline: Deadline) -> Status:
         if not self.local:
-            return status_of(self.target, await self._describe(deadline, answered=answered))
-        loaded = ("", f"{SERVER}/loaded")
+            return status_of(self.target, await self._describe(deadline))
+        path = f"{SERVER}/loaded"
         try:
-            await self._ask(Kind.READ, lambda to: to.send("GET", loaded), deadline, answered=answered, told=NotReady)
+            await self._ask(Kind.READ, lambda to: to.send("GET", path), deadline, told=NotReady)
         except NotReady:
             return Status("LOADING_MODEL", 0, "local", None)
         return Status(READY, 1, "local", None)
@@ -251,13 +235,18 @@ class AsyncClient:
     async def _sdk(
         self, kind: Kind, method: str, deadline: Deadline, arguments: Any, api: str = "management", **how: Any
     ) -> Any:
+        self._only_on_baseten()
         return await self._ask(kind, lambda to: getattr(getattr(to, api), method)(**arguments), deadline, **how)
+
+    def _only_on_baseten(self) -> None:
+        if self.local:
+            raise InvalidInput("This exists on Baseten only: leave out --url.")
 
     async def _change_environment(self, deadline: Deadline, kind: Kind, **changes: Any) -> Any:
         from baseten.client.managementapi import UpdateEnvironmentRequest
 
         arguments = {**self.target.names, "request": UpdateEnvironmentRequest(**changes)}
-        return await self._sdk(kind, "patch_models_environments", deadline, arguments, answered=True)
+        return await self._sdk(kind, "patch_models_environments", deadline, arguments)
 
     async def _recorded(self, what: str, deployment_id: str, deadline: Deadline, window: dict[str, Any]) -> Any:
         """Return what is read in the record of startups, or None where there is no record."""
@@ -269,11 +258,11 @@ class AsyncClient:
         method = f"get_models_{kind}_{what}"
         params = getattr(managementapi, f"{method}_params".title().replace("_", ""))(**window)
         try:
-            return await self._sdk(Kind.READ, method, deadline, {**names, "params": params}, answered=True)
-        except (NotFound, RequestRefused, KeyRefused) as error:
-            if error.status == 401:
-                raise
-            return None  # 403: it is off
+            return await self._sdk(Kind.READ, method, deadline, {**names, "params": params})
+        except ClientError as error:
+            if error.status in (403, 404):  # it is off
+                return None
+            raise
 
     async def _raise_if_failed(self, deadline: Deadline) -> None:
         """Raise DeploymentFailed if that is the status. Any other answer, and none, is as good as no look."""
@@ -290,30 +279,31 @@ class AsyncClient:
         ask: Callable[[Any], Any],
         deadline: Deadline,
         seconds: float = policy.OTHER_SECONDS,
-        answered: bool = False,
         told: type[ClientError] | tuple[()] = (),
     ) -> Any:
         """Return the answer of ask, a request on a transport.Reach, after as many tries as policy.py allows.
 
-        answered: the address is known to be right. told: an error that is an answer to the caller, and ends the tries.
+        told: an error that is an answer to the caller, and ends the tries.
         """
         tries = 0
         async with self._kept() as client:
             while True:
                 tries += 1
-                reach = dataclasses.replace(client._reach, seconds=max(min(seconds, deadline.left()), 0.01))
                 try:
-                    return await client._once(functools.partial(ask, reach), reach.seconds)
+                    most = max(min(seconds, deadline.left()), 0.01)
+                    answer = await client._once(functools.partial(ask, client._reach), most)
+                    deadline.answered = True
+                    return answer
                 except told:
                     raise
                 except ClientError as error:
                     caught = error
-                answered = answered or caught.status is not None
+                deadline.answered = deadline.answered or caught.status is not None
                 # A request is tried for as long as a cold start takes, and a failed deployment never starts.
                 unlikely = isinstance(caught, NotFound) or (tries > 1 and caught.status is not None)
                 if unlikely and not self.local and kind in (Kind.PREDICT, Kind.WAKE):
                     await client._raise_if_failed(deadline)
-                wait = Wait(policy.next_pause(kind, caught, tries, answered, deadline), caught)
+                wait = Wait(policy.next_pause(kind, caught, tries, deadline), caught)
                 if self._on_pause:
                     self._on_pause(wait)
                 await asyncio.sleep(wait.seconds)
@@ -338,22 +328,12 @@ class AsyncClient:
             yield client
 
 
-def image_bytes(answer: dict[str, Any]) -> list[bytes]:
-    """Return the files in an answer of generate(). Raises UnexpectedAnswer."""
-    try:
-        files = [base64.b64decode(entry["image"], validate=True) for entry in answer["images"]]
-    except (KeyError, TypeError, ValueError):
-        files = []
-    if not files:
-        raise UnexpectedAnswer("The answer holds no image: is this a model of fast-truss?")
-    return files
-
-
-def _checked(request: dict[str, Any]) -> dict[str, Any]:
+def _body(prompt: str, request: dict[str, Any]) -> dict[str, Any]:
     if "stream" in request:
         raise InvalidInput("stream is not a field to give: use events(), which asks for it and reads the answer.")
+    body = {"prompt": prompt, **request}
     try:
-        json.dumps(request, allow_nan=False, ensure_ascii=False).encode()
+        json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"The request holds what JSON cannot: {error}.") from None
-    return request
+    return body

@@ -1,25 +1,71 @@
-"""What Baseten says of a deployment: its status and its autoscaling settings."""
+"""Which deployment of a model, and what Baseten says of it: its status and its autoscaling settings."""
 
 import dataclasses
+import re
 from typing import Any
 
 from fast_truss.errors import DeploymentFailed, InvalidInput, UnexpectedAnswer, printable
-from fast_truss.target import Target
 
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+KINDS = ("environment", "regional", "deployment", "development")
 READY = "ACTIVE"
 # States that no replica leaves by itself. UNHEALTHY and UPDATING are not among them: a replica that fails its health
 # checks is restarted, and an update ends.
 FAILED = ("BUILD_FAILED", "BUILD_STOPPED", "DEACTIVATED", "DEACTIVATING", "DEPLOY_FAILED", "FAILED", "INACTIVE")
-# The SDK's model has the names and the types, but not these bounds.
-BOUNDS = {
-    "min_replica": (0, 1000),
-    "max_replica": (1, 1000),
-    "autoscaling_window": (10, 3600),
-    "scale_down_delay": (0, 3600),
-    "concurrency_target": (1, 1000),
-    "target_utilization_percentage": (1, 100),
-    "max_scale_down_rate": (1, 50),
-}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """kind: environment, regional (an environment on its own host), deployment or development.
+
+    name: of the environment, or the id of the deployment. Raises InvalidInput for a name that is none.
+    """
+
+    model_id: str
+    kind: str = "environment"
+    name: str = "production"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InvalidInput(f"kind is {self.kind!r}: use one of {', '.join(KINDS)}.")
+        for field in ("model_id", "name"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not NAME.fullmatch(value):
+                raise InvalidInput(f"{field} is {value!r}: use letters, digits, '_' and '-' only.")
+
+    @property
+    def environment(self) -> str | None:
+        """The name of the environment; None for a single deployment."""
+        return self.name if self.kind in ("environment", "regional") else None
+
+    @property
+    def is_production(self) -> bool:
+        return self.environment == "production"
+
+    @property
+    def path(self) -> str:
+        """The path of the deployment on its inference host, to which /predict and the like are added."""
+        single = {"regional": "", "development": "/development", "deployment": f"/deployment/{self.name}"}
+        return single.get(self.kind, "/production" if self.is_production else f"/environments/{self.name}")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The arguments by which the SDK's management API knows this target."""
+        if self.environment:
+            return {"model_id": self.model_id, "env_name": self.environment}
+        return {"model_id": self.model_id, "deployment_id": self.name if self.kind == "deployment" else "development"}
+
+    def __str__(self) -> str:
+        return {"deployment": f"deployment {self.name}", "development": "development"}.get(self.kind, self.name)
+
+    def arguments(self) -> list[str]:
+        """Return what names this target on the command line."""
+        where = {
+            "deployment": ["--deployment", self.name],
+            "development": ["--development"],
+            "regional": ["--environment", self.name, "--regional"],
+        }.get(self.kind, ["--environment", self.name])
+        return ["--model", self.model_id, *where]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +85,9 @@ class Status:
         """True when a replica can answer at once."""
         return self.status == READY and self.replicas >= 1
 
-    @property
-    def failed(self) -> bool:
-        """True when the deployment never becomes ready by itself."""
-        return self.status in FAILED
-
     def raise_if_failed(self) -> None:
         """Raise DeploymentFailed if the deployment never becomes ready by itself."""
-        if self.failed:
+        if self.status in FAILED:
             cure = "activate it on Baseten" if self.status.startswith(("INACTIVE", "DEACTIVAT")) else "see its log"
             raise DeploymentFailed(f"The deployment is {self.status}: {cure}, or push again.")
 
@@ -78,16 +119,15 @@ def settings_of(found: Any) -> Settings:
 
 
 def checked_autoscaling(changes: dict[str, int]) -> Any:
-    """Return the SDK's UpdateAutoscalingSettings. Raises InvalidInput for an unknown name or a value out of bounds."""
-    for name, value in changes.items():
-        if name not in BOUNDS:
-            raise InvalidInput(f"{name} is not an autoscaling setting: use {', '.join(BOUNDS)}.")
-        low, high = BOUNDS[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidInput(f"{name} is {value!r}: use a whole number from {low} to {high}.")
-    least, most = changes.get("min_replica"), changes.get("max_replica")
-    if least is not None and most is not None and least > most:
-        raise InvalidInput(f"min_replica is {least}: use at most max_replica, which is {most}.")
-    from baseten.client.managementapi import UpdateAutoscalingSettings
+    """Return the SDK's UpdateAutoscalingSettings. Raises InvalidInput for an unknown name or a value of another type.
 
-    return UpdateAutoscalingSettings.model_validate(changes)
+    Baseten checks the bounds.
+    """
+    from baseten.client.managementapi import UpdateAutoscalingSettings
+    from pydantic import ValidationError
+
+    try:
+        return UpdateAutoscalingSettings.model_validate(changes, strict=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise InvalidInput(f"The autoscaling setting {wrong['loc'][0]} is wrong: {wrong['msg']}.") from None

@@ -4,6 +4,7 @@ import datetime
 import email.utils
 import json
 import re
+import textwrap
 from typing import Any
 
 # Truss's server marks what it answers itself with this: the model's own errors, and "not ready".
@@ -121,7 +122,7 @@ def _object(content: bytes) -> dict[str, Any]:
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
-        return {}
+        body = None
     return body if isinstance(body, dict) else {}
 
 
@@ -129,10 +130,8 @@ def _reason(body: dict[str, Any]) -> str:
     found = body.get("error") or body.get("detail") or body.get("message") or ""
     if isinstance(found, dict):
         found = found.get("message") or found
+    # At a blank: what is cut within a word may be a part of the key, which nobody could then take out.
+    text = textwrap.shorten(str(found), 500, break_on_hyphens=False, placeholder=" ...")
     # Truss's own prefix says nothing to a person.
-    text = re.sub(r"^Input Parsing Errors?:", "", " ".join(str(found).split()))
-    text = text.replace(": Value error, ", ": ").strip()
-    if len(text) > 500:
-        # At a blank: what is cut within a word may be a part of the key, which nobody could then take out.
-        text = text[:500].rpartition(" ")[0]
-    return text.rstrip(".")
+    text = re.sub(r"^Input Parsing Errors?:", "", text)
+    return text.replace(": Value error, ", ": ").strip().rstrip(".")

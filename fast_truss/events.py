@@ -1,5 +1,6 @@
 """Server-sent events: the progress of a request."""
 
+import base64
 import dataclasses
 import json
 from collections.abc import AsyncGenerator
@@ -52,3 +53,14 @@ def _event(kind: str, text: str) -> Event:
     if kind == "error":
         raise of_answer(status, {SOURCE_HEADER: MODEL}, text.encode())
     return Event(kind, data)
+
+
+def image_bytes(answer: dict[str, Any]) -> list[bytes]:
+    """Return the files in an answer of generate(). Raises UnexpectedAnswer."""
+    try:
+        files = [base64.b64decode(entry["image"], validate=True) for entry in answer["images"]]
+    except (KeyError, TypeError, ValueError):
+        files = []
+    if not files:
+        raise UnexpectedAnswer("The answer holds no image: is this a model of fast-truss?")
+    return files

@@ -47,10 +47,11 @@ def shown(seconds: float) -> str:
 
 
 class Deadline:
-    """The end of what a caller is ready to wait for."""
+    """The end of what a caller is ready to wait for. answered: whether there was any answer until now."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.answered = False
         self._started = time.monotonic()
 
     def left(self) -> float:
@@ -59,12 +60,10 @@ class Deadline:
 
 def may_try_again(kind: Kind, error: ClientError) -> bool:
     """Return whether the same request may succeed, and does no harm if the first was carried out after all."""
-    if isinstance(error, TimedOut):
-        return False
-    if isinstance(error, ConnectionLost):
-        return kind in (Kind.READ, Kind.WAKE, Kind.CHANGE)
     if kind is Kind.ONCE:
         return isinstance(error, Unreachable) or error.status == 429
+    if kind is Kind.PREDICT and isinstance(error, ConnectionLost):
+        return False
     return error.retryable
 
 
@@ -77,18 +76,15 @@ def pause(kind: Kind, error: ClientError, tries: int) -> float:
     return min(LEAST_PAUSE * 2.0 ** min(tries - 1, 10), MOST_PAUSE)
 
 
-def next_pause(kind: Kind, error: ClientError, tries: int, answered: bool, deadline: Deadline) -> float:
-    """Return the seconds until the next try. Raises the error if it is for good, TimedOut if the time is over.
-
-    answered: whether this address ever gave an answer.
-    """
-    stranger = isinstance(error, Unreachable | ConnectionLost) and not answered and tries >= STRANGER_TRIES
+def next_pause(kind: Kind, error: ClientError, tries: int, deadline: Deadline) -> float:
+    """Return the seconds until the next try. Raises the error if it is for good, TimedOut if the time is over."""
+    stranger = isinstance(error, Unreachable | ConnectionLost) and not deadline.answered and tries >= STRANGER_TRIES
     if stranger or not may_try_again(kind, error):
         raise error
     seconds, left = pause(kind, error, tries), max(deadline.left(), 0.0)
-    if error.retry_after is not None and seconds >= left:
+    if seconds < left:
+        return seconds
+    sentence = f"There was no answer within {shown(deadline.seconds)}"
+    if error.retry_after is not None:
         sentence = f"The answer asks to wait {shown(seconds)}, and {left:.0f} s of {shown(deadline.seconds)} are left"
-        raise TimedOut(f"{sentence}. The last try: {error}", error.status, error.retry_after)
-    if seconds >= left:
-        raise TimedOut(f"There was no answer within {shown(deadline.seconds)}. The last try: {error}", error.status)
-    return seconds
+    raise TimedOut(f"{sentence}. The last try: {error}", error.status, error.retry_after)

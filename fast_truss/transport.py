@@ -16,14 +16,16 @@ from typing import Any
 
 import httpx
 from baseten.client import InferenceClient, ManagementClient, inferenceapi, managementapi
-from pydantic import TypeAdapter
+from pydantic import HttpUrl, TypeAdapter
 
+from fast_truss.deployment import Target
 from fast_truss.errors import ClientError, ConnectionLost, InvalidInput, UnexpectedAnswer, Unreachable, of_answer
 from fast_truss.lenient import MISSING, lenient
-from fast_truss.target import Target
 
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
 OBJECT = TypeAdapter(dict[str, Any])
+# Made once: it reads all certificates, and that takes longer than many a request.
+_tls = functools.cache(httpx.create_ssl_context)
 # Why a connection is not made.
 LIKELY: tuple[tuple[type[BaseException], str], ...] = (
     (socket.gaierror, "its name is not known here. Check the network, and the spelling of the address"),
@@ -35,52 +37,51 @@ LIKELY: tuple[tuple[type[BaseException], str], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Addresses without a slash at the end. local: of a local server, in place of Baseten."""
+    """Addresses without a slash at the end. server: of the deployment on Baseten, or of the local server."""
 
-    inference: str
+    server: str
     management: str
-    local: str | None
     key: str = dataclasses.field(repr=False, default="")
 
 
 def route_to(target: Target, url: str | None) -> Route:
     """Return the addresses of a target, or of the local server at url. Raises InvalidInput."""
+    if url is not None:
+        return Route(local_address(url), "")
     regional = target.name if target.kind == "regional" else None
-    inference = InferenceClient.default_base_url(model_id=target.model_id, environment=regional)
+    server = InferenceClient.default_base_url(model_id=target.model_id, environment=regional)
     # For tests and for proxies of one's own.
     if override := os.environ.get("BASETEN_INFERENCE_URL"):
         host = f"{target.model_id}-{regional}" if regional else target.model_id
-        inference = override.replace("{model_id}", host).rstrip("/")
+        server = override.replace("{model_id}", host).rstrip("/")
     management = os.environ.get("BASETEN_MANAGEMENT_URL", ManagementClient.default_base_url()).rstrip("/")
-    local = local_address(url) if url is not None else None
-    return Route(inference, management, local, "" if local else _key())
+    return Route(server, management, _key())
 
 
 def local_address(url: str) -> str:
     """Return url with its scheme and without a slash at the end. Raises InvalidInput."""
-    address = (url if "://" in url else f"http://{url}").rstrip("/")
     try:
-        parsed = httpx.URL(address)
-    except httpx.InvalidURL:
-        parsed = httpx.URL()
-    if parsed.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:-]+", parsed.host):
-        raise InvalidInput(f"--url is {url!r}: use the address of a server, such as http://127.0.0.1:8000.")
-    return address
+        return str(HttpUrl(url if "://" in url else f"http://{url}")).rstrip("/")
+    except ValueError:
+        raise InvalidInput(f"--url is {url!r}: use the address of a server, such as http://127.0.0.1:8000.") from None
 
 
 def made(route: Route, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
     """Return a client that reads the proxies of the environment. transport: in their place. Raises InvalidInput."""
-    hosts = {httpx.URL(address).host for address in (route.inference, route.management, route.local or "")}
-    # None: no proxy, whatever HTTP_PROXY and NO_PROXY say.
-    direct = {f"all://{_in_url(host)}": None for host in hosts if _is_local(host)}
     try:
         return httpx.AsyncClient(
+            base_url=route.server,
             headers={"Authorization": f"Api-Key {route.key}"} if route.key else {},
-            mounts=direct if transport is None else None,
             transport=transport,
+            # A server of one's own needs no proxy, whatever HTTP_PROXY and NO_PROXY say.
+            trust_env=not _is_local(httpx.URL(route.server).host),
             event_hooks={"response": [raise_for_error]},
             verify=_tls(),
+            # The caller ends a whole request in time.
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
         )
+    except OSError as error:
+        raise InvalidInput(f"SSL_CERT_FILE or SSL_CERT_DIR names no certificates: {error.strerror}.") from None
     # A proxy of SOCKS without its package, one of no known kind, or no address.
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         raise InvalidInput(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from None
@@ -99,51 +100,29 @@ async def raise_for_error(response: httpx.Response) -> None:
     _answer.set(response)
 
 
-@dataclasses.dataclass(frozen=True)
 class Reach:
-    """What one request can reach: the SDK's two APIs, and the server itself. seconds: for the request in all."""
+    """What requests can reach: the server itself, and the SDK's two APIs. Needs to be closed: see http."""
 
-    http: httpx.AsyncClient
-    route: Route
-    seconds: float = CONNECT_SECONDS
-
-    @property
-    def timeout(self) -> httpx.Timeout:
-        # The client ends the whole request in time. A connection fails before that, so that its error is known.
-        return httpx.Timeout(None, connect=min(0.9 * self.seconds, CONNECT_SECONDS))
-
-    @property
-    def inference(self) -> inferenceapi.AsyncApiClient:
-        self._only_on_baseten()
-        return inferenceapi.AsyncApiClient(self.http, base_url=self.route.inference, timeout=self.timeout)
-
-    @property
-    def management(self) -> managementapi.AsyncApiClient:
-        self._only_on_baseten()
-        return managementapi.AsyncApiClient(self.http, base_url=self.route.management, timeout=self.timeout)
-
-    def _only_on_baseten(self) -> None:
-        if self.route.local:
-            raise InvalidInput("This exists on Baseten only: leave out --url.")
+    def __init__(self, route: Route, transport: httpx.AsyncBaseTransport | None) -> None:
+        self.http = made(route, transport)
+        self.inference = inferenceapi.AsyncApiClient(self.http, base_url=route.server)
+        self.management = managementapi.AsyncApiClient(self.http, base_url=route.management)
 
     async def send(
-        self, method: str, paths: tuple[str, str], body: Any = None, expected: Any = (200,), stream: bool = False
+        self, method: str, path: str, body: Any = None, expected: tuple[int, ...] = (200,), stream: bool = False
     ) -> httpx.Response:
-        """Return the answer, open if it is a stream of events. paths: on Baseten, and of the local server or ""."""
-        if not paths[1]:
-            self._only_on_baseten()
-        address = f"{self.route.local}{paths[1]}" if self.route.local else f"{self.route.inference}{paths[0]}"
+        """Return the answer, open if it is a stream of events."""
         headers = {"Accept": "text/event-stream"} if stream else {}
-        request = self.http.build_request(method, address, json=body, headers=headers, timeout=self.timeout)
+        request = self.http.build_request(method, path, json=body, headers=headers)
         response = await self.http.send(request, stream=stream)
         if response.status_code not in expected:
             await response.aclose()
             raise inferenceapi.ResponseError(response.status_code, "")
         return response
 
-    async def json(self, method: str, paths: tuple[str, str], *rest: Any) -> dict[str, Any]:
-        """Return the JSON object that is the answer."""
-        response = await self.send(method, paths, *rest)
+    async def json(self, *request: Any) -> dict[str, Any]:
+        """Send a request as send() does. Returns the JSON object that is the answer."""
+        response = await self.send(*request)
         return OBJECT.validate_json(response.content)
 
 
@@ -182,11 +161,8 @@ def as_client_error(error: Exception, key: str) -> ClientError:
 
 
 def _network_error(error: httpx.HTTPError) -> ClientError:
-    try:
-        url = error.request.url
-        where = f"{_in_url(url.host)}:{url.port or (443 if url.scheme == 'https' else 80)}"
-    except RuntimeError:  # no request was made
-        where = "The server"
+    url = error.request.url
+    where = f"{url.scheme}://{url.netloc.decode()}"
     if isinstance(error, httpx.ProxyError):
         return Unreachable(f"{where} cannot be reached: the proxy of HTTP_PROXY or HTTPS_PROXY refuses ({error}).")
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
@@ -198,13 +174,12 @@ def _network_error(error: httpx.HTTPError) -> ClientError:
 
 def _likely(error: BaseException | None) -> str:
     """Return the likely cause of a connection that was not made."""
-    causes = []
     while error is not None:
-        causes.append(error)
+        for kind, words in LIKELY:
+            if isinstance(error, kind):
+                return words
         error = error.__cause__ or error.__context__
-    return next(
-        (words for kind, words in LIKELY if any(isinstance(each, kind) for each in causes)), "check the address"
-    )
+    return "check the address"
 
 
 def _key() -> str:
@@ -215,20 +190,7 @@ def _key() -> str:
     return key
 
 
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    # Made once: it reads all certificates, and that takes longer than many a request.
-    try:
-        return httpx.create_ssl_context()
-    except OSError as error:
-        raise InvalidInput(f"SSL_CERT_FILE or SSL_CERT_DIR names no certificates: {error.strerror}.") from None
-
-
 def _is_local(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_private
     return host == "localhost" or host.endswith((".localhost", ".local"))
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
