@@ -12,44 +12,22 @@ Transport, paths and models are those of Baseten's SDK. This adds what it lacks:
 going through a cold start, and sentences for people. It is not pushed.
 """
 
-from fast_truss.blocking import Client
-from fast_truss.client import AsyncClient
-from fast_truss.deployment import Status, Target
-from fast_truss.errors import (
-    ClientError,
-    ConnectionLost,
-    DeploymentFailed,
-    InvalidInput,
-    KeyRefused,
-    ModelFailed,
-    NotFound,
-    NotReady,
-    RequestRefused,
-    TimedOut,
-    Unavailable,
-    UnexpectedAnswer,
-    Unreachable,
-)
-from fast_truss.events import Event, image_bytes
-
-__all__ = [
-    "AsyncClient",
-    "Client",
-    "ClientError",
-    "ConnectionLost",
-    "DeploymentFailed",
-    "Event",
-    "InvalidInput",
-    "KeyRefused",
-    "ModelFailed",
-    "NotFound",
-    "NotReady",
-    "RequestRefused",
-    "Status",
-    "Target",
-    "TimedOut",
-    "Unavailable",
-    "UnexpectedAnswer",
-    "Unreachable",
-    "image_bytes",
-]
+from fast_truss.blocking import Client as Client
+from fast_truss.client import AsyncClient as AsyncClient
+from fast_truss.deployment import Status as Status
+from fast_truss.deployment import Target as Target
+from fast_truss.errors import ClientError as ClientError
+from fast_truss.errors import ConnectionLost as ConnectionLost
+from fast_truss.errors import DeploymentFailed as DeploymentFailed
+from fast_truss.errors import InvalidInput as InvalidInput
+from fast_truss.errors import KeyRefused as KeyRefused
+from fast_truss.errors import ModelFailed as ModelFailed
+from fast_truss.errors import NotFound as NotFound
+from fast_truss.errors import NotReady as NotReady
+from fast_truss.errors import RequestRefused as RequestRefused
+from fast_truss.errors import TimedOut as TimedOut
+from fast_truss.errors import Unavailable as Unavailable
+from fast_truss.errors import UnexpectedAnswer as UnexpectedAnswer
+from fast_truss.errors import Unreachable as Unreachable
+from fast_truss.events import Event as Event
+from fast_truss.events import image_bytes as image_bytes

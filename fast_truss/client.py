@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import copy
-import functools
+import itertools
 import json
 import operator
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Self
 
 from fast_truss import events, policy
@@ -114,7 +114,7 @@ class AsyncClient:
                 return
             whole = Deadline(min(policy.PREDICT_SECONDS, deadline.left()))
             async with contextlib.aclosing(response), contextlib.aclosing(events.read(response)) as found:
-                while event := await client._once(lambda: anext(found, None), whole.left()):
+                while event := await client._once(lambda _: anext(found, None), whole.left()):
                     yield event
 
     async def schema(self, timeout: float = policy.ASK_SECONDS) -> dict[str, Any]:
@@ -146,8 +146,12 @@ class AsyncClient:
 
     async def submitted(self, request_id: str, timeout: float = policy.ASK_SECONDS) -> Any:
         """Return the SDK's AsyncRequestStatusResponse of such a request."""
-        arguments = {"request_id": request_id}
-        return await self._sdk(Kind.READ, "get_async_request_status", Deadline(timeout), arguments, "inference")
+        self._only_on_baseten()
+
+        def ask(to: Any) -> Any:
+            return to.inference.get_async_request_status(request_id=request_id)
+
+        return await self._ask(Kind.READ, ask, Deadline(timeout))
 
     async def autoscaling(self, /, timeout: float = policy.ASK_SECONDS, **changes: int) -> Settings:
         """Return the autoscaling settings as Baseten gives them, after the changes if there are any.
@@ -232,11 +236,9 @@ class AsyncClient:
         what = "environments_env_name" if self.target.environment else "deployments_deployment_id"
         return await self._sdk(Kind.READ, f"get_models_{what}", deadline, self.target.names, **how)
 
-    async def _sdk(
-        self, kind: Kind, method: str, deadline: Deadline, arguments: Any, api: str = "management", **how: Any
-    ) -> Any:
+    async def _sdk(self, kind: Kind, method: str, deadline: Deadline, arguments: Any, **how: Any) -> Any:
         self._only_on_baseten()
-        return await self._ask(kind, lambda to: getattr(getattr(to, api), method)(**arguments), deadline, **how)
+        return await self._ask(kind, lambda to: getattr(to.management, method)(**arguments), deadline, **how)
 
     def _only_on_baseten(self) -> None:
         if self.local:
@@ -285,47 +287,40 @@ class AsyncClient:
 
         told: an error that is an answer to the caller, and ends the tries.
         """
-        tries = 0
         async with self._kept() as client:
-            while True:
-                tries += 1
+            for tries in itertools.count(1):
                 try:
-                    most = max(min(seconds, deadline.left()), 0.01)
-                    answer = await client._once(functools.partial(ask, client._reach), most)
+                    answer = await client._once(ask, max(min(seconds, deadline.left()), 0.01))
                     deadline.answered = True
                     return answer
                 except told:
                     raise
                 except ClientError as error:
-                    caught = error
-                deadline.answered = deadline.answered or caught.status is not None
-                # A request is tried for as long as a cold start takes, and a failed deployment never starts.
-                unlikely = isinstance(caught, NotFound) or (tries > 1 and caught.status is not None)
-                if unlikely and not self.local and kind in (Kind.PREDICT, Kind.WAKE):
-                    await client._raise_if_failed(deadline)
-                wait = Wait(policy.next_pause(kind, caught, tries, deadline), caught)
+                    deadline.answered |= error.status is not None
+                    # A request is tried for as long as a cold start takes, and a failed deployment never starts.
+                    unlikely = isinstance(error, NotFound) or (tries > 1 and error.status is not None)
+                    if unlikely and not self.local and kind in (Kind.PREDICT, Kind.WAKE):
+                        await client._raise_if_failed(deadline)
+                    wait = Wait(policy.next_pause(kind, error, tries, deadline), error)
                 if self._on_pause:
                     self._on_pause(wait)
                 await asyncio.sleep(wait.seconds)
 
-    async def _once(self, ask: Callable[[], Any], seconds: float) -> Any:
+    async def _once(self, ask: Callable[[Any], Any], seconds: float) -> Any:
         """Return the answer to one request, which may take so many seconds in all."""
         from fast_truss.transport import fitting
 
         try:
             async with asyncio.timeout(seconds):
-                return await ask()
+                return await ask(self._reach)
         except Exception as error:
             return fitting(error, self._route.key)
 
-    @contextlib.asynccontextmanager
-    async def _kept(self) -> AsyncIterator[Self]:
-        """Give a client that keeps its connections."""
+    def _kept(self) -> contextlib.AbstractAsyncContextManager["AsyncClient"]:
+        """Return a client that keeps its connections in an `async with` block: this one, if it is in one."""
         if self._reach:
-            yield self
-            return
-        async with copy.copy(self) as client:
-            yield client
+            return contextlib.nullcontext(self)
+        return copy.copy(self)
 
 
 def _body(prompt: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """What can go wrong, as types: each holds one sentence for a person, and what a program needs to decide."""
 
-import datetime
-import email.utils
 import json
 import re
 import textwrap
@@ -104,18 +102,12 @@ def of_answer(status: int, headers: Any, content: bytes) -> ClientError:
 
 
 def retry_after(header: str | None, body: dict[str, Any]) -> float | None:
-    """Return the seconds to wait that an answer names, in Retry-After or as retry_after in its body."""
+    """Return the seconds to wait that an answer names, in Retry-After or as retry_after in its body. A date is none."""
     for holder in (body, body.get("error")):
         said = holder.get("retry_after") if isinstance(holder, dict) else None
         if isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said < 1e6:
             return float(said)
-    if re.fullmatch(r"[0-9]{1,6}", header or "", re.ASCII):
-        return float(header or 0)
-    try:
-        date = email.utils.parsedate_to_datetime(header or "")
-        return max(0.0, (date - datetime.datetime.now(date.tzinfo)).total_seconds())
-    except (ValueError, OverflowError, TypeError):
-        return None
+    return float(header) if header and re.fullmatch(r"[0-9]{1,6}", header, re.ASCII) else None
 
 
 def _object(content: bytes) -> dict[str, Any]:

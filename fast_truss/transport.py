@@ -32,6 +32,7 @@ LIKELY: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionRefusedError, "nothing listens there. Check that the server runs, and its port"),
     (ssl.SSLError, "TLS fails. Check https or http, and the certificates that a proxy may need (SSL_CERT_FILE)"),
     (httpx.ConnectTimeout, "it does not answer. Check the network, and a firewall or proxy between"),
+    (httpx.ProxyError, "the proxy refuses. Check HTTP_PROXY or HTTPS_PROXY, and the login in it"),
 )
 
 
@@ -66,27 +67,6 @@ def local_address(url: str) -> str:
         raise InvalidInput(f"--url is {url!r}: use the address of a server, such as http://127.0.0.1:8000.") from None
 
 
-def made(route: Route, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
-    """Return a client that reads the proxies of the environment. transport: in their place. Raises InvalidInput."""
-    try:
-        return httpx.AsyncClient(
-            base_url=route.server,
-            headers={"Authorization": f"Api-Key {route.key}"} if route.key else {},
-            transport=transport,
-            # A server of one's own needs no proxy, whatever HTTP_PROXY and NO_PROXY say.
-            trust_env=not _is_local(httpx.URL(route.server).host),
-            event_hooks={"response": [raise_for_error]},
-            verify=_tls(),
-            # The caller ends a whole request in time.
-            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-        )
-    except OSError as error:
-        raise InvalidInput(f"SSL_CERT_FILE or SSL_CERT_DIR names no certificates: {error.strerror}.") from None
-    # A proxy of SOCKS without its package, one of no known kind, or no address.
-    except (ImportError, ValueError, httpx.InvalidURL) as error:
-        raise InvalidInput(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from None
-
-
 # The newest answer of this task, for one that does not fit the SDK's models.
 _answer: contextvars.ContextVar[httpx.Response | None] = contextvars.ContextVar("_answer", default=None)
 
@@ -101,10 +81,27 @@ async def raise_for_error(response: httpx.Response) -> None:
 
 
 class Reach:
-    """What requests can reach: the server itself, and the SDK's two APIs. Needs to be closed: see http."""
+    """What requests can reach: the server itself, and the SDK's two APIs. To be closed: see http."""
 
     def __init__(self, route: Route, transport: httpx.AsyncBaseTransport | None) -> None:
-        self.http = made(route, transport)
+        """transport: in place of the network and its proxies. Raises InvalidInput for an environment that is wrong."""
+        try:
+            self.http = httpx.AsyncClient(
+                base_url=route.server,
+                headers={"Authorization": f"Api-Key {route.key}"} if route.key else {},
+                transport=transport,
+                # A server of one's own needs no proxy, whatever HTTP_PROXY and NO_PROXY say.
+                trust_env=not _is_local(httpx.URL(route.server).host),
+                event_hooks={"response": [raise_for_error]},
+                verify=_tls(),
+                # The caller ends a whole request in time.
+                timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            )
+        except OSError as error:
+            raise InvalidInput(f"SSL_CERT_FILE or SSL_CERT_DIR names no certificates: {error.strerror}.") from None
+        # A proxy of SOCKS without its package, one of no known kind, or no address.
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise InvalidInput(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from None
         self.inference = inferenceapi.AsyncApiClient(self.http, base_url=route.server)
         self.management = managementapi.AsyncApiClient(self.http, base_url=route.management)
 
@@ -163,9 +160,7 @@ def as_client_error(error: Exception, key: str) -> ClientError:
 def _network_error(error: httpx.HTTPError) -> ClientError:
     url = error.request.url
     where = f"{url.scheme}://{url.netloc.decode()}"
-    if isinstance(error, httpx.ProxyError):
-        return Unreachable(f"{where} cannot be reached: the proxy of HTTP_PROXY or HTTPS_PROXY refuses ({error}).")
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
         return Unreachable(f"{where} cannot be reached: {_likely(error)}.")
     if isinstance(error, httpx.TimeoutException):
         return ConnectionLost(f"{where} did not answer in time: try again.")

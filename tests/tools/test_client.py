@@ -23,9 +23,8 @@ from baseten.client import managementapi as sdk
 from conftest import TEMPLATE
 
 import fast_truss
-from fast_truss import AsyncClient, Client, Target, errors, policy, transport
-from fast_truss.transport import made as made_http
-from fast_truss.transport import route_to
+from fast_truss import AsyncClient, Client, Target, policy, transport
+from fast_truss.transport import Reach, route_to
 
 KEY = "secret-key-123"
 MODEL = Target("abc123")
@@ -436,10 +435,9 @@ def test_an_address_that_never_answered_is_not_tried_for_long(call: Callable[...
         ({}, {"error": {"message": "x", "retry_after": 2.5}}, 2.5),
         ({"Retry-After": "0"}, {}, policy.LEAST_PAUSE),
         ({}, {"retry_after": 0}, policy.LEAST_PAUSE),
-        ({"Retry-After": "Tue, 31 Dec 2024 23:59:00 GMT"}, {}, policy.LEAST_PAUSE),
         *[
             ({"Retry-After": nonsense}, {"retry_after": nonsense}, policy.BUSY_PAUSE)
-            for nonsense in ("", "-1", "nan", "inf", "1e3", "\u0662", "9" * 400, "soon", "Wed, 99 Jan 2031")
+            for nonsense in ("", "-1", "nan", "inf", "1e3", "\u0662", "9" * 400, "Tue, 31 Dec 2030 23:59:00 GMT")
         ],
     ],
 )
@@ -450,11 +448,6 @@ def test_the_pause_is_what_the_answer_says_and_never_none(
     answer, _ = answers(httpx.Response(429, headers=encoded, json=body), httpx.Response(200, json=IMAGE))
     assert call(answer, "generate", "a boat") == IMAGE
     assert slept == [seconds]
-
-
-def test_a_date_to_wait_for_is_understood() -> None:
-    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=90)
-    assert 85 < errors.retry_after(soon.strftime("%a, %d %b %Y %H:%M:%S GMT"), {}) <= 90
 
 
 def test_an_answer_that_asks_for_more_time_than_there_is_ends_the_tries(
@@ -898,7 +891,7 @@ def test_local_addresses_never_go_through_a_proxy(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("NO_PROXY", raising=False)
     route = route_to(MODEL, url)
     host = httpx.URL(route.server)
-    made = made_http(route, None)
+    made = Reach(route, None).http
     assert (made._transport_for_url(host) is made._transport) is direct
 
 
