@@ -183,9 +183,7 @@ class AsyncClient:
     async def change_schedules(self, settings: Any, timeout: float = policy.ASK_SECONDS) -> Any:
         """Send the SDK's UpdateAutoscalingScheduleSettings. Returns the Environment after it."""
         # A schedule without an id is new each time.
-        is_new = any(getattr(each, "id", None) is None for each in settings.schedules or [])
-        kind = Kind.ONCE if is_new else Kind.CHANGE
-        answer = await self._change_environment(Deadline(timeout), kind, autoscaling_schedule_settings=settings)
+        answer = await self._change_environment(Deadline(timeout), Kind.ONCE, autoscaling_schedule_settings=settings)
         return answer.environment
 
     async def startups(

@@ -12,18 +12,20 @@ import os
 import re
 import socket
 import ssl
+import types
+import typing
 from typing import Any
 
 import httpx
 from baseten.client import InferenceClient, ManagementClient, inferenceapi, managementapi
-from pydantic import HttpUrl, TypeAdapter
+from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
 
 from fast_truss.deployment import Target
 from fast_truss.errors import ClientError, ConnectionLost, InvalidInput, UnexpectedAnswer, Unreachable, of_answer
-from fast_truss.lenient import MISSING, lenient
 
 CONNECT_SECONDS = 5.0
 OBJECT = TypeAdapter(dict[str, Any])
+MISSING = object()
 # Made once: it reads all certificates, and that takes longer than many a request.
 _tls = functools.cache(httpx.create_ssl_context)
 # Why a connection is not made.
@@ -135,6 +137,39 @@ def fitting(error: Exception, key: str) -> Any:
         if found is not MISSING:
             return found
     raise as_client_error(error, key) from None
+
+
+class FieldMissing(UnexpectedAnswer, AttributeError):
+    """The answer lacks a field that is read."""
+
+
+def lenient(kind: Any, value: Any) -> Any:
+    """Return value, of JSON, as kind, or MISSING. Reading a field that does not fit raises FieldMissing.
+
+    A field that is deprecated in the SDK's models, and yet required there, may go at any time.
+    """
+    with contextlib.suppress(ValidationError):
+        return TypeAdapter(kind).validate_python(value)
+    arguments, origin = typing.get_args(kind), typing.get_origin(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, dict):
+        fields = {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
+        found = {key: lenient(annotation, value[key]) for key, annotation in fields.items() if key in value}
+        return _class(kind).model_construct(**{key: each for key, each in found.items() if each is not MISSING})
+    if origin is list and isinstance(value, list):
+        return [each for each in (lenient(arguments[0], each) for each in value) if each is not MISSING]
+    if origin in (typing.Union, types.UnionType):
+        return next((each for each in (lenient(each, value) for each in arguments) if each is not MISSING), MISSING)
+    return MISSING
+
+
+@functools.cache
+def _class(kind: type[BaseModel]) -> type[BaseModel]:
+    def __getattr__(self: BaseModel, name: str) -> Any:
+        if name in kind.model_fields:
+            raise FieldMissing(f"Baseten's answer lacks `{name}` of {kind.__name__}, which is needed here.")
+        raise AttributeError(name)
+
+    return type(kind.__name__, (kind,), {"__getattr__": __getattr__, "__module__": kind.__module__})
 
 
 def as_client_error(error: Exception, key: str) -> ClientError:
