@@ -126,4 +126,4 @@ def _reason(body: dict[str, Any]) -> str:
     text = textwrap.shorten(str(found), 500, break_on_hyphens=False, placeholder=" ...")
     # Truss's own prefix says nothing to a person.
     text = re.sub(r"^Input Parsing Errors?:", "", text)
-    return text.replace(": Value error, ", ": ").strip().rstrip(".")
+    return text.replace(": Value error, ", ": ").lstrip().rstrip(" .")

@@ -50,7 +50,11 @@ class Route:
 def route_to(target: Target, url: str | None) -> Route:
     """Return the addresses of a target, or of the local server at url. Raises InvalidInput."""
     if url is not None:
-        return Route(local_address(url), "")
+        try:
+            return Route(str(HttpUrl(url if "://" in url else f"http://{url}")).rstrip("/"), "")
+        except ValueError:
+            wanted = "use the address of a server, such as http://127.0.0.1:8000"
+            raise InvalidInput(f"--url is {url!r}: {wanted}.") from None
     regional = target.name if target.kind == "regional" else None
     server = InferenceClient.default_base_url(model_id=target.model_id, environment=regional)
     # For tests and for proxies of one's own.
@@ -59,14 +63,6 @@ def route_to(target: Target, url: str | None) -> Route:
         server = override.replace("{model_id}", host).rstrip("/")
     management = os.environ.get("BASETEN_MANAGEMENT_URL", ManagementClient.default_base_url()).rstrip("/")
     return Route(server, management, _key())
-
-
-def local_address(url: str) -> str:
-    """Return url with its scheme and without a slash at the end. Raises InvalidInput."""
-    try:
-        return str(HttpUrl(url if "://" in url else f"http://{url}")).rstrip("/")
-    except ValueError:
-        raise InvalidInput(f"--url is {url!r}: use the address of a server, such as http://127.0.0.1:8000.") from None
 
 
 # The newest answer of this task, for one that does not fit the SDK's models.

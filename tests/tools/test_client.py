@@ -775,6 +775,12 @@ def test_the_key_is_in_no_error(call: Callable[..., Any]) -> None:
         call(lambda _: httpx.Response(400, json={"error": f"bad key {KEY}"}), "generate", "a boat")
     assert KEY not in str(caught.value)
     assert KEY not in repr(route_to(MODEL, None))
+    # A long reason is cut, and not within the key.
+    for length in range(480, 500):
+        answer, _ = answers(httpx.Response(400, json={"error": f"{'x' * length} {KEY} end"}))
+        with pytest.raises(fast_truss.RequestRefused) as caught:
+            call(answer, "generate", "a boat")
+        assert "secret" not in str(caught.value)
 
 
 def test_a_pause_is_told(slept: list[float]) -> None:
