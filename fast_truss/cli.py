@@ -1,25 +1,14 @@
 """The command line: `fast-truss --help`. Each command lives in its module, and imports what it alone needs."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from fast_truss import (
-    ClientError,
-    InvalidInput,
-    autoscaling,
-    coldstart,
-    doctor,
-    fields,
-    generation,
-    hosting,
-    load,
-    pushed,
-    schedule,
-    status,
-)
+from fast_truss import autoscaling, coldstart, doctor, fields, generation, hosting, load, pushed, schedule, status
+from fast_truss.errors import ClientError, InvalidInput
 from fast_truss.options import Where, on_target
 from fast_truss.plan.command import plan
 
@@ -38,7 +27,7 @@ def main() -> None:
     """Run one command. What goes wrong is one sentence on stderr: status 2 if the caller can mend it, else 1."""
     try:
         app(prog_name="fast-truss")
-    except ClientError as error:
+    except (ClientError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2 if isinstance(error, InvalidInput) else 1)
     except KeyboardInterrupt:
@@ -48,6 +37,23 @@ def main() -> None:
 def add(command: Callable[..., None], example: str, name: str | None = None, **settings: Any) -> None:
     """Register a command. Its help ends with the example."""
     app.command(name, epilog=f"Example: fast-truss {example}", context_settings=settings or None)(command)
+
+
+def gateway(
+    where: Where,
+    listen: Annotated[str, typer.Option(help="If others reach this address, it needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    key_file: Annotated[typer.FileText | None, typer.Option(help="Else FAST_TRUSS_GATEWAY_KEY has the key.")] = None,
+) -> None:
+    """Serve OpenAI's Images API in front of the model, for programs that speak it. It wakes the model."""
+    try:
+        from fast_truss.gateway import serve
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f'{error.name} is not installed: pip install "fast-truss[gateway]"') from None
+    key = key_file.read().strip() if key_file else os.environ.get("FAST_TRUSS_GATEWAY_KEY", "")
+    if not key and (key_file or (listen != "127.0.0.1" and sys.stdin.isatty())):
+        key = typer.prompt("The key of this gateway", hide_input=True)
+    serve(where.async_client(), listen, port, key, where.timeout)
 
 
 add(on_target(status.wake), "wake --wait")
@@ -60,34 +66,6 @@ add(on_target(coldstart.coldstart), "coldstart --png coldstart.png")
 add(on_target(load.load), "load --requests 100 --rate 0.5 --width 512", **ANY_FIELD)
 add(on_target(doctor.doctor), "doctor --project . --no-image")
 add(pushed.pushed, "pushed .pushed.json --print model_id")
-
-
-app.command()(plan)
-
-
+app.command()(plan)  # its own help has an example
 add(on_target(hosting.serve), "app --listen 0.0.0.0", name="app")
-
-
-@app.command()
-@on_target
-def gateway(
-    where: Where,
-    listen: Annotated[
-        str, typer.Option(help="An address of this machine. If others reach it, it needs a key.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
-    key_file: Annotated[
-        typer.FileText | None, typer.Option(help="Holds the key of its clients. Else FAST_TRUSS_GATEWAY_KEY does.")
-    ] = None,
-) -> None:
-    """Serve OpenAI's Images API in front of the model, for programs that speak it. It wakes the model."""
-    import os
-
-    try:
-        from fast_truss.gateway import serve
-    except ModuleNotFoundError as error:
-        raise InvalidInput(f'{error.name} is not installed: pip install "fast-truss[gateway]"') from None
-    key = key_file.read().strip() if key_file else os.environ.get("FAST_TRUSS_GATEWAY_KEY", "")
-    if not key and (key_file or (listen != "127.0.0.1" and sys.stdin.isatty())):
-        key = typer.prompt("The key of this gateway", hide_input=True)
-    serve(where.async_client(), listen, port, key, where.timeout)
+add(on_target(gateway), "gateway --port 8080")

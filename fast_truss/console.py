@@ -1,12 +1,11 @@
 """What the commands write for people. Progress goes to stderr, answers to stdout."""
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fast_truss import Client, Event, InvalidInput, Status
+from fast_truss import Client, Event, Status
 
 
 @functools.cache
@@ -22,19 +21,7 @@ def tell_pause(wait: Any) -> None:
     console().print(f"{wait.reason} Trying again in {wait.seconds:.0f} s.", markup=False)
 
 
-def confirm(sentence: str, yes: bool) -> None:
-    """Ask whether to go on. Raises InvalidInput where nobody can be asked."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise InvalidInput(f"{sentence} If you mean it, add --yes.")
-    import typer
-
-    typer.confirm(f"{sentence} Go on?", abort=True, err=True)
-
-
-def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]], to: Any = None) -> None:
-    """Print a table. to: a rich console, stdout if None."""
+def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -42,7 +29,7 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]], to:
     table = Table(*columns, title=title or None, title_justify="left")
     for row in rows:
         table.add_row(*map(Text, row))  # what others wrote is no markup
-    (to or Console(highlight=False)).print(table)
+    Console(highlight=False).print(table)
 
 
 def show_progress(
@@ -60,22 +47,19 @@ def show_progress(
 
 def show_steps(events: Iterator[Event], images: int) -> dict[str, Any]:
     """Show a bar while images are made. Returns the answer."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    data: dict[str, Any] = {}
-    with Progress(*columns, console=console(), transient=True) as bar:
+    answer: dict[str, Any] = {}
+    with Progress(console=console(), transient=True) as bar:
         task = bar.add_task("generating: a cold start may come first", total=None)
         for event in events:
-            data = event.data
-            if event.kind == "queued":
-                bar.update(task, description="queued")
-            elif event.kind == "step":
-                image, step, count = data["image"], data["step"], data["of"]
-                which = f"image {image} of {images}, " if images > 1 else ""
+            answer = event.data
+            if event.kind == "step":
+                image, step, count = answer["image"], answer["step"], answer["of"]
+                shown = f"image {image} of {images}, step {step} of {count}"
                 done = (image - 1) * count + step
-                bar.update(task, description=f"{which}step {step} of {count}", total=images * count, completed=done)
-    return data
+                bar.update(task, description=shown, total=images * count, completed=done)
+    return answer
 
 
 def replicas(count: int) -> str:
