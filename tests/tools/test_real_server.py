@@ -1,11 +1,16 @@
 """One cold start of the real local Truss server, from the command line: other tests use an instant one."""
 
+import io
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from PIL import Image
 from platforms import PROJECT_PYTHON, Platform
+from rich.console import Console
+
+from fast_truss import generation
 
 pytestmark = pytest.mark.skipif(
     PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
@@ -21,8 +26,10 @@ def test_a_real_cold_start_is_woken_measured_and_streamed(
     names = [phase["name"] for phase in json.loads(result.stdout)["phases"]]
     assert {"READINESS", "server_start", "import_torch", "read_weights", "first image"} <= set(names)
     files = [tmp_path / name for name in ("whole.png", "streamed.png")]
-    for file, way in zip(files, ("--no-stream", "--stream"), strict=True):
-        made = real_platform.run("generate", "a boat", *FAST, way, "-o", str(file))
+    for file, terminal in zip(files, (False, True), strict=True):
+        screen = Console(file=io.StringIO(), force_terminal=terminal)
+        with mock.patch.object(generation, "console", return_value=screen):
+            made = real_platform.run("generate", "a boat", *FAST, "-o", str(file))
         assert made.returncode == 0, made.stderr
         assert "(seed 7)" in made.stdout
     with Image.open(files[0]) as image:
