@@ -3,13 +3,14 @@
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fast_truss import Client, ClientError, InvalidInput, NotFound, Status, waterfall
+from fast_truss import Client, ClientError, InvalidInput, NotFound, Status, charts, waterfall
 from fast_truss.console import console, replicas, show_progress
-from fast_truss.options import AsJson, Png, Where
+from fast_truss.options import AsJson, Where
 from fast_truss.policy import Deadline
 
 PROMPT = "a lighthouse on a cliff at dawn"
@@ -24,12 +25,14 @@ NO_SERVER = "The server's own phases are missing: another request got the first 
 def coldstart(
     where: Where,
     replica: Annotated[str | None, typer.Option(help="The ID of the replica to end. Default: the newest.")] = None,
-    png: Png = None,
+    png: Annotated[Path | None, typer.Option(help="Also draw the chart into this file.")] = None,
     history: Annotated[bool, typer.Option("--history", help="Only print Baseten's record of a week, as JSON.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Wake a model that is at zero, or end one replica, and show the whole cold start. Changes no setting."""
+    if png:
+        charts.check(png)
     with where.client() as client:
         if client.local:
             raise InvalidInput("coldstart measures a deployment on Baseten: leave out --url, or use `make image`.")

@@ -1,8 +1,7 @@
-"""The options that many commands have, written once: those that name a deployment, --json and --png."""
+"""The options that many commands have, written once: those that name a deployment, and --json."""
 
 import dataclasses
 import functools
-import importlib.util
 import inspect
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -34,16 +33,7 @@ def check_file(option: str, file: Path, suffixes: Collection[str]) -> None:
         raise InvalidInput(f"{option} is {str(file)[:200]!r}: it cannot be written ({error.strerror}).") from None
 
 
-def _checked_png(file: Path | None) -> Path | None:
-    if file:
-        check_file("--png", file, (".png",))
-        if not importlib.util.find_spec("matplotlib"):
-            raise InvalidInput('--png needs matplotlib: pip install "fast-truss[plots]".')
-    return file
-
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Png = Annotated[Path | None, typer.Option(help="Also draw the chart into this file.", callback=_checked_png)]
 
 
 def _which(name: str, help: str, **settings: Any) -> Any:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from fast_truss import Status
+from fast_truss import Status, charts
 
 # Colors of the bars by level: the platform, the server inside it, and the first image.
 COLORS = {"platform": "#3b82f6", "server": "#f59e0b", "image": "#16a34a"}
@@ -64,15 +64,13 @@ def show(bars: list[Bar], console: Any = None) -> None:
 
 def save(bars: list[Bar], title: str, file: Path) -> None:
     """Draw the bars into a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 1.2 + 0.32 * len(bars)), dpi=120, layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel="seconds", axisbelow=True)
-    rows, starts, seconds = range(len(bars)), [bar.start for bar in bars], [bar.seconds for bar in bars]
+    figure = charts.figure(11, 1.2 + 0.32 * len(bars))
+    axes, rows = figure.add_subplot(), range(len(bars))
+    charts.style(axes, title, "seconds")
+    starts, seconds = [bar.start for bar in bars], [bar.seconds for bar in bars]
     drawn = axes.barh(rows, seconds, left=starts, color=[COLORS[bar.level] for bar in bars])
     axes.bar_label(drawn, fmt="%.2f", padding=4)
     axes.set_yticks(rows, [bar.name for bar in bars])
     axes.set_xlim(left=0)
     axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
     figure.savefig(file)

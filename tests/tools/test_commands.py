@@ -124,7 +124,7 @@ def test_whoever_ends_coldstart_finds_the_settings_as_they_were(awake: Platform,
 def test_a_chart_without_matplotlib_is_a_sentence(
     awake: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     refused(awake.run("coldstart", "--yes", "--png", str(tmp_path / "x.png")), 'pip install "fast-truss[plots]"', 2)
     assert awake.tell()["changed"] == []
 
