@@ -232,7 +232,7 @@ def test_generate_takes_the_fields_of_the_model(awake: Platform, tmp_path: Path)
         (["--widht", "64"], "--widht is not a field of this model, which takes prompt, "),
         (["--width"], "--width needs a value"),
         (["--image", "none.png"], "--image is 'none.png': it cannot be read"),
-        (["--lora", "ink:much"], "--loras is 'much': use a number."),
+        (["--lora", "ink:0.5"], "--lora is not a field of this model: "),
         (["--output-format", "png"], "--output-format is not needed"),
         (["a", "second", "prompt"], "There are 4 prompts: give one, in quotes."),
     ],
@@ -260,7 +260,7 @@ def test_a_value_of_another_type_is_the_model_s_sentence(
 def test_a_bad_value_is_the_model_s_sentence(awake: Platform, tmp_path: Path) -> None:
     output = ["-o", str(tmp_path / "out.png")]
     refused(awake.run("generate", "a boat", "--width", "63", *output), "`width`")
-    refused(awake.run("generate", "a boat", "--lora", "ink:0.5", *output), "loras cannot be used by this model")
+    refused(awake.run("generate", "a boat", "--num-inference-steps", "0", *output), "`num_inference_steps`")
 
 
 def test_a_deployment_without_a_schema_gets_what_json_makes_of_it(awake: Platform, tmp_path: Path) -> None:
