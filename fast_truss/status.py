@@ -1,4 +1,4 @@
-"""Wake a model, and show its status."""
+"""Wake a model, show its status, and show or change its autoscaling settings."""
 
 import json
 import time
@@ -12,17 +12,16 @@ from fast_truss.options import AsJson, Where
 
 def wake(where: Where, wait: Annotated[bool, typer.Option("--wait", help="Return when it is ready.")] = False) -> None:
     """Start a replica before somebody asks."""
+    started = time.monotonic()
     with where.client() as client:
-        started = time.monotonic()
         client.wake(where.ask)
         if wait:
             show_progress(client, max(where.timeout - (time.monotonic() - started), 0.0), started)
-            print(f"Ready after {time.monotonic() - started:.1f} s.")
-            return
+            return print(f"Ready after {time.monotonic() - started:.1f} s.")
         now = client.status(where.ask)
-        now.raise_if_failed()
-        starting = "Baseten is starting a replica. `fast-truss status` shows when it is ready."
-        print("The model is awake already." if now.ready else starting)
+    now.raise_if_failed()
+    starting = "Baseten is starting a replica. `fast-truss status` shows when it is ready."
+    print("The model is awake already." if now.ready else starting)
 
 
 def status(
@@ -31,17 +30,41 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the status and the number of replicas, or the status of an async request."""
-    client = where.client()
     if request is not None:
-        found = client.submitted(request, where.ask)
+        found = where.client().submitted(request, where.ask)
         if as_json:
             return print(found.model_dump_json())
         print(f"{found.status} since {found.status_at}, webhook {found.webhook_status}")
         for error in found.errors:
             print(f"{error.code}: {error.message}")
         return
-    now = client.status(where.ask)
+    now = where.client().status(where.ask)
     if as_json:
         told = {"status": now.status, "replicas": now.replicas, "deployment": now.deployment_id, "ready": now.ready}
         return print(json.dumps(told))
     print(f"{now.status}, {replicas(now.replicas)}{', ready' if now.ready else ''}")
+
+
+def autoscaling(
+    where: Where,
+    min_replica: Annotated[int | None, typer.Option(help="0: scale to zero.")] = None,
+    max_replica: Annotated[int | None, typer.Option(help="Never more replicas than these.")] = None,
+    autoscaling_window: Annotated[int | None, typer.Option(help="Seconds of traffic to look at.")] = None,
+    scale_down_delay: Annotated[int | None, typer.Option(help="Seconds without traffic before a replica ends.")] = None,
+    concurrency_target: Annotated[int | None, typer.Option(help="Requests at once for one replica.")] = None,
+    target_utilization_percentage: Annotated[int | None, typer.Option(help="Percent of it at which to scale.")] = None,
+    max_scale_down_rate: Annotated[int | None, typer.Option(help="Percent of the replicas, 1 to 50.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the autoscaling settings, or change them. Prints what Baseten answered, and the settings it has then."""
+    given = locals()  # the options by their names, which are Baseten's
+    changes = {name: value for name, value in given.items() if type(value) is int}
+    found = where.client().autoscaling(where.ask, **changes)
+    if as_json:
+        return print(json.dumps({**found, **({"status": found.answered, "message": found.message} if changes else {})}))
+    if changes:
+        print(f"{found.answered}: {found.message}")
+    for name, value in found.items():
+        # It waits in a queue, or was capped.
+        asked = f" (you asked for {changes[name]})" if changes.get(name, value) != value else ""
+        print(f"{name}: {value}{asked}")

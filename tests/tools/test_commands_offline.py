@@ -21,7 +21,6 @@ from fast_truss import (
     ClientError,
     Event,
     InvalidInput,
-    KeyRefused,
     ModelFailed,
     NotFound,
     Status,
@@ -40,7 +39,6 @@ from fast_truss.options import Where, check_file
 OFFICE = {
     "name": "office",
     "weekdays": "mon-fri",
-    "on": None,
     "start": "08:45",
     "end": "18:00",
     "timezone": "Europe/Berlin",
@@ -83,7 +81,7 @@ def run_schedule(*arguments: str, error: Exception | None = None, **there: Any) 
 
 
 def settings_of(**changes: Any) -> Any:
-    options = {"--weekdays": "weekdays", "--on": "on", "--from": "start", "--to": "end", "--timezone": "timezone"}
+    options = {"--weekdays": "weekdays", "--from": "start", "--to": "end", "--timezone": "timezone"}
     options |= {"--min-replica": "min_replica", "--max-replica": "max_replica", "--name": "name"}
     given = {**OFFICE, **changes}
     words = [word for option, name in options.items() if given[name] is not None for word in (option, str(given[name]))]
@@ -106,13 +104,6 @@ def test_a_schedule_is_what_baseten_takes() -> None:
     assert made.autoscaling_settings.scale_down_delay is None
     # All eight fields must be there.
     assert len(made.autoscaling_settings.model_fields_set) == 8
-
-
-def test_one_window_is_in_its_time_zone_also_in_summer() -> None:
-    (winter,) = settings_of(on="2097-02-01").schedules
-    (summer,) = settings_of(on="2097-07-01").schedules
-    assert winter.start_at == datetime.datetime(2097, 2, 1, 7, 45, tzinfo=datetime.UTC)
-    assert summer.start_at == datetime.datetime(2097, 7, 1, 6, 45, tzinfo=datetime.UTC)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +129,7 @@ def test_weekdays_are_read(text: str, days: str) -> None:
         ({"timezone": "../../etc/passwd"}, "--timezone"),
         ({"timezone": None}, "--timezone"),
         ({"min_replica": -1}, "--min-replica"),
-        ({"min_replica": 3, "max_replica": 2}, "--min-replica"),
         ({"max_replica": 0, "min_replica": 0}, "--max-replica"),
-        ({"on": "31.3.2027"}, "--on"),
-        ({"on": "2026-01-05", "start": "08:00"}, "--on"),
-        # Clocks go forward over it: sent as it is, the window would end before it starts.
-        ({"on": "2097-03-31", "start": "02:15", "end": "03:10"}, "--from is 02:15: clocks go forward over it"),
-        ({"on": "2097-03-31", "start": "01:00", "end": "02:30"}, "--to is 02:30: clocks go forward over it"),
         ({"start": "22:00", "end": "06:00"}, "a --name each"),
     ],
 )
@@ -154,14 +139,30 @@ def test_a_bad_schedule_is_a_sentence_that_names_the_field(changes: dict[str, An
 
 
 def test_schedules_that_are_off_are_no_refused_key() -> None:
-    office = ["--from", "08:45", "--to", "18:00", "--timezone", "UTC"]
-    for status, kind, sentence in ((403, ClientError, "does not have Baseten's"), (401, KeyRefused, "the key")):
-        error = KeyRefused("Baseten refused the key.", status)
-        result, _ = run_schedule(*office, error=error, autoscaling_schedules=None)
-        assert type(result.exception) is kind
-        assert sentence in str(result.exception)
-    result, _ = run_schedule(*office, error=KeyRefused("x", 403))
-    assert type(result.exception) is KeyRefused
+    for words in ([], ["--delete", "all"], ["--from", "08:45", "--to", "18:00", "--timezone", "UTC"]):
+        result, sent = run_schedule(*words, autoscaling_schedules=None)
+        assert type(result.exception) is ClientError
+        assert "does not have Baseten's schedules" in str(result.exception)
+        assert sent == []
+
+
+def test_another_time_zone_does_not_move_the_schedules_that_are_there() -> None:
+    night = {"id": "s1", "name": "night", "cadence": "LUNAR"}
+    there = sdk.EnvironmentAutoscalingSchedules(schedules=[night], timezone="Europe/Berlin", applied_state=None)
+    office = ["--from", "08:45", "--to", "18:00"]
+    result, sent = run_schedule(*office, "--timezone", "UTC", autoscaling_schedules=there)
+    assert "the schedules that are there use Europe/Berlin" in str(result.exception)
+    assert sent == []
+    result, (request,) = run_schedule(*office, autoscaling_schedules=there)
+    assert request.timezone == "Europe/Berlin"
+
+
+def test_a_schedule_is_deleted_by_its_name_or_its_id() -> None:
+    both = [{"id": f"s{number}", "name": name, "cadence": "LUNAR"} for number, name in enumerate(("day", "night"))]
+    there = sdk.EnvironmentAutoscalingSchedules(schedules=both, timezone="UTC", applied_state=None)
+    for words, gone in ((["night"], ["s1"]), (["s0", "night"], ["s0", "s1"]), (["all"], ["s0", "s1"]), (["x"], ["x"])):
+        _, (request,) = run_schedule(*(f"--delete={word}" for word in words), autoscaling_schedules=there)
+        assert request.delete_schedules == gone
 
 
 def test_a_window_over_several_days_is_shown_whole() -> None:
@@ -171,20 +172,18 @@ def test_a_window_over_several_days_is_shown_whole() -> None:
         "end_at": datetime.datetime(2097, 3, 7, 18, tzinfo=datetime.UTC),
     }
     assert schedule.shown(fair, "Europe/Berlin") == "2097-03-04 09:00 to 2097-03-07 19:00"
-    assert schedule.shown({**fair, "end_at": fair["start_at"].replace(hour=9)}, None) == "2097-03-04 08:00 to 09:00"
+    assert (
+        schedule.shown({**fair, "end_at": fair["start_at"].replace(hour=9)}, "UTC")
+        == "2097-03-04 08:00 to 2097-03-04 09:00"
+    )
 
 
-def test_the_hour_that_comes_twice_is_the_first_of_them() -> None:
-    (made,) = settings_of(on="2097-10-27", start="02:15", end="03:00").schedules
-    assert made.start_at.isoformat() == "2097-10-27T02:15:00+02:00"
-    assert made.end_at.isoformat() == "2097-10-27T03:00:00+01:00"
-
-
-@pytest.mark.parametrize("option", ["--name", "--on", "--timezone", "--max-replica"])
-def test_a_schedule_without_its_times_is_refused(option: str) -> None:
-    value = "2097-03-31" if option == "--on" else "1"
-    with pytest.raises(InvalidInput, match=f"{option} belongs to a schedule to set"):
-        cli.app(["schedule", "--model", "m", option, value], standalone_mode=False)
+@pytest.mark.parametrize("words", [["--timezone", "UTC"], ["--max-replica", "1"], ["--from", "08:45"]])
+def test_a_schedule_without_its_times_is_refused(words: list[str]) -> None:
+    with pytest.raises(InvalidInput, match="give --from and --to"):
+        cli.app(["schedule", "--model", "m", *words], standalone_mode=False)
+    with pytest.raises(InvalidInput, match="without --delete"):
+        cli.app(["schedule", "--model", "m", *words, "--delete", "all"], standalone_mode=False)
 
 
 def attempt() -> sdk.StartupAttempt:
@@ -277,11 +276,17 @@ def test_a_waterfall_fits_any_terminal_and_a_png(tmp_path: Path) -> None:
         assert set(waterfall.COLORS.values()) <= colors
 
 
-@pytest.mark.parametrize("content", [b"\xff", b"a: [", b"3", b"model_cache: x", b"model_name: m\nresources: 3"])
-def test_doctor_says_what_is_wrong_with_any_config(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"\xff", b"a: [", b"3", b"model_cache: x", b"weights: [{}]"])
+def test_doctor_says_what_is_wrong_with_any_config(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path, content: bytes
+) -> None:
+    monkeypatch.delenv("BASETEN_API_KEY", raising=False)
     (tmp_path / "config.yaml").write_bytes(content)
-    checks = list(doctor.before_the_push(InvalidInput("no key"), tmp_path))
-    assert [(check.name, check.outcome) for check in checks] == [("config.yaml", "failed"), ("key", "failed")]
+    assert not doctor.before_the_push(tmp_path)
+    config, key = capsys.readouterr().out.splitlines()
+    assert config.startswith("failed  config.yaml: ")
+    assert "Name the folder of the project with --project." in config
+    assert key == "failed  key and secrets: BASETEN_API_KEY is not set. Use a key of your Baseten workspace."
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".png", "file/x.png", "none/x.png"])
@@ -319,11 +324,8 @@ class Loaded:
     async def __aexit__(self, *_: object) -> None:
         pass
 
-    async def wake(self) -> None:
-        pass
-
-    async def wait_until_ready(self, timeout: float) -> None:
-        pass
+    async def status(self) -> Status:
+        return Status("ACTIVE", 2, "dep1", None)
 
     async def generate(self, **request: Any) -> Any:
         answer = self.answers.pop(0)
@@ -334,29 +336,32 @@ class Loaded:
 
 def loaded(answers: list[Any], requests: int) -> load.Result:
     result = load.Result()
-    asyncio.run(load.run(Loaded(answers), None, result, {"prompt": "a boat"}, requests, 1, None, 60))
+    asyncio.run(load.run(Loaded(answers), result, [{"prompt": "a boat"}] * requests, 1, None))
     return result
 
 
 def test_a_load_tells_what_was_no_image() -> None:
     result = loaded([LOADED, {"images": None}, ModelFailed("x", 500)], 3)
     assert (result.images, len(result.seconds)) == (1, 1)
-    assert result.errors == {"UnexpectedAnswer": 1, "ModelFailed 500": 1}
+    assert result.errors == {"The answer holds no image: is this a model of fast-truss?": 1, "x": 1}
+    assert result.replicas == [2]
 
 
 def test_a_load_that_only_fails_gives_up(capsys: pytest.CaptureFixture) -> None:
     failing = [ModelFailed("The model failed (500: no memory).", 500)] * load.GIVE_UP_AFTER
     result = loaded([*failing[1:], LOADED, *failing], 1000)
-    assert (result.images, result.errors["ModelFailed 500"]) == (1, 2 * load.GIVE_UP_AFTER - 1)
-    load.report(result, None, "closed loop", True)
+    failed = 2 * load.GIVE_UP_AFTER - 1
+    assert (result.images, result.errors) == (1, {"The model failed (500: no memory).": failed})
+    load.report(result, None, "closed loop", False)
     told = capsys.readouterr()
-    assert json.loads(told.out)["given_up"] is True
-    assert "Gave up after 10 failures in a row. The last one: The model failed (500: no memory)" in told.err
+    assert "Gave up after 10 failures in a row." in told.err
+    assert f"{failed} failed" in told.out
+    assert "The model failed (500: no memory)." in told.out
 
 
 def test_an_image_costs_the_replicas_that_were_seen(capsys: pytest.CaptureFixture) -> None:
     # Ten minutes of two replicas on average, at USD 0.01 a minute, for 20 images.
-    result = load.Result(seconds=[0.1] * 19 + [8.0], images=20, wall=600.0, replica_seconds=1200.0)
+    result = load.Result(seconds=[0.1] * 19 + [8.0], images=20, wall=600.0, replicas=[1, 3, 3, 1])
     load.report(result, 0.01, "closed loop, 1 at once", True)
     found = json.loads(capsys.readouterr().out)
     assert found["usd_per_1000_images"] == pytest.approx(10.0)
