@@ -43,12 +43,12 @@ def test_make_check_online_asks_for_what_a_push_needs(awake: Platform, hub: Hub)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = [line.split(":")[0].split(maxsplit=1) for line in result.stdout.splitlines() if line.startswith("ok ")]
     repo = "weights of stable-diffusion-v1-5/stable-diffusion-v1-5"
-    assert [name for _, name in lines] == ["key", "secrets", "accelerator", repo]
+    assert [name for _, name in lines] == ["config.yaml", "key and secrets", repo]
     assert hub.tokens == {"Bearer hub-token"}
     hub.gone = "gated"
     result = make(awake, "check", "ONLINE=1", HF_ENDPOINT=hub.url)
     assert result.returncode != 0
-    assert "ask for access, and set HF_TOKEN" in " ".join(result.stdout.split())
+    assert "ask for access and set HF_TOKEN" in " ".join(result.stdout.split())
 
 
 # Truss asks api.baseten.co for a deployment, whatever its remote is. Nothing else of it is changed.
