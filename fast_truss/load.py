@@ -118,9 +118,7 @@ def percentile(values: list[float], percent: int) -> float | None:
 
 
 def price_per_minute(client: Client) -> float | None:
-    """Return USD a minute of one replica. None: Baseten does not tell."""
-    if client.local:
-        return None
+    """Return USD a minute of one replica. None: Baseten does not tell, or it is a local server."""
     try:
         names: dict[str, Any] = {"model_id": client.target.model_id, "deployment_id": client.status().deployment_id}
         kind = client.ask_management("get_models_deployments_deployment_id", **names).instance_type_name
