@@ -260,7 +260,7 @@ def find_weights(choice: str, temporary: Path) -> Path:
     # A process of its own: this one stays light, and needs no torch.
     made, trained = temporary / "weights", choice == "demo" and demo_request() is not None
     if choice == "demo" and not trained:
-        print("There are no demo weights for this project: these are tiny and random, and the picture is noise.")
+        print("This preset has no demo weights: the weights are tiny and random, so the image is noise.")
     program = PROJECT / "tiny" / "make.py"
     subprocess.run([sys.executable, program, made, *(["--trained"] if trained else [])], check=True)
     return made

@@ -20,12 +20,12 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = Path("image.png"),
     as_json: AsJson = False,
 ) -> None:
-    """Generate images. Goes through a cold start. Fields that you leave out are as config.yaml says."""
+    """Generate images, through a cold start if there is one. Fields that you leave out get the defaults of config.yaml."""
     given, prompts = fields.given(words)
     if len(prompts) != 1:
         raise InvalidInput(f"There are {len(prompts)} prompts: give one, in quotes.")
     if "output_format" in given:
-        raise InvalidInput("--output-format is not needed: the end of the name in --output says it.")
+        raise InvalidInput("--output-format: leave it out, the suffix of --output sets it.")
     check_file("--output", output, FORMATS)
     with where.client() as client:
         request = {"prompt": prompts[0], **fields.request_of(client, given, where.timeout)}

@@ -26,7 +26,9 @@ def wake(where: Where, wait: Annotated[bool, typer.Option("--wait", help="Return
 
 def status(
     where: Where,
-    request: Annotated[str | None, typer.Option(help="The ID of an async request, as `generate` prints it.")] = None,
+    request: Annotated[
+        str | None, typer.Option(help="The ID of an async request, as `Client.submit()` returns it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the status and the number of replicas, or the status of an async request."""
@@ -48,15 +50,17 @@ def status(
 def autoscaling(
     where: Where,
     min_replica: Annotated[int | None, typer.Option(help="0: scale to zero.")] = None,
-    max_replica: Annotated[int | None, typer.Option(help="Never more replicas than these.")] = None,
+    max_replica: Annotated[int | None, typer.Option(help="Upper limit of replicas.")] = None,
     autoscaling_window: Annotated[int | None, typer.Option(help="Seconds of traffic to look at.")] = None,
     scale_down_delay: Annotated[int | None, typer.Option(help="Seconds without traffic before a replica ends.")] = None,
     concurrency_target: Annotated[int | None, typer.Option(help="Requests at once for one replica.")] = None,
-    target_utilization_percentage: Annotated[int | None, typer.Option(help="Percent of it at which to scale.")] = None,
+    target_utilization_percentage: Annotated[
+        int | None, typer.Option(help="Percent of the target at which to scale up.")
+    ] = None,
     max_scale_down_rate: Annotated[int | None, typer.Option(help="Percent of the replicas, 1 to 50.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the autoscaling settings, or change them. Prints what Baseten answered, and the settings it has then."""
+    """Show or change the autoscaling settings, then print the result."""
     given = locals()  # the options by their names, which are Baseten's
     changes = {name: value for name, value in given.items() if type(value) is int}
     found = where.client().autoscaling(where.ask, **changes)

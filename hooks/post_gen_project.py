@@ -96,7 +96,7 @@ Commit: {commit}, brought by {answers["weights"]}
 Licence of the weights: {licence}
 {token_note(fine_tune or preset["repo_id"]) if preset["gated"] or fine_tune else ""}\
 {variant_note(answers, preset) if fine_tune and preset["variant"] else ""}
-The same project again:
+To generate this project again:
   {command(answers)}
 
 Next:
@@ -104,7 +104,7 @@ Next:
   make test     the tests of the real server, without GPU, Docker or weights
   make serve    the local Truss server
   make push     to Baseten
-The first of them installs about 5 GB on Linux. README.md there tells the rest.
+The first command downloads about 5 GB on Linux. See README.md.
 """
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -35,6 +36,9 @@ ACCELERATORS = CONTEXT["accelerator"]
 DELIVERIES = CONTEXT["weights"]
 LOADER = FileSystemLoader(TEMPLATE / "templates")
 JINJA = Environment(**CONTEXT["_jinja2_env_vars"], loader=LOADER, undefined=StrictUndefined, keep_trailing_newline=True)
+# In a background job of a shell Ctrl-C is ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Threads of torch that wait for each other make tiny images 30 times slower beside other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Files whose tests share what is costly to start.

@@ -59,7 +59,7 @@ def of_request(settings: Settings, request: GenerationRequest) -> Asked:
     with _of_field("mask"):
         shape = mask.decode(request.mask, **size, blur=request.mask_blur)
         if not math.isclose(shape.info["shape"], start.info["shape"], rel_tol=0.02):
-            raise ValueError("it has another shape than image: make it as wide and high")
+            raise ValueError("its aspect ratio differs from that of image: make it as wide and high")
     image, mask_image, finish = mask.cut_out(start, shape, request.mask_padding, multiple)
     return Asked(arguments | size | {"image": image, "mask_image": mask_image}, settings.inpaint, finish)
 
@@ -104,7 +104,7 @@ def warnings(settings: Settings, request: GenerationRequest, pipeline: Any, aske
         # As width and height are multiples, a little always is.
         f"image: {cropped:.0%} of it had no effect, as it was cropped to the shape of width x height.": cropped > 0.01,
         f"mask: the model paints {at_once} pixels at once, so what it painted was scaled up": scaled_up,
-        "quality: a png has none, so it had no effect.": request.output_format == "png" and request.quality != quality,
+        "quality: it has no effect on png.": request.output_format == "png" and request.quality != quality,
         "guidance_scale: this model has no guidance, so it had no effect.": not guided,
     }
     return [*_unread(settings.prompt_tokens, request, pipeline), *(told for told, holds in rules.items() if holds)]

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import HTTPException
 
 NO_MEMORY = "The GPU has too little memory for this request: ask for a smaller width or height."
-NO_NUMBERS = "The model made a picture that is not a number: ask for another guidance_scale or num_inference_steps."
+NO_NUMBERS = "The model produced NaN instead of an image: change guidance_scale or num_inference_steps."
 
 
 class NotANumberError(ArithmeticError):
@@ -43,7 +43,7 @@ class Guard:
     def run(self, work: Callable[[], Any]) -> tuple[Any, float, float]:
         """Return what work returns, the seconds that it waited for its turn, and those that it took.
 
-        Raises HTTPException: 503 if memory ran out, 500 for a picture that is not a number; else what work raises.
+        Raises HTTPException: 503 if memory ran out, 500 for NaN instead of an image; else what work raises.
         """
         asked = time.perf_counter()
         with self._lock:

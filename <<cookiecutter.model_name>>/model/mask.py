@@ -18,7 +18,7 @@ def decode(text: str, width: int, height: int, blur: int) -> Any:
 
     mask = picture.decode(text, width, height, background="black").convert("L").filter(ImageFilter.GaussianBlur(blur))
     if mask.getbbox() is None:
-        raise ValueError("it is black, so nothing would be painted: make white what shall change")
+        raise ValueError("it is all black, so nothing would change: paint white what should change")
     return mask
 
 

@@ -29,7 +29,7 @@ def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
     """
     encoded = [_encoded(text) for text in texts]
     if sum(map(len, encoded)) > (max_bytes + 2) // 3 * 4:
-        they, smaller = ("all pictures are", "smaller files") if len(texts) > 1 else ("it is", "a smaller file")
+        they, smaller = ("the images together are", "smaller files") if len(texts) > 1 else ("it is", "a smaller file")
         raise ValueError(f"{they} larger than {max_bytes} bytes: send {smaller}")
     pixels = 0.0
     for whole in encoded:
@@ -42,7 +42,7 @@ def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
             raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {most}: send a smaller one")
         pixels += picture.width * picture.height * counts
     if pixels > max_pixels:
-        raise ValueError(f"all pictures have more than {max_pixels} pixels together: send smaller ones")
+        raise ValueError(f"the images together have more than {max_pixels} pixels: send smaller ones")
 
 
 def decode(text: str, width: int, height: int, background: str = "white") -> Any:

@@ -38,7 +38,7 @@ class ImageToImage(Strict):
 
 class Lora(Strict):
     name: str = Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64, description="As requests say it: pixel-art.")
-    scale: float = Field(description="How much of it: of every picture with fused, else where a request does not say.")
+    scale: float = Field(description="Strength: of every image if fused, else where a request gives none.")
     fused: bool = Field(description="true: into the weights, for every request. false: for those that choose it.")
 
     @property
@@ -73,7 +73,7 @@ class Defaults(Strict):
 
 
 class Limits(Strict):
-    prompt_characters: Positive = Field(description="Of each text. What of them is not read, `warnings` tell.")
+    prompt_characters: Positive = Field(description="Of each text; `warnings` report what the model did not read.")
     min_steps: Positive = Field(description="The fewest that the scheduler can do.")
     max_steps: Positive
     max_steps_per_strength: Positive | None = Field(description="With an image: at most this x strength. null: none.")
@@ -100,7 +100,9 @@ class Settings(Strict):
     cpu_dtype: Dtype = Field(description="Where there is no GPU: half precision takes minutes a step there.")
     warm_up: bool = Field(description="true: load() ends with one image, so that no request waits for kernels.")
     warm_up_sizes: list[Size] = Field(description="[width, height] of each such image. []: one of the default size.")
-    compile: Literal["regional"] | None = Field(description="torch.compile of what repeats: the README tells its cost.")
+    compile: Literal["regional"] | None = Field(
+        description="torch.compile of what repeats: docs/tuning.md gives its cost."
+    )
     png_compress_level: int = Field(ge=0, le=9, description="1 is quickest, 9 smallest, 0 does not compress.")
     check_hashes: bool = Field(description="true: load() reads each byte of model_cache, a second for 1.8 GB.")
     variant: Name | None = Field(description="fp16 where the files are named *.fp16.safetensors; null: plain names.")

@@ -208,7 +208,7 @@ def test_a_mask_keeps_the_rest_or_is_refused(server: Server, small: dict[str, An
     generate(server, {**body, "strength": 0.5, "mask_padding": 8, "num_inference_steps": 4})
     black = server.predict({**body, "mask": png_of(Image.new("L", (8, 8)))})
     assert black.status_code == 400
-    assert "nothing would be painted" in black.json()["error"]
+    assert "nothing would change" in black.json()["error"]
     alone = server.predict({**small, "mask": png_of(mask)})
     assert alone.status_code == 400
     assert "mask needs one image" in alone.json()["error"]

@@ -12,7 +12,7 @@ FAULTS: dict[str, Any] = {
     "out of memory": torch.OutOfMemoryError("CUDA out of memory."),
     "device": torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
     "ordinary": ValueError("The test asked for it."),
-    "not a number": None,
+    "NaN": None,
 }
 # A mask of one pixel, which is white.
 WHITE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg=="
@@ -134,7 +134,7 @@ def test_weights_that_make_no_numbers_are_an_error_and_then_not_healthy(
     for _ in range(2):
         answer = served.ask()
         assert answer.status_code == 500
-        assert b"not a number" in answer.body
+        assert b"NaN" in answer.body
         # The first is enough, as no other picture can be made either.
         assert not served.healthy()
     last.data.copy_(kept)

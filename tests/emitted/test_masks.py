@@ -187,7 +187,7 @@ def test_a_mask_that_paints_nothing_is_refused(
     served = serve(settings_of("sd15"))
     answer = served.ask(image=text_of(noise()), mask=text_of(shape))
     assert answer.status_code == 400
-    assert b"`mask`: Value error, it is black, so nothing would be painted" in answer.body
+    assert b"`mask`: Value error, it is all black, so nothing would change" in answer.body
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,9 @@ def test_a_mask_of_another_shape_is_refused(
     answer = serve(settings_of("sd15")).ask(image=text_of(noise(128, 64)), mask=text_of(Image.new("L", size, 255)))
     assert getattr(answer, "status_code", None) == status
     if status:
-        assert b"`mask`: Value error, it has another shape than image: make it as wide and high" in answer.body
+        assert (
+            b"`mask`: Value error, its aspect ratio differs from that of image: make it as wide and high" in answer.body
+        )
 
 
 def test_a_damaged_mask_is_refused_by_its_name(settings_of: Make, serve: Callable[..., Served]) -> None:
@@ -240,7 +242,7 @@ def test_image_and_mask_are_bounded_together(settings_of: Make, serve: Callable[
     limits = BLOCKS["sd15"]["limits"]
     served = serve(settings_of("sd15", limits={**limits, "image_pixels": 2 * SIDE * SIDE - 1}))
     served.ask(image=IMAGE)
-    with pytest.raises(ValidationError, match=r"mask\n.*all pictures have more than 8191 pixels together"):
+    with pytest.raises(ValidationError, match=r"mask\n.*the images together have more than 8191 pixels together"):
         served.ask(image=IMAGE, mask=MASK)
 
 

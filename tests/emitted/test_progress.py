@@ -194,7 +194,7 @@ def test_what_is_refused_is_refused_before_the_first_event(settings_of: Make, se
         assert b"`image`" in response.body
 
 
-@pytest.mark.parametrize("fault", [ValueError("The test asked for it."), None], ids=["ordinary", "not a number"])
+@pytest.mark.parametrize("fault", [ValueError("The test asked for it."), None], ids=["ordinary", "NaN"])
 def test_a_fault_is_an_event_and_counts_as_without_a_stream(
     settings_of: Make, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, fault: Exception | None
 ) -> None:
@@ -207,7 +207,7 @@ def test_a_fault_is_an_event_and_counts_as_without_a_stream(
             fail_once(served.pipeline.unet, "forward", 2, fault, patch)
             *_, (name, data) = told(served)
         assert (name, data["status"]) == ("error", 500)
-        words = "(in model/chainlet)" if fault else "not a number"
+        words = "(in model/chainlet)" if fault else "NaN"
         assert words in data["error"]
         assert "asked" not in data["error"]
     assert served.healthy()

@@ -65,7 +65,7 @@ def test_what_is_cropped_of_an_image_is_told(preset: str, settings_of: Make, ser
 
 def test_a_quality_of_png_is_told(settings_of: Make, serve: Callable[..., Served]) -> None:
     served = serve(settings_of("sd15"))
-    assert served.ask(quality=80).warnings == ["quality: a png has none, so it had no effect."]
+    assert served.ask(quality=80).warnings == ["quality: it has no effect on png."]
     assert served.ask(quality=80, output_format="webp").warnings == []
 
 

@@ -526,13 +526,13 @@ def started(platform: Platform, *arguments: str) -> Iterator[openai.OpenAI]:
 
 @needs_project
 @pytest.mark.xdist_group("platform")
-def test_openai_s_client_goes_through_a_cold_start(platform: Platform) -> None:
+def test_openai_s_client_goes_through_a_cold_start(real_platform: Platform) -> None:
     small = {"prompt": "a boat", "size": "64x64", "extra_body": {"num_inference_steps": 1, "seed": 5}}
-    with started(platform) as client:
+    with started(real_platform) as client:
         assert httpx.get(str(client.base_url.join("/health"))).status_code == 200
-        assert platform.tell()["asked"] == platform.tell()["starts"] == 0
+        assert real_platform.tell()["asked"] == real_platform.tell()["starts"] == 0
         first = client.images.generate(**small, n=2)
-        assert platform.tell()["starts"] == 1
+        assert real_platform.tell()["starts"] == 1
         images = [base64.b64decode(image.b64_json) for image in first.data]
         assert [Image.open(io.BytesIO(image)).size for image in images] == [(64, 64)] * 2
         assert [image.seed for image in first.data] == [5, 6]

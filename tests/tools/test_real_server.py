@@ -21,7 +21,7 @@ FAST = ["--width", "64", "--height", "64", "--num-inference-steps", "2", "--seed
 def test_a_real_cold_start_is_woken_measured_and_streamed(
     real_platform: Platform, running: Platform, tmp_path: Path
 ) -> None:
-    result = real_platform.run("coldstart", "--json")
+    result = real_platform.run("coldstart", "--yes", "--json")
     assert result.returncode == 0, result.stderr
     names = [phase["name"] for phase in json.loads(result.stdout)["phases"]]
     assert {"READINESS", "server_start", "import_torch", "read_weights", "first image"} <= set(names)
