@@ -20,7 +20,7 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = Path("image.png"),
     as_json: AsJson = False,
 ) -> None:
-    """Generate images, through a cold start if there is one. Fields that you leave out get the defaults of config.yaml."""
+    """Generate images, through a cold start if there is one. Fields left out have the defaults of config.yaml."""
     given, prompts = fields.given(words)
     if len(prompts) != 1:
         raise InvalidInput(f"There are {len(prompts)} prompts: give one, in quotes.")
