@@ -9,10 +9,11 @@ DEMO = build/my-stable-diffusion
 REQUIRED = $$($(BIN)/python -m catalog --requirements)
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test test-bake test-preset test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu bench-memory train-demo judge-demo
+.PHONY: help demo test test-all test-bake test-preset test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu bench-memory train-demo judge-demo
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
+	@echo "make test-all   the same with what finds rare things: 2,000 generated requests, long loads, every preset's own tests"
 	@echo "make test-bake   those of them that start no server: a minute or two"
 	@echo "make test-preset PRESET=sd15   what a new or changed preset can break: a minute"
 	@echo "make test-image   the image, built from its real Dockerfile and started: 10 minutes, as root, with buildah and debootstrap"
@@ -46,6 +47,9 @@ test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
+test-all: export TEST_ALL = 1
+test-all: test
+
 # What needs neither a server nor the emitted project's environment.
 test-bake: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/test_answers.py tests/test_bake.py tests/test_catalog.py tests/test_hooks.py \
@@ -56,7 +60,7 @@ test-preset: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(PROJECT_VENV)/bin/pip install --quiet $(REQUIRED)
 	$(BIN)/python -m catalog
-	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python $(BIN)/python -m pytest --preset $(or $(PRESET),$(error Name one: make test-preset PRESET=sd15)) \
+	TEST_ALL=1 PROJECT_PYTHON=$(PROJECT_VENV)/bin/python $(BIN)/python -m pytest --preset $(or $(PRESET),$(error Name one: make test-preset PRESET=sd15)) \
 	  tests/test_catalog.py tests/test_bake.py tests/test_hooks.py tests/test_readme.py tests/test_published_settings.py \
 	  tests/test_generated_project.py
 

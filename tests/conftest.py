@@ -36,6 +36,8 @@ ACCELERATORS = CONTEXT["accelerator"]
 DELIVERIES = CONTEXT["weights"]
 LOADER = FileSystemLoader(TEMPLATE / "templates")
 JINJA = Environment(**CONTEXT["_jinja2_env_vars"], loader=LOADER, undefined=StrictUndefined, keep_trailing_newline=True)
+# `make test-all`: what finds rare things, and takes long.
+ALL = "TEST_ALL" in os.environ
 # In a background job of a shell Ctrl-C is ignored, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,7 +48,7 @@ GROUPS = {
     "platform": {f"tests/tools/test_{name}.py" for name in ("commands", "gateway", "make", "page", "plan", "wake")}
 }
 # Files whose tests share nothing, and of which each takes long.
-APART = {"tests/test_emitted_model.py", "tests/test_families.py"}
+APART = {"tests/test_emitted_model.py", "tests/test_families.py", "tests/test_generated_project.py"}
 # With this environment a Python writes down which lines it runs. Only some do: it makes the imports a third slower.
 MEASURED: dict[str, str] = {}
 if "COVERAGE_FILE" in os.environ:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import CATALOG, DELIVERIES, MEASURED, PRESETS, TEMPLATE, BakedProject
+from conftest import ALL, CATALOG, DELIVERIES, MEASURED, PRESETS, TEMPLATE, BakedProject
 from platforms import PROJECT_PYTHON, url_when_ready
 
 pytestmark = pytest.mark.skipif(
@@ -38,6 +38,9 @@ def first_of_its_family(preset: str) -> bool:
     return preset == next(name for name in PRESETS if CATALOG[name]["pipeline"] == pipeline)
 
 
+@pytest.mark.parametrize(
+    "preset_project", [preset for preset in PRESETS if ALL or first_of_its_family(preset)], indirect=True
+)
 def test_its_own_tests_pass(
     preset_project: tuple[str, BakedProject], presets: list[str], bake: Callable[..., BakedProject], tmp_path: Path
 ) -> None:

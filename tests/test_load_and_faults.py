@@ -16,13 +16,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from conftest import ALL
 from platforms import PROJECT_PYTHON, SMALL
 from serving import PREDICT, READY, Server, Serving
 
 CLIENTS = 16
 # 16 x 200 in all: half of them at each predict_concurrency.
 WARM_UP_REQUESTS = 20
-REQUESTS = 80
+REQUESTS = 80 if ALL else 30
 pytestmark = [
     pytest.mark.skipif(PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` names it"),
     pytest.mark.xdist_group("faults"),
