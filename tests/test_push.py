@@ -340,7 +340,7 @@ def served(pushes: dict[str, Push], tmp_path_factory: pytest.TempPathFactory) ->
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_bytes(content)
     temporary.mkdir()
-    shutil.copytree(push.project.path / "tests", project / "tests")
+    shutil.copytree(push.project.path / "tiny", project / "tiny")
     shutil.copy(push.project.path / "local_server.py", project)
     environment = {**os.environ, "TMPDIR": str(temporary)}
     with log.open("w") as output:

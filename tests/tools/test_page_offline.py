@@ -222,11 +222,12 @@ def test_a_look_wakes_nothing_and_tells_when_the_model_is_gone() -> None:
 
 
 SCHEMAS = """
-import importlib, json, pathlib, sys
+import json, pathlib, sys
+from model.request import request_model
+from pipeline_settings import read_settings
 for config in json.load(sys.stdin):
     pathlib.Path("config.yaml").write_text(config)
-    sys.modules.pop("model.request", None)
-    print(json.dumps(importlib.import_module("model.request").GenerationRequest.model_json_schema()))
+    print(json.dumps(request_model(read_settings(pathlib.Path("config.yaml"))).model_json_schema()))
 """
 
 

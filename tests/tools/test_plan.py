@@ -228,6 +228,7 @@ def send_in_bursts(platform: Platform, cold_start: float, delay: float) -> tuple
 
 @needs_platform
 def test_it_predicts_what_the_platform_does(simulation: ModuleType, platform: Platform) -> None:
+    platform.set(load_seconds=2.0, image_seconds=0.05)
     began = time.monotonic()
     assert platform.post("predict", **SMALL).is_success
     cold_start = time.monotonic() - began
