@@ -147,6 +147,7 @@ class AsyncClient:
     async def submitted(self, request_id: str, timeout: float = policy.ASK_SECONDS) -> Any:
         """Return the SDK's AsyncRequestStatusResponse of such a request."""
         self._only_on_baseten()
+        self.target.check_names(request_id=request_id)
 
         def ask(to: Any) -> Any:
             return to.inference.get_async_request_status(request_id=request_id)
@@ -236,6 +237,7 @@ class AsyncClient:
 
     async def _sdk(self, kind: Kind, method: str, deadline: Deadline, arguments: Any, **how: Any) -> Any:
         self._only_on_baseten()
+        self.target.check_names(**{name: value for name, value in arguments.items() if isinstance(value, str)})
         return await self._ask(kind, lambda to: getattr(to.management, method)(**arguments), deadline, **how)
 
     def _only_on_baseten(self) -> None:

@@ -28,8 +28,12 @@ class Target:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InvalidInput(f"kind is {self.kind!r}: use one of {', '.join(KINDS)}.")
-        for field in ("model_id", "name"):
-            value = getattr(self, field)
+        self.check_names(model_id=self.model_id, name=self.name)
+
+    @staticmethod
+    def check_names(**names: Any) -> None:
+        """Raise InvalidInput for a part of a path that is no name: with `..` it would be the path of something else."""
+        for field, value in names.items():
             if not isinstance(value, str) or not NAME.fullmatch(value):
                 raise InvalidInput(f"{field} is {value!r}: use letters, digits, '_' and '-' only.")
 

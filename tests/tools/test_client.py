@@ -333,6 +333,17 @@ def test_a_method_that_changes_something_is_called_once(call: Callable[..., Any]
     assert str(seen[1].url) == "https://api.baseten.co/v1/models/m1/deployments/d1/replicas/r1"
 
 
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b"])
+def test_a_name_cannot_lead_to_another_path(call: Callable[..., Any], name: str) -> None:
+    answer, seen = answers()
+    names = {"model_id": "m1", "deployment_id": "d1", "replica_id": name}
+    with pytest.raises(fast_truss.InvalidInput, match="replica_id is"):
+        call(answer, "change_management", "delete_models_deployments_replicas", **names)
+    with pytest.raises(fast_truss.InvalidInput, match="request_id is"):
+        call(answer, "submitted", name)
+    assert seen == []
+
+
 @pytest.mark.parametrize(("target", "address", "_"), TARGETS, ids=[target.kind for target, *_ in TARGETS])
 def test_the_schema_comes_from_the_deployment(call: Callable[..., Any], target: Target, address: str, _: str) -> None:
     schema = {"properties": {"prompt": {"type": "string"}}}
