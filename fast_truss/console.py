@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fast_truss import Client, Event, Status
+from fast_truss.errors import printable
 
 
 @functools.cache
@@ -28,7 +29,7 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> 
 
     table = Table(*columns, title=title or None, title_justify="left")
     for row in rows:
-        table.add_row(*map(Text, row))  # what others wrote is no markup
+        table.add_row(*(Text(printable(cell)) for cell in row))  # what others wrote is no markup
     Console(highlight=False).print(table)
 
 

@@ -13,6 +13,7 @@ import typer
 
 from fast_truss import Client, ClientError, InvalidInput, Target, image_bytes
 from fast_truss.console import replicas, tell_pause
+from fast_truss.errors import printable
 from fast_truss.options import Where, positive
 
 NO_CONFIG = "Name the folder of the project with --project. `make check` there says more."
@@ -80,7 +81,7 @@ def check(name: str, look: Callable[[], str], cure: str = "") -> bool:
         kind = "" if isinstance(error, ClientError) else f"{type(error).__name__}: "
         good, found = False, f"{kind}{error} {cure}"
     typer.secho("ok      " if good else "failed  ", fg="green" if good else "red", nl=False)
-    print(f"{name}: {' '.join(found.split())}")
+    print(f"{name}: {' '.join(printable(found).split())}")
     return good
 
 

@@ -47,7 +47,7 @@ def fields_of(root: dict[str, Any]) -> list[Field]:
         styles = _value(schema.get("items", {}), root).get("properties", {}).get("name", {}).get("enum")
         kind = "file" if name in FILES else KINDS.get(schema.get("type", ""), "json")
         kind = "styles" if styles else "choice" if "enum" in schema else kind
-        label, required = LABELS.get(name) or name.capitalize().replace("_", " "), name in root["required"]
+        label, required = LABELS.get(name) or name.capitalize().replace("_", " "), name in root.get("required", ())
         fields.append(Field(name, label, kind, schema, required, styles or schema.get("enum", ())))
     return fields
 

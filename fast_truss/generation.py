@@ -9,6 +9,7 @@ import typer
 
 from fast_truss import Client, InvalidInput, fields, image_bytes
 from fast_truss.console import console, show_steps
+from fast_truss.errors import printable
 from fast_truss.options import AsJson, Where, check_file
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -51,13 +52,13 @@ def ask(client: Client, request: dict[str, Any], output: Path, timeout: float, a
     if as_json:
         return print(json.dumps({"images": made, **answer}))
     for each in made:
-        print(f"{each['file']} (seed {each['seed']})")
+        print(printable(f"{each['file']} (seed {each['seed']})"))
     for warning in answer.get("warnings") or []:
-        console().print(warning, style="yellow", markup=False)
+        console().print(printable(str(warning)), style="yellow", markup=False)
     # Only the first answer of a replica holds them.
     if phases := (answer.get("timings") or {}).get("cold_start"):
         shown = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items())
-        console().print(f"cold start: {shown}", markup=False)
+        console().print(printable(f"cold start: {shown}"), markup=False)
 
 
 def files_of(output: Path, count: int) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fast_truss.console import replicas, show_progress
+from fast_truss.errors import printable
 from fast_truss.options import AsJson, Where
 
 
@@ -36,10 +37,8 @@ def status(
         found = where.client().submitted(request, where.ask)
         if as_json:
             return print(found.model_dump_json())
-        print(f"{found.status} since {found.status_at}, webhook {found.webhook_status}")
-        for error in found.errors:
-            print(f"{error.code}: {error.message}")
-        return
+        lines = [f"{found.status} since {found.status_at}, webhook {found.webhook_status}"]
+        return print(printable("\n".join([*lines, *(f"{error.code}: {error.message}" for error in found.errors)])))
     now = where.client().status(where.ask)
     if as_json:
         told = {"status": now.status, "replicas": now.replicas, "deployment": now.deployment_id, "ready": now.ready}
@@ -66,8 +65,8 @@ def autoscaling(
     found = where.client().autoscaling(where.ask, **changes)
     if as_json:
         return print(json.dumps({**found, **({"status": found.answered, "message": found.message} if changes else {})}))
-    if changes:
-        print(f"{found.answered}: {found.message}")
+    if found.answered:  # the SDK calls it deprecated
+        print(printable(f"{found.answered}: {found.message}"))
     for name, value in found.items():
         # It waits in a queue, or was capped.
         asked = f" (you asked for {changes[name]})" if changes.get(name, value) != value else ""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fast_truss import Status, charts
+from fast_truss.errors import printable
 
 # Colors of the bars by level: the platform, the server inside it, and the first image.
 COLORS = {"platform": "#3b82f6", "server": "#f59e0b", "image": "#16a34a"}
@@ -53,12 +54,13 @@ def show(bars: list[Bar], console: Any = None) -> None:
     from rich.bar import Bar as Drawn
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid("", "", "", padding=(0, 1), expand=True)
     total = max(bar.start + bar.seconds for bar in bars)
     for bar in bars:
         drawn = Drawn(total, bar.start, bar.start + bar.seconds, color=COLORS[bar.level])
-        table.add_row(bar.name, f"{bar.seconds:.2f} s", drawn)
+        table.add_row(Text(printable(bar.name)), f"{bar.seconds:.2f} s", drawn)
     (console or Console(highlight=False)).print(table)
 
 

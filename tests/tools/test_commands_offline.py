@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import httpx
 import pytest
 from baseten.client import managementapi as sdk
 from rich.console import Console
-from test_client import environment
+from test_client import MODEL, environment, reply
 from typer.testing import CliRunner
 
 from fast_truss import (
+    Client,
     ClientError,
     Event,
     InvalidInput,
@@ -34,6 +36,7 @@ from fast_truss import (
     schedule,
     waterfall,
 )
+from fast_truss.errors import printable
 from fast_truss.options import Where, check_file
 
 OFFICE = {
@@ -470,8 +473,41 @@ def test_each_step_is_shown_on_a_terminal(
     assert ("image 2 of 2, step 2 of 2" in screen.getvalue()) is terminal
 
 
+ESCAPE = "\x1b[2J\x9b31mevil\x07"
+
+
+@pytest.mark.parametrize(
+    "words", [["generate", "a boat"], ["fields"], ["autoscaling", "--min-replica", "0"], ["status", "--request", "r1"]]
+)
+def test_no_escape_code_of_an_answer_reaches_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "PATCH":
+            return reply(sdk.UpdateEnvironmentResponse(environment=environment(), status="ACCEPTED", message=ESCAPE))
+        if "/v1/models/abc123/" in request.url.path:
+            return reply(environment())
+        told = {
+            "images": [{"image": "aGk=", "seed": ESCAPE}],
+            "warnings": [ESCAPE],
+            "timings": {"cold_start": {ESCAPE: 1}},
+        }
+        queued = {"status": ESCAPE, "status_at": ESCAPE, "webhook_status": ESCAPE, "errors": []}
+        schema = {"properties": {"prompt": {"type": "string", "description": ESCAPE}}}
+        return httpx.Response(200, json={**told, **queued, "input_schema": schema})
+
+    monkeypatch.setenv("BASETEN_API_KEY", "good-key")
+    monkeypatch.chdir(tmp_path)
+    client = Client(MODEL, transport=httpx.MockTransport(answer))
+    console.console.cache_clear()
+    with mock.patch.object(Where, "client", lambda _: client):
+        result = CliRunner().invoke(cli.app, words)
+    assert (result.exit_code, "evil" in result.output) == (0, True), result.output
+    assert printable(result.output) == result.output
+
+
 def test_both_clients_can_do_the_same() -> None:
-    from fast_truss import AsyncClient, Client
+    from fast_truss import AsyncClient
 
     def signatures(kind: type) -> dict[str, list[str]]:
         methods = inspect.getmembers(kind, inspect.isfunction)
