@@ -47,11 +47,12 @@ async def read(response: Any) -> AsyncGenerator[Event, None]:
 def _event(kind: str, text: str) -> Event:
     try:
         data = dict(json.loads(text))
-        status = int(data["status"]) if kind == "error" else 200
-    except (ValueError, LookupError, TypeError, RecursionError):
+        needed = {"step": ("image", "step", "of"), "error": ("status",)}.get(kind, ())
+        data |= {name: int(data[name]) for name in needed}
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         raise UnexpectedAnswer("The answer holds an event that is not whole: is this a model of fast-truss?") from None
     if kind == "error":
-        raise of_answer(status, {SOURCE_HEADER: MODEL}, text.encode())
+        raise of_answer(data["status"], {SOURCE_HEADER: MODEL}, text.encode())
     return Event(kind, data)
 
 
