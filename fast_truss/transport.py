@@ -20,8 +20,9 @@ import httpx
 from baseten.client import InferenceClient, ManagementClient, inferenceapi, managementapi
 from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
 
+from fast_truss import errors
 from fast_truss.deployment import Target
-from fast_truss.errors import ClientError, ConnectionLost, InvalidInput, UnexpectedAnswer, Unreachable, of_answer
+from fast_truss.errors import ClientError, ConnectionLost, InvalidInput, UnexpectedAnswer, Unreachable
 
 CONNECT_SECONDS = 5.0
 OBJECT = TypeAdapter(dict[str, Any])
@@ -74,7 +75,11 @@ async def raise_for_error(response: httpx.Response) -> None:
     _answer.set(None)
     if response.status_code >= 300:
         await response.aread()
-        raise of_answer(response.status_code, response.headers, response.content)
+        # Only a local server is asked without the key.
+        if response.status_code in (401, 403, 404) and "Authorization" not in response.request.headers:
+            where = f"{response.url.scheme}://{response.url.netloc.decode()}"
+            raise errors.NotFound(f"{where} is not the server of a model ({response.status_code}): check its port.")
+        raise errors.of_answer(response.status_code, response.headers, response.content)
     _answer.set(response)
 
 

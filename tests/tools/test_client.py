@@ -579,17 +579,18 @@ def test_events_are_whole_however_they_come(follow: Callable[..., Any], size: in
 @pytest.mark.parametrize(
     "text",
     [
-        'event: step\r\ndata: {"step": 1}\r\n\r\nevent: result\r\ndata: RESULT\r\n\r\n',
-        'event: step\rdata: {"step": 1}\r\revent: result\rdata: RESULT\r\r',
-        'event:step\ndata:{"step": 1}\n\nevent:result\ndata:RESULT\n\n',
-        'event: step\ndata: {\ndata: "step": 1\ndata: }\n\nevent: result\ndata: RESULT\n\n',
-        'id: 1\n\n: still there\n\nretry: 5\n\nevent: step\ndata: {"step": 1}\n\nevent: result\ndata: RESULT\n\n',
+        "event: step\r\ndata: STEP\r\n\r\nevent: result\r\ndata: RESULT\r\n\r\n",
+        "event: step\rdata: STEP\r\revent: result\rdata: RESULT\r\r",
+        "event:step\ndata:STEP\n\nevent:result\ndata:RESULT\n\n",
+        'event: step\ndata: {\ndata: "image": 1, "step": 1,\ndata: "of": 1}\n\nevent: result\ndata: RESULT\n\n',
+        "id: 1\n\n: still there\n\nretry: 5\n\nevent: step\ndata: STEP\n\nevent: result\ndata: RESULT\n\n",
     ],
 )
 def test_events_are_read_however_they_are_written(follow: Callable[..., Any], text: str, size: int) -> None:
-    whole = text.replace("RESULT", json.dumps(IMAGE)).encode()
+    step = {"image": 1, "step": 1, "of": 1}
+    whole = text.replace("STEP", json.dumps(step)).replace("RESULT", json.dumps(IMAGE)).encode()
     answer, _ = answers(streamed(*[whole[start : start + size] for start in range(0, len(whole), size)]))
-    assert follow(answer) == [fast_truss.Event("step", {"step": 1}), fast_truss.Event("result", IMAGE)]
+    assert follow(answer) == [fast_truss.Event("step", step), fast_truss.Event("result", IMAGE)]
 
 
 @pytest.mark.parametrize(("target", "address", "_"), TARGETS, ids=[target.kind for target, *_ in TARGETS])
@@ -632,6 +633,9 @@ def test_events_go_through_a_cold_start_and_a_broken_stream_is_not_asked_for_aga
         (b"event: step\ndata: {\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
         (b"event: step\ndata: 5\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
         (b"event: error\ndata: []\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
+        (b'event: step\ndata: {"image": 1, "step": 1, "of": null}\n\n', fast_truss.UnexpectedAnswer, "is not whole"),
+        (b'event: step\ndata: {"step": 1}\n\n', fast_truss.UnexpectedAnswer, "is not whole"),
+        (b'event: error\ndata: {"status": 1e400}\n\n', fast_truss.UnexpectedAnswer, "is not whole"),
         (b'event: error\ndata: {"status": "x"}\n\n', fast_truss.UnexpectedAnswer, "is not whole"),
         (b"<html>", fast_truss.ConnectionLost, "ended before the images were there"),
     ],
@@ -754,6 +758,12 @@ def test_an_address_that_is_wrong_is_told_with_what_is_likely(call: Callable[...
 
     with pytest.raises(fast_truss.Unreachable, match=r"^https://api\.baseten\.co cannot be reached: it does not"):
         call(timed_out, "status")
+    for status in (401, 403, 404):
+        other = httpx.MockTransport(lambda _, status=status: httpx.Response(status, html="<h1>Another server</h1>"))
+        with pytest.raises(
+            fast_truss.NotFound, match=rf"^http://127\.0\.0\.1:{port} is not .* \({status}\): check its p"
+        ):
+            Client(MODEL, url=f"127.0.0.1:{port}", transport=other).generate("a boat")
 
 
 def test_https_to_a_plain_server_is_told_as_that() -> None:
