@@ -1,5 +1,6 @@
 """Baseten's own autoscaling schedules: a replica is there while people are, and nobody has to wake it."""
 
+import contextlib
 import datetime
 import zoneinfo
 from typing import Annotated, Any
@@ -42,9 +43,10 @@ def schedule(
         there = {each["name"]: each for each in _schedules(environment)}
         change = None
         if delete:
-            names = list(there) if delete == ["all"] else delete
+            found = _schedules(environment)
+            gone = [each["id"] for each in found if delete == ["all"] or each["name"] in delete]
             # What is no name is an ID, or Baseten refuses it.
-            gone = [there[each]["id"] if each in there else each for each in names]
+            gone += [each for each in delete if each not in there and delete != ["all"]]
             change = sdk.UpdateAutoscalingScheduleSettings(delete_schedules=gone)
         elif start and end:
             zone = _zone(timezone, environment)
@@ -98,12 +100,13 @@ def zone_of(name: str) -> zoneinfo.ZoneInfo:
 
 def shown(schedule: dict[str, Any], timezone: str) -> str:
     """Return the times of a schedule for a person."""
-    if schedule["cadence"] == "DAILY":
-        days = ", ".join(day.title()[:3] for day in schedule["weekdays"])
-        return days + " {start_hour:02}:{start_minute:02} to {end_hour:02}:{end_minute:02}".format_map(schedule)
-    if schedule["cadence"] == "ONE_TIME":
-        times = (schedule[key].astimezone(zoneinfo.ZoneInfo(timezone)) for key in ("start_at", "end_at"))
-        return " to ".join(f"{time:%Y-%m-%d %H:%M}" for time in times)
+    with contextlib.suppress(LookupError, TypeError, ValueError):  # of a field that is missing or of another type
+        if schedule["cadence"] == "DAILY":
+            days = ", ".join(day.title()[:3] for day in schedule["weekdays"])
+            return days + " {start_hour:02d}:{start_minute:02d} to {end_hour:02d}:{end_minute:02d}".format_map(schedule)
+        if schedule["cadence"] == "ONE_TIME":
+            times = (datetime.datetime.fromisoformat(str(schedule[key])) for key in ("start_at", "end_at"))
+            return " to ".join(f"{time.astimezone(zoneinfo.ZoneInfo(timezone)):%Y-%m-%d %H:%M}" for time in times)
     return f"{schedule['cadence']}: see it on Baseten"
 
 

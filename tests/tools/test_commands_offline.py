@@ -165,7 +165,11 @@ def test_a_schedule_is_deleted_by_its_name_or_its_id() -> None:
     there = sdk.EnvironmentAutoscalingSchedules(schedules=both, timezone="UTC", applied_state=None)
     for words, gone in ((["night"], ["s1"]), (["s0", "night"], ["s0", "s1"]), (["all"], ["s0", "s1"]), (["x"], ["x"])):
         _, (request,) = run_schedule(*(f"--delete={word}" for word in words), autoscaling_schedules=there)
-        assert request.delete_schedules == gone
+        assert sorted(request.delete_schedules) == gone
+    twins = sdk.EnvironmentAutoscalingSchedules(schedules=[{**each, "name": "x"} for each in both], applied_state=None)
+    for word in ("all", "x"):
+        _, (request,) = run_schedule(f"--delete={word}", autoscaling_schedules=twins)
+        assert request.delete_schedules == ["s0", "s1"]
 
 
 def test_a_window_over_several_days_is_shown_whole() -> None:
@@ -179,6 +183,11 @@ def test_a_window_over_several_days_is_shown_whole() -> None:
         schedule.shown({**fair, "end_at": fair["start_at"].replace(hour=9)}, "UTC")
         == "2097-03-04 08:00 to 2097-03-04 09:00"
     )
+    # As the SDK has one of which a field does not fit.
+    text = {**fair, "start_at": "2097-03-04T08:00:00Z", "end_at": "2097-03-07T18:00:00Z"}
+    assert schedule.shown(text, "Europe/Berlin") == "2097-03-04 09:00 to 2097-03-07 19:00"
+    for odd in ({"end_at": None}, {"cadence": "DAILY"}, {"cadence": "DAILY", "weekdays": None}):
+        assert schedule.shown({**fair, **odd}, "UTC").endswith(": see it on Baseten")
 
 
 @pytest.mark.parametrize("words", [["--timezone", "UTC"], ["--max-replica", "1"], ["--from", "08:45"]])
