@@ -183,7 +183,9 @@ def application(client: AsyncClient, key: str, seconds: float) -> Starlette:
         if request.method != "POST":
             model = {"id": client.target.model_id, "object": "model", "created": 0, "owned_by": "fast-truss"}
             return JSONResponse({"object": "list", "data": [model]})
-        if int(request.headers.get("Content-Length", MAX_BODY + 1)) > MAX_BODY:
+        # Where both are given, the length is not that of the body.
+        length = "" if "Transfer-Encoding" in request.headers else request.headers.get("Content-Length", "")
+        if not length or int(length) > MAX_BODY:
             raise HTTPException(413, f"Content-Length must be there, and at most {MAX_BODY}: send smaller images.")
         # Before openai's client gives up, which says when. Each part of a stream renews that.
         limit = re.match(r"[0-9]{1,6}", request.headers.get("x-stainless-read-timeout", ""))

@@ -407,9 +407,10 @@ def test_a_long_body_is_refused_before_it_is_read(
 
 def test_a_body_of_unknown_length_is_refused(shared: tuple[Model, str]) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
-    answer = httpx.post(f"{shared[1]}/v1/images/generations", content=iter([b"{}"]), headers=headers)
-    assert answer.status_code == 413
-    assert "Content-Length must be there" in answer.json()["error"]["message"]
+    for more in ({}, {"Content-Length": "2", "Transfer-Encoding": "chunked"}):
+        answer = httpx.post(f"{shared[1]}/v1/images/generations", content=iter([b"{}"]), headers=headers | more)
+        assert answer.status_code == 413
+        assert "Content-Length must be there" in answer.json()["error"]["message"]
 
 
 def test_a_wrong_key_is_401_and_none_is_shown(
