@@ -114,6 +114,8 @@ def _moment(text: str, zone: datetime.tzinfo) -> float | None:
         return None
     try:
         moment = datetime.datetime.fromisoformat(text.replace(" UTC", "Z"))
-        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
+    # Some programs write 0001-01-01 for none.
+    known = 1970 < moment.year < 2300
+    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp() if known else None

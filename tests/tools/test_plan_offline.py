@@ -287,6 +287,8 @@ def test_timestamps_of_many_kinds_are_read(tmp_path: Path, content: str, seconds
         (b"at\n2027-03-31T09:00\nsoon\n", "line 3 of requests.csv is 'soon': use a time, such as 2027"),
         (b"at\nsoon\n", "line 2 of requests.csv is 'soon'"),
         (b"2027-03-31T09:00\n2027-13-31T09:00\n", "line 2"),
+        (b"2027-03-31T09:00\n0001-01-01T00:00:00\n", "line 2"),
+        (b"2027-03-31T09:00\n9999-12-31T23:59:59\n", "line 2"),
         (b"\xff\xfe\x00", "it is no CSV"),
     ],
 )
