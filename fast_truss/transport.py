@@ -62,7 +62,7 @@ def route_to(target: Target, url: str | None) -> Route:
     if override := os.environ.get("BASETEN_INFERENCE_URL"):
         host = f"{target.model_id}-{regional}" if regional else target.model_id
         server = override.replace("{model_id}", host).rstrip("/")
-    management = os.environ.get("BASETEN_MANAGEMENT_URL", ManagementClient.default_base_url()).rstrip("/")
+    management = (os.environ.get("BASETEN_MANAGEMENT_URL") or ManagementClient.default_base_url()).rstrip("/")
     return Route(server, management, _key())
 
 
@@ -196,7 +196,7 @@ def as_client_error(error: Exception, key: str) -> ClientError:
 def _network_error(error: httpx.HTTPError) -> ClientError:
     url = error.request.url
     where = f"{url.scheme}://{url.netloc.decode()}"
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError | httpx.UnsupportedProtocol):
         return Unreachable(f"{where} cannot be reached: {_likely(error)}.")
     if isinstance(error, httpx.TimeoutException):
         return ConnectionLost(f"{where} did not answer in time: try again.")

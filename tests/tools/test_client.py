@@ -897,6 +897,18 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
         route_to(MODEL, url)
 
 
+def test_an_address_in_the_environment_may_be_empty_or_wrong(
+    monkeypatch: pytest.MonkeyPatch, slept: list[float]
+) -> None:
+    for name in ("BASETEN_INFERENCE_URL", "BASETEN_MANAGEMENT_URL"):
+        monkeypatch.setenv(name, "")
+    assert route_to(MODEL, None).server == "https://model-abc123.api.baseten.co"
+    assert route_to(MODEL, None).management == "https://api.baseten.co"
+    monkeypatch.setenv("BASETEN_INFERENCE_URL", "htp://proxy")
+    with pytest.raises(fast_truss.Unreachable, match=r"^htp://proxy cannot be reached: check the address"):
+        Client(MODEL).generate("a boat")
+
+
 def test_an_address_needs_no_scheme() -> None:
     assert route_to(MODEL, "127.0.0.1:8000/").server == "http://127.0.0.1:8000"
 
