@@ -96,8 +96,10 @@ def white_where_clear(mask: bytes, image: bytes) -> bytes:
     clear: Any = None
     with contextlib.suppress(Exception):  # for a damaged file Pillow raises whatever its parsers run into
         start, opened = (Image.open(io.BytesIO(file), formats=("PNG", "WEBP", "JPEG")) for file in (image, mask))
-        turned = start.getexif().get(0x0112, 1) >= 5
-        if opened.size == (start.size[::-1] if turned else start.size) and math.prod(opened.size) <= MASK_PIXELS:
+        either = (start.size, start.size[::-1])
+        # A PNG is decoded to look for EXIF, so its size comes first.
+        is_small = opened.size in either and math.prod(opened.size) <= MASK_PIXELS
+        if is_small and opened.size == either[start.getexif().get(0x0112, 1) >= 5]:
             clear = opened.convert("RGBA").getchannel("A").point([255] + 255 * [0])
     if not (clear and clear.getbbox()):
         wanted = f"a whole PNG, as wide and high as image, of at most {MASK_PIXELS} pixels"

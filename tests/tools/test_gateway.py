@@ -18,7 +18,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
-from PIL import Image
+from PIL import Image, ImageFile
 from platforms import PROJECT_PYTHON, Platform
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
@@ -356,6 +356,13 @@ def test_a_mask_fits_a_photo_as_people_see_it(client: openai.OpenAI, model: Mode
     exif[0x0112] = 6
     photo = picture(size=(4, 8), kind="JPEG", exif=exif)
     assert "mask" in edit_asked(client, model, image=photo, mask=clear_mask((8, 4)))
+
+
+def test_an_image_of_another_size_is_not_decoded_for_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A few KB may be hundreds of MB then.
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(InvalidInput, match="as wide and high"):
+        gateway.white_where_clear(clear_mask(), picture(size=(64, 64)))
 
 
 def test_an_edit_streams_its_own_events(client: openai.OpenAI) -> None:
