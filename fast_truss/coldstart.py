@@ -1,5 +1,6 @@
 """Measure a whole cold start, up to the first image. No setting is changed: one replica ends, and the next starts."""
 
+import contextlib
 import json
 import sys
 import time
@@ -90,28 +91,28 @@ def _follow(client: Client, before: Status, ended: str | None, timeout: float) -
     with console().status("generating the first image, then asking for Baseten's record of this startup"):
         answer = client.generate(PROMPT, timeout=deadline.left())
         image = time.monotonic() - started
-        attempt = _recorded(client, before.deployment_id, ended, began)
+        record = _recorded(client, before.deployment_id, ended, began)
     server = (answer.get("timings") or {}).get("cold_start") or {}
-    if not attempt:
+    if not record:
         console().print(NO_RECORD)
     if not server:
         console().print(NO_SERVER)
-    return waterfall.bars_of(began, seen, ready, image, server, attempt)
+    return waterfall.bars_of(record, seen, ready, image, server)
 
 
-def _recorded(client: Client, deployment_id: str, ended: str | None, began: float) -> Any:
-    """Return the attempt that belongs to this start, or None: what was measured is shown without it."""
+def _recorded(client: Client, deployment_id: str, ended: str | None, began: float) -> list[waterfall.Bar]:
+    """Return the bars of the attempt that belongs to this start. Empty: what was measured is shown without it."""
     deadline = Deadline(RECORD_SECONDS)
-    while deadline.left() > 0:
-        try:
+    with contextlib.suppress(ClientError):  # also of a field that is missing
+        while deadline.left() > 0:
             found = client.startups(deployment_id, RECORD_SECONDS, **_window(began - 5))
-        except ClientError:
-            return None
-        done = [each for each in found or [] if each.ready_at_epoch_millis is not None and each.replica_id != ended]
-        if done or found is None:
-            return min(done, key=lambda attempt: attempt.started_at_epoch_millis, default=None)
-        time.sleep(2)
-    return None
+            done = [each for each in found or [] if each.ready_at_epoch_millis is not None and each.replica_id != ended]
+            if done:
+                return waterfall.recorded(min(done, key=lambda attempt: attempt.started_at_epoch_millis), began)
+            if found is None:
+                break
+            time.sleep(2)
+    return []
 
 
 def _print_history(client: Client) -> None:

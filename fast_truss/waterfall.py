@@ -21,28 +21,32 @@ class Bar:
     level: str
 
 
+def recorded(attempt: Any, began: float) -> list[Bar]:
+    """Return the bars of the SDK's StartupAttempt. began: seconds since the epoch. Raises UnexpectedAnswer."""
+    delay, bars = max(0.0, attempt.started_at_epoch_millis / 1000 - began), []
+    for phase in attempt.phase_summary:
+        length = attempt.duration_ms - phase.offset_ms if phase.duration_ms is None else phase.duration_ms
+        bars.append(Bar(phase.phase, delay + phase.offset_ms / 1000, length / 1000, "platform"))
+    return bars
+
+
 def bars_of(
-    began: float, seen: list[tuple[float, Status]], ready: float, image: float, server: dict[str, float], attempt: Any
+    record: list[Bar], seen: list[tuple[float, Status]], ready: float, image: float, server: dict[str, float]
 ) -> list[Bar]:
     """Return the bars from top to bottom.
 
-    began: seconds since the epoch; all others are since then. seen: when each status was first seen, in order. server:
-    its own phases, as its first answer tells them. attempt: the SDK's StartupAttempt, or None.
+    record: of the platform, empty if it has none. seen: when each status was first seen, in order. server: its own
+    phases, as its first answer tells them.
     """
-    bars = []
-    if attempt:
-        delay = max(0.0, attempt.started_at_epoch_millis / 1000 - began)
-        for phase in attempt.phase_summary:
-            length = attempt.duration_ms - phase.offset_ms if phase.duration_ms is None else phase.duration_ms
-            bars.append(Bar(phase.phase, delay + phase.offset_ms / 1000, length / 1000, "platform"))
-    else:
+    bars = list(record)
+    if not record:
         ends = [start for start, _ in seen[1:]] + [ready]
         for (start, now), end in zip(seen, ends, strict=True):
             if not now.ready:
                 bars.append(Bar(now.status, start, end - start, "platform"))
     inside = {name: seconds for name, seconds in server.items() if name != "first_image"}
     # They begin with the process. Where that is not recorded: they end when it is ready.
-    start = bars[-1].start if attempt and bars else max(0.0, ready - sum(inside.values()))
+    start = bars[-1].start if record else max(0.0, ready - sum(inside.values()))
     for name, seconds in inside.items():
         bars.append(Bar(name, start, seconds, "server"))
         start += seconds

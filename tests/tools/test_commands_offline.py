@@ -34,6 +34,7 @@ from fast_truss import (
     generation,
     load,
     schedule,
+    transport,
     waterfall,
 )
 from fast_truss.errors import printable
@@ -223,7 +224,7 @@ SEEN = [(seconds, Status(status, count, "d", None)) for seconds, status, count i
 
 
 def test_the_server_s_phases_are_inside_the_platform_s_last() -> None:
-    bars = waterfall.bars_of(1000.0, SEEN, 18.0, 21.0, SERVER, attempt())
+    bars = waterfall.bars_of(waterfall.recorded(attempt(), 1000.0), SEEN, 18.0, 21.0, SERVER)
     assert {bar.name: (bar.start, bar.seconds) for bar in bars} == {
         "SCHEDULING": (0.5, 4.0),
         "IMAGE_PULL": (4.5, 3.0),
@@ -236,7 +237,7 @@ def test_the_server_s_phases_are_inside_the_platform_s_last() -> None:
 
 
 def test_without_a_record_the_status_has_to_do() -> None:
-    bars = waterfall.bars_of(1000.0, SEEN, 18.0, 21.0, SERVER, None)
+    bars = waterfall.bars_of([], SEEN, 18.0, 21.0, SERVER)
     assert [(bar.name, bar.start) for bar in bars] == [
         ("SCALED_TO_ZERO", 0.1),
         ("LOADING_MODEL", 1.0),
@@ -262,19 +263,25 @@ class Recorded:
 
 @pytest.mark.parametrize("answer", [None, ModelFailed("x", 500), NotFound("x")])
 def test_a_record_that_cannot_be_had_does_not_cost_what_was_measured(answer: Any) -> None:
-    assert coldstart._recorded(Recorded(answer), "dep1", None, 1000.0) is None
+    assert coldstart._recorded(Recorded(answer), "dep1", None, 1000.0) == []
+
+
+@pytest.mark.parametrize("field", ["replica_id", "started_at_epoch_millis", "ready_at_epoch_millis", "phase_summary"])
+def test_a_record_that_lacks_a_field_does_not_cost_what_was_measured(field: str) -> None:
+    odd = transport.lenient(sdk.StartupAttempt, attempt().model_dump(mode="json", exclude={field}))
+    assert coldstart._recorded(Recorded([odd]), "dep1", "x", 1000.0) == []
 
 
 def test_the_startup_of_the_replica_that_ended_is_not_taken_for_the_next_one() -> None:
     later = attempt().model_copy(update={"replica_id": "next", "started_at_epoch_millis": 1_000_900})
-    assert coldstart._recorded(Recorded([later, attempt()]), "dep1", "r", 1000.0).replica_id == "next"
-    assert coldstart._recorded(Recorded([later, attempt()]), "dep1", None, 1000.0).replica_id == "r"
+    assert coldstart._recorded(Recorded([later, attempt()]), "dep1", "r", 1000.0)[0].start == pytest.approx(0.9)
+    assert coldstart._recorded(Recorded([later, attempt()]), "dep1", None, 1000.0)[0].start == pytest.approx(0.5)
 
 
 def test_a_waterfall_fits_any_terminal_and_a_png(tmp_path: Path) -> None:
     from PIL import Image
 
-    bars = waterfall.bars_of(1000.0, SEEN, 18.0, 21.0, SERVER, attempt())
+    bars = waterfall.bars_of(waterfall.recorded(attempt(), 1000.0), SEEN, 18.0, 21.0, SERVER)
     for width in (40, 80, 200):
         console = Console(width=width, record=True, file=(tmp_path / "out").open("w"))
         waterfall.show(bars, console)
