@@ -226,7 +226,7 @@ class AsyncClient:
             return status_of(self.target, await self._describe(deadline))
         path = f"{SERVER}/loaded"
         try:
-            await self._ask(Kind.READ, lambda to: to.send("GET", path), deadline, told=NotReady)
+            await self._ask(Kind.READ, lambda to: to.json("GET", path), deadline, told=NotReady)
         except NotReady:
             return Status("LOADING_MODEL", 0, "local", None)
         return Status(READY, 1, "local", None)

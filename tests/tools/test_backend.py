@@ -130,7 +130,7 @@ def test_a_page_that_is_opened_while_the_server_starts_waits_for_it(
     def answer(_: httpx.Request) -> httpx.Response:
         if not listens.is_set():
             raise httpx.ConnectError("refused")
-        return httpx.Response(200)
+        return httpx.Response(200, json={})
 
     client = AsyncClient(Target("local"), url="http://127.0.0.1:9", transport=httpx.MockTransport(answer))
     monkeypatch.setattr(backend, "watcher", Watcher(client))

@@ -764,6 +764,10 @@ def test_an_address_that_is_wrong_is_told_with_what_is_likely(call: Callable[...
             fast_truss.NotFound, match=rf"^http://127\.0\.0\.1:{port} is not .* \({status}\): check its p"
         ):
             Client(MODEL, url=f"127.0.0.1:{port}", transport=other).generate("a boat")
+    # As the server of a web app, which shows its page for any path.
+    page = httpx.MockTransport(lambda _: httpx.Response(200, html="<h1>Another server</h1>"))
+    with pytest.raises(fast_truss.UnexpectedAnswer):
+        Client(MODEL, url=f"127.0.0.1:{port}", transport=page).wait_until_ready()
 
 
 def test_https_to_a_plain_server_is_told_as_that() -> None:
