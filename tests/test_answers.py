@@ -47,7 +47,10 @@ def good_answers(draw: st.DrawFn) -> dict[str, str]:
     preset = draw(st.sampled_from(PRESETS))
     facts = CATALOG[preset]
     needed = facts["weights_gb"] + facts["activations_gb"]
-    large_enough = [n for n, gpu in ACCELERATOR_FACTS.items() if gpu.memory_gb >= needed and not gpu.unusable]
+    usable = {n: gpu for n, gpu in ACCELERATOR_FACTS.items() if not gpu.unusable}
+    if facts["dtype"] == "bfloat16":
+        usable = {n: gpu for n, gpu in usable.items() if gpu.bfloat16}
+    large_enough = [n for n, gpu in usable.items() if gpu.memory_gb >= needed]
     variants = ["preset", "", "fp16", "bf16", "fp32"] if facts["variant"] else ["preset"]
     answers = {
         "model_name": draw(NAME | YAML_WORDS),
