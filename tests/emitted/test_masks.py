@@ -242,7 +242,7 @@ def test_image_and_mask_are_bounded_together(settings_of: Make, serve: Callable[
     limits = BLOCKS["sd15"]["limits"]
     served = serve(settings_of("sd15", limits={**limits, "image_pixels": 2 * SIDE * SIDE - 1}))
     served.ask(image=IMAGE)
-    with pytest.raises(ValidationError, match=r"mask\n.*the images together have more than 8191 pixels together"):
+    with pytest.raises(ValidationError, match=r"mask\n.*the images together have more than 8191 pixels"):
         served.ask(image=IMAGE, mask=MASK)
 
 

@@ -195,7 +195,7 @@ def test_too_many_pixels_are_refused_by_the_header(size: tuple[int, int], file_f
 def test_pictures_are_bounded_together() -> None:
     png, jpeg = text_of(Image.new("L", (100, 100))), text_of(Image.new("L", (200, 200)), "JPEG")
     picture.check([png, jpeg], BYTES, 20_000)
-    with pytest.raises(ValueError, match="the images together have more than 19999 pixels together"):
+    with pytest.raises(ValueError, match="the images together have more than 19999 pixels"):
         picture.check([png, jpeg], BYTES, 19_999)
     size = max(len(png), len(jpeg)) * 3 // 4
     picture.check([png], size, PIXELS)
