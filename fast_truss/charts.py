@@ -22,7 +22,7 @@ def figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def style(axes: Any, title: str, x: str, y: str = "") -> None:
-    """Give axes a title, labels, and a grid behind what is drawn."""
-    axes.set(title=title, xlabel=x, ylabel=y, axisbelow=True)
-    axes.grid(axis="both" if y else "x", alpha=0.3)
+def style(axes: Any, title: str, x: str) -> None:
+    """Give axes a title, a label, and a grid behind what is drawn."""
+    axes.set(title=title, xlabel=x, axisbelow=True)
+    axes.grid(axis="x", alpha=0.3)

@@ -7,14 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fast_truss.plan.simulation import Machine, Settings, simulate
-from fast_truss.plan.traffic import Hours, Traffic, clock, opened
+from fast_truss.plan.traffic import Hours, Traffic, opened
 
 DELAYS = (60, 300, 900, 1800, 3600)
 MONTH = 365.25 / 12 * 86400
-MOST_REPLICAS = 10
-# The share of users that wait longer than the goal: surely little enough, and perhaps. The goal is 5 of 100.
-SURE, PERHAPS, MOST_CLOSE = 0.025, 0.1, 8
-DRAWS, ENOUGH_SIMULATED = (4, 16), 2_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,33 +53,30 @@ class Row:
     front: bool = False
 
 
-def choices_for(found: Traffic, machine: Machine, most: int, target: int, hours: Hours | None) -> list[Choice]:
-    """Return the settings to try. most: replicas at most. target: requests in flight for each. hours: of a schedule."""
-    names = {count: f"{count} replica{'s' * (count > 1)}" for count in range(1, most + 1)}
-    choices = [
-        Choice(f"always on, {name}", Settings(count, count, concurrency_target=target)) for count, name in names.items()
-    ]
+def choices_for(found: Traffic, machine: Machine, most: int, hours: Hours | None) -> list[Choice]:
+    """Return the settings to try. most: replicas at most. hours: of a schedule."""
+    choices = [Choice(f"always on, {replicas(count)}", Settings(count, count)) for count in range(1, most + 1)]
     more = f", {most} at most" if most > 1 else ""
     # The replica is to be there when the first user is.
     early = 300.0 * math.ceil(machine.cold_start / 300)
     window = dataclasses.replace(hours, start=max(hours.start - early, 0.0)) if hours else None
     windows = found.windows(window) if window else ()
     for delay, wakes in itertools.product(DELAYS, (False, True)):
-        settings = Settings(0, most, delay, concurrency_target=target, wakes=wakes)
+        settings = Settings(0, most, delay, wakes=wakes)
         if most > 1 and not wakes:
             choices.append(Choice(f"always 1{more}, delay {delay} s", dataclasses.replace(settings, min_replica=1)))
         sleeps, woken = f"to zero after {delay} s", ", woken by the app" if wakes else ""
         choices.append(Choice(sleeps + more + woken, settings))
         for count in sorted({1, 1 if wakes else most} if window else ()):
             on = dataclasses.replace(settings, windows=windows, window_replicas=count)
-            choices.append(Choice(f"{names[count]} {window}{more}, else {sleeps}{woken}", on, window))
+            choices.append(Choice(f"{replicas(count)} {window}{more}, else {sleeps}{woken}", on, window))
     return choices
 
 
 def enough_replicas(found: Traffic, image: float) -> int:
-    """Return how many replicas the busiest hour keeps busy for 70 percent of it: from 1 to MOST_REPLICAS."""
+    """Return how many replicas the busiest hour keeps busy for 70 percent of it: from 1 to 10."""
     busiest = max(Counter(int(at / 3600) for at in found.arrivals).values())
-    return min(max(math.ceil(busiest * image / 3600 / 0.7), 1), MOST_REPLICAS)
+    return min(max(math.ceil(busiest * image / 3600 / 0.7), 1), 10)
 
 
 def rows_of(choices: Sequence[Choice], case: Case) -> list[Row]:
@@ -95,8 +88,7 @@ def rows_of(choices: Sequence[Choice], case: Case) -> list[Row]:
         outcome = simulate(found.arrivals, found.span, choice.settings, case.machine, opened_at)
         p50, p95, p99 = (outcome.percentile(percent) + image for percent in (50, 95, 99))
         usd, starts = outcome.billed / 3600 * case.price * months, outcome.cold_starts * months
-        late = outcome.late(case.goal - image)
-        rows.append(Row(choice, usd, outcome.mean() + image, p50, p95, p99, starts, late))
+        rows.append(Row(choice, usd, outcome.mean() + image, p50, p95, p99, starts, outcome.late(case.goal - image)))
     # As they are shown: a hundredth of a second more is no reason to pay.
     rows.sort(key=lambda row: (round(row.usd, 2), round(row.p95, 1)))
     quickest = [math.inf, *itertools.accumulate((round(row.p95, 1) for row in rows), min)]
@@ -108,25 +100,16 @@ def recommended(rows: Sequence[Row], goal: float) -> Row:
     return next((row for row in rows if row.p95 <= goal), min(rows, key=lambda row: row.p95))
 
 
-def by_chance(rows: Sequence[Row], best: Row, case: Case) -> Counter[str]:
-    """Return what is recommended, and how often, with the days of the traffic drawn anew, of what is close."""
-    sure = next((row.usd for row in rows if row.late <= SURE), math.inf)
-    close = [row for row in rows if row is best or (row.late <= PERHAPS and row.usd <= 1.05 * sure)][:MOST_CLOSE]
-    found = Counter({best.choice.name: 1})
-    draws = min(max(ENOUGH_SIMULATED // (len(close) * len(case.traffic.arrivals)), DRAWS[0]), DRAWS[1])
-    for seed in range(1, draws + 1 if len(close) > 1 else 1):
-        drawn = dataclasses.replace(case, traffic=case.traffic.redrawn(seed), seed=case.seed + seed)
-        found[recommended(rows_of([row.choice for row in close], drawn), case.goal).choice.name] += 1
-    return found
+def replicas(count: int) -> str:
+    return f"{count} replica{'s' * (count > 1)}"
 
 
 def command_line(choice: Choice, target: Sequence[str], timezone: str) -> str:
-    """Return the command that sets the choice; with a schedule, two that follow each other."""
+    """Return the command that sets the choice; with a schedule, a second line that says it as a comment."""
     settings, window = choice.settings, choice.window
-    most, where = f"--max-replica {settings.max_replica}", "".join(f" {word}" for word in target)
-    line = f"fast-truss autoscaling{where} --min-replica {settings.min_replica} {most} --scale-down-delay "
-    line += f"{settings.scale_down_delay:.0f} --concurrency-target {settings.concurrency_target}"
-    if window:
-        line += f" && fast-truss schedule{where} --weekdays {window.weekdays} --from {clock(window.start)} --to "
-        line += f"{clock(window.end)} --timezone {timezone} --min-replica {settings.window_replicas} {most}"
-    return line
+    line = (
+        f"{' '.join(['fast-truss autoscaling', *target])} --min-replica {settings.min_replica} --max-replica "
+        f"{settings.max_replica} --scale-down-delay {settings.scale_down_delay:.0f} --concurrency-target 1"
+    )
+    said = f"an autoscaling schedule for {window} ({timezone}) with {replicas(settings.window_replicas)}"
+    return f"{line}\n# and in Baseten, {said}" if window else line

@@ -2,17 +2,17 @@
 
 import json
 import time
+import zoneinfo
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fast_truss.errors import ClientError, InvalidInput
-from fast_truss.options import Where, on_target
+from fast_truss.options import AsJson, Where, on_target
 
 EXAMPLE = "weekdays 9 to 18, 40 an hour"
-# How much longer than an image takes 95 of 100 may wait, if --p95 is not given.
-PATIENCE = 10.0
+PATIENCE = 10.0  # without --p95, 95 of 100 may wait so many seconds longer than an image takes
 STARTUP_DAYS = 30
 # Of a startup, what comes before the container: it is not paid for.
 UNBILLED = ("SCHEDULING", "IMAGE_PULL", "WEIGHT_DOWNLOAD")
@@ -32,59 +32,44 @@ def plan(
     where: Where,
     image_seconds: Annotated[float, _from(0.001, 1200, "Of one request on a warm replica: p50 of `fast-truss load`.")],
     requests: Annotated[Path | None, typer.Option(help="A CSV with the time of each request.")] = None,
-    column: Annotated[str | None, typer.Option(help="Its column with the time, by name or number.")] = None,
+    column: Annotated[str | None, typer.Option(help="The name of its column with the time.")] = None,
     days: Annotated[float | None, _from(0.1, 3660, "Days that the CSV stands for. Else as it looks.")] = None,
     pattern: Annotated[str | None, typer.Option(help=f'Such as "{EXAMPLE}".')] = None,
     cold_start: Annotated[float | None, _from(0, 7200, "Seconds. Else the median that Baseten recorded.")] = None,
     price: Annotated[float | None, _from(0, 1000, "USD an hour of one replica. Else Baseten's list price.")] = None,
-    p95: Annotated[
-        float | None, _from(0, 86400, "The goal: seconds that 95 of 100 may wait. Else an image + 10.")
-    ] = None,
+    p95: Annotated[float | None, _from(0, 86400, "Goal: seconds that 95 of 100 may wait. Else an image + 10.")] = None,
     typing: Annotated[float, _from(0, 3600, "Median seconds from opening the app to the request.")] = 20.0,
-    hours: Annotated[
-        str | None, typer.Option(help='Of a schedule, as "mon-fri 8:30 to 18". Else the busy ones.')
-    ] = None,
-    timezone: Annotated[str, typer.Option(help="Of these hours, such as Europe/Berlin.")] = "UTC",
+    timezone: Annotated[str, typer.Option(help="Of the hours of a schedule, such as Europe/Berlin.")] = "UTC",
     max_replica: Annotated[int | None, typer.Option(min=1, max=20, help="Else as the busiest hour needs.")] = None,
-    concurrency_target: Annotated[int, typer.Option(min=1, max=1000, help="Requests at once for one replica.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
-    png: Annotated[Path | None, typer.Option(help="Also draw cost against wait into this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the settings that fit your traffic: what users would wait, and what a month would cost. Changes nothing.
 
     Example: fast-truss plan --pattern "weekdays 9 to 18, 40 an hour" --cold-start 30 --image-seconds 4 --price 0.85
     """
-    from fast_truss import charts
     from fast_truss.console import console
     from fast_truss.load import price_per_minute
-    from fast_truss.plan import chart, choices, report, request_log, traffic
-    from fast_truss.plan.pattern import hours_of, read_pattern
+    from fast_truss.plan import choices, report, request_log, traffic
+    from fast_truss.plan.pattern import read_pattern
     from fast_truss.plan.simulation import Machine
-    from fast_truss.schedule import zone_of
 
-    if png:
-        charts.check(png)
-    if requests is None and (column, days) != (None, None):
-        raise InvalidInput("--column and --days are of a CSV: give --requests.")
-    may_schedule = not where.model or where.target.environment is not None  # only an environment has schedules
-    if hours and not may_schedule:
-        raise InvalidInput(f"--hours is of a schedule, and {where.target} has none: give --environment.")
     for option, value in (("--cold-start", cold_start), ("--price", price)):
         if value is None and (not where.model or where.url):
             raise InvalidInput(f"{option} is missing: give it, or --model, of which Baseten tells it.")
-    zone, window = zone_of(timezone), hours_of("--hours", hours) if hours else None
-    if requests is None and pattern is not None:
+    if timezone not in zoneinfo.available_timezones():  # ZoneInfo() takes other files, too
+        raise InvalidInput(f"--timezone is {timezone!r}: use an IANA name, such as Europe/Berlin.")
+    if pattern is not None and (requests, column, days) == (None, None, None):
         found = read_pattern(pattern, seed)
     elif requests is not None and pattern is None:
-        found = request_log.read_requests(requests, zone, column, days)
+        found = request_log.read_requests(requests, zoneinfo.ZoneInfo(timezone), column, days)
     else:
-        raise InvalidInput(f'Give one of --requests FILE and --pattern "{EXAMPLE}".')
+        raise InvalidInput(f'Give --pattern "{EXAMPLE}", or --requests FILE, of which --column and --days are.')
     found.warnings()  # too little is refused before anything is asked
     notes, unbilled = [], 0.0
     if cold_start is None:
-        cold_start, unbilled, sentence = _usual_start(where.client())
-        notes.append(sentence)
+        cold_start, unbilled = _usual_start(where.client())
+        notes.append(f"The cold start is the median of the startups that Baseten recorded in {STARTUP_DAYS} days.")
     if price is None:
         listed = price_per_minute(where.client())
         if listed is None:
@@ -93,33 +78,27 @@ def plan(
         notes.append("The price is Baseten's list price of the instance type.")
     machine = Machine(cold_start, image_seconds, unbilled)
     case = choices.Case(found, machine, price, image_seconds + PATIENCE if p95 is None else p95, typing, seed)
-    window = (window or found.hours or traffic.busy_hours(found)) if may_schedule else None
+    may_schedule = not where.model or where.target.environment is not None  # only an environment has schedules
+    window = (found.hours or traffic.busy_hours(found)) if may_schedule else None
     most = max_replica or choices.enough_replicas(found, image_seconds)
-    tried = choices.choices_for(found, machine, most, concurrency_target, window)
+    tried = choices.choices_for(found, machine, most, window)
     with console().status(f"simulating {len(found.arrivals)} requests under {len(tried)} settings"):
         rows = choices.rows_of(tried, case)
         best = choices.recommended(rows, case.goal)
-        draws = choices.by_chance(rows, best, case)
     target = where.target.arguments() if where.model else []
-    answer = report.answer(case, rows, best, draws, notes, target, timezone)
+    answer = report.answer(case, rows, best, notes, target, timezone)
     if as_json:
         print(json.dumps(answer))
     else:
-        why = "--p95" if p95 is not None else f"{PATIENCE:g} s more than an image takes, set another with --p95"
-        report.show(answer, f"Goal: 95 of 100 users wait at most {case.goal:g} s ({why}).")
-    if png:
-        chart.save(rows, best, case, png)
-        console().print(f"Chart: {png}", markup=False)
+        report.show(answer)
 
 
-def _usual_start(client: Any) -> tuple[float, float, str]:
-    """Return the seconds of a usual startup, those before its container, and a sentence. Raises ClientError."""
+def _usual_start(client: Any) -> tuple[float, float]:
+    """Return the seconds of a usual startup, and those of them before its container. Raises ClientError."""
     now = int(time.time() * 1000)
     summary = client.startups_summary(start_epoch_millis=now - STARTUP_DAYS * 86_400_000, end_epoch_millis=now)
     if summary is None or summary.total_duration_ms.p50_ms is None:
         raise ClientError(f"Baseten recorded no startup of the last {STARTUP_DAYS} days: give --cold-start.")
     total = summary.total_duration_ms.p50_ms / 1000
     phases = [each.duration_ms.p50_ms or 0 for each in summary.phase_duration_ms if each.phase in UNBILLED]
-    count = summary.total_duration_ms.sample_count
-    sentence = f"The cold start is the median of {count} startups that Baseten recorded in {STARTUP_DAYS} days."
-    return total, min(total, sum(phases) / 1000), sentence
+    return total, min(total, sum(phases) / 1000)

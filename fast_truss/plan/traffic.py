@@ -1,24 +1,20 @@
 """Traffic: when requests come, and the hours of the week in which most of them do."""
 
-import bisect
 import dataclasses
 import datetime
-import math
 import random
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 
 from fast_truss.errors import InvalidInput
-from fast_truss.schedule import DAYS
 
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY = 86400.0
 WEEK = 7 * DAY
 MOST_REQUESTS = 2_000_000
 # Fewer say nothing of a month, or little.
 FEWEST_REQUESTS, ENOUGH_REQUESTS = 20, 200
-# Of the natural logarithm of the seconds that a visitor types.
-TYPING_SIGMA = 0.6
+TYPING_SIGMA = 0.6  # of the natural logarithm of the seconds that a visitor types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +27,17 @@ class Hours:
 
     @property
     def weekdays(self) -> str:
-        """As `schedule --weekdays` takes it."""
-        names = [DAYS[day].lower()[:3] for day in self.days]
+        """Such as mon-fri, mon,wed or daily."""
+        names = [DAYS[day] for day in self.days]
         if len(names) == 7:
             return "daily"
         in_a_row = len(names) > 2 and self.days[-1] - self.days[0] == len(names) - 1
         return f"{names[0]}-{names[-1]}" if in_a_row else ",".join(names)
 
     def __str__(self) -> str:
-        return f"{self.weekdays} {clock(self.start)} to {clock(self.end)}"
+        # Baseten's schedules know no 24:00.
+        ends = (datetime.timedelta(seconds=min(seconds, DAY - 60)) for seconds in (self.start, self.end))
+        return f"{self.weekdays} {' to '.join(f'{datetime.datetime.min + end:%H:%M}' for end in ends)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +54,11 @@ class Traffic:
     hours: Hours | None = None
     notes: tuple[str, ...] = ()
 
-    def by_hour(self) -> list[list[int]]:
-        """Return how many requests came in each hour of each day of the week, Monday first."""
-        counts = [[0] * 24 for _ in DAYS]
-        # No zone is off by less than a quarter of an hour.
-        for quarter, count in Counter((self.origin.timestamp() + at) // 900 for at in self.arrivals).items():
-            found = datetime.datetime.fromtimestamp(quarter * 900, self.origin.tzinfo)
-            counts[found.weekday()][found.hour] += count
-        return counts
+    def by_hour(self) -> Counter[tuple[int, int]]:
+        """Return how many requests came on each day of the week, where 0 is Monday, in each hour."""
+        start, zone = self.origin.timestamp(), self.origin.tzinfo
+        moments = (datetime.datetime.fromtimestamp(start + at, zone) for at in self.arrivals)
+        return Counter((moment.weekday(), moment.hour) for moment in moments)
 
     def windows(self, hours: Hours) -> tuple[tuple[float, float], ...]:
         """Return (start, end) of hours on each of its days, in seconds since origin."""
@@ -83,45 +78,23 @@ class Traffic:
         holds = f"{self.source} holds {count} requests in {days:.2g} days"
         enough = f"Use {ENOUGH_REQUESTS} requests and a week to rely on it"
         if count < FEWEST_REQUESTS or days < 0.95:
-            raise InvalidInput(
-                f"{holds}, too little to plan a month ({FEWEST_REQUESTS} in a day are the least). {enough}, or "
-                "--pattern to describe the traffic. --days says what a file stands for."
-            )
+            least = f"too little to plan a month ({FEWEST_REQUESTS} in a day are the least)"
+            raise InvalidInput(f"{holds}, {least}. {enough}, or --pattern. --days says what a file stands for.")
         return [f"Little data: {holds}. {enough}."] if count < ENOUGH_REQUESTS or days < 6.95 else []
-
-    def redrawn(self, seed: int) -> "Traffic":
-        """Return traffic whose days (below a week: hours) are drawn from those that are alike: a bootstrap."""
-        chance, length = random.Random(seed), DAY if self.span >= WEEK else 3600.0
-        blocks = range(math.ceil(self.span / length))
-        kinds = [(self.origin.weekday() + block) % 7 // 5 if length == DAY else block % 24 for block in blocks]
-        arrivals: list[float] = []
-        for block in blocks:
-            drawn = chance.choice([other for other in blocks if kinds[other] == kinds[block]])
-            low, high = (bisect.bisect_left(self.arrivals, place * length) for place in (drawn, drawn + 1))
-            arrivals += [at + (block - drawn) * length for at in self.arrivals[low:high]]
-        return dataclasses.replace(self, arrivals=[at for at in arrivals if at < self.span])
-
-
-def clock(seconds: float) -> str:
-    """Return the time of day. Baseten's schedules know no 24:00."""
-    return f"{datetime.datetime.min + datetime.timedelta(seconds=min(seconds, DAY - 60)):%H:%M}"
 
 
 def opened(arrivals: Sequence[float], typing: float, seed: int) -> list[float]:
     """Return when the visitors opened the app, in order: they typed for a log-normal time with the median typing."""
-    # One of a thousand equally likely times: drawn much faster than from the distribution itself.
-    normal = statistics.NormalDist(0.0, TYPING_SIGMA)
-    times = [typing * math.exp(normal.inv_cdf((number + 0.5) / 1000)) for number in range(1000)]
-    typed = random.Random(seed).choices(times, k=len(arrivals))
-    return sorted(max(0.0, at - seconds) for at, seconds in zip(arrivals, typed, strict=True))
+    chance = random.Random(seed)
+    return sorted(max(0.0, at - typing * chance.lognormvariate(0.0, TYPING_SIGMA)) for at in arrivals)
 
 
 def busy_hours(traffic: Traffic) -> Hours | None:
     """Return the shortest whole hours with 90 percent of the requests of their days; None: it is around the clock."""
     counts = traffic.by_hour()
     # Those with at least half of what an average day brings.
-    days = [day for day in range(7) if sum(counts[day]) >= len(traffic.arrivals) / 14]
-    by_hour = [sum(counts[day][hour] for day in days) for hour in range(24)]
+    days = [day for day in range(7) if sum(counts[day, hour] for hour in range(24)) >= counts.total() / 14]
+    by_hour = [sum(counts[day, hour] for day in days) for hour in range(24)]
     for length in range(1, 20):
         for start in range(25 - length):
             if sum(by_hour[start : start + length]) >= 0.9 * sum(by_hour):

@@ -8,7 +8,6 @@ import random
 import shlex
 import statistics
 import time
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -261,16 +260,14 @@ def test_it_predicts_what_the_platform_does(simulation: ModuleType, platform: Pl
 
 
 @needs_platform
-def test_plan_asks_the_platform_and_what_it_recommends_is_taken(awake: Platform, tmp_path: Path) -> None:
-    png = tmp_path / "plan.png"
+def test_plan_asks_the_platform_and_what_it_recommends_is_taken(awake: Platform) -> None:
     pattern = ["--pattern", "weekdays 9 to 18, 40 an hour", "--image-seconds", "0.5"]
-    result = awake.run("plan", *pattern, "--p95", "1000", "--png", str(png), "--json")
+    result = awake.run("plan", *pattern, "--p95", "1000", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["machine"]["usd_an_hour"] == 0.6
     assert found["machine"]["cold_start"] > 0
-    assert png.read_bytes().startswith(b"\x89PNG")
-    (command,) = found["recommended"]["command"].split(" && ")
+    (command,) = found["recommended"]["command"].splitlines()
     # Whoever may wait for 1000 s has it cheapest.
     assert found["recommended"]["usd"] == min(row["usd"] for row in found["settings"])
     words = shlex.split(command)

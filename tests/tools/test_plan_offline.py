@@ -5,19 +5,17 @@ import json
 import random
 import re
 import shlex
-import sys
 import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_commands_offline import settings_of
 from typer.testing import CliRunner
 
 from fast_truss import InvalidInput, cli
 from fast_truss.deployment import checked_autoscaling
-from fast_truss.plan import chart, choices, pattern, report, request_log, simulation, traffic
+from fast_truss.plan import choices, pattern, report, request_log, simulation, traffic
 from fast_truss.plan.simulation import Machine, Outcome, Settings, simulate
 
 MACHINE = Machine(cold_start=30.0, image=4.0)
@@ -140,7 +138,7 @@ def case_of(text: str, p95: float = 14.0, machine: Machine = MACHINE) -> choices
 
 def rows_of(text: str, most: int = 2, p95: float = 14.0) -> list[choices.Row]:
     case = case_of(text, p95)
-    return choices.rows_of(choices.choices_for(case.traffic, MACHINE, most, 1, case.traffic.hours), case)
+    return choices.rows_of(choices.choices_for(case.traffic, MACHINE, most, case.traffic.hours), case)
 
 
 @pytest.mark.parametrize("text", ["weekdays 9 to 18, 40 an hour", "10 a day"])
@@ -166,7 +164,12 @@ def test_one_replica_makes_users_wait_as_queueing_theory_says(busy: float) -> No
     ("text", "days", "start", "end", "a_week"),
     [
         ("weekdays 9 to 18, 40 an hour", "mon-fri", 9, 18, 5 * 9 * 40),
-        ("Weekdays  9:30 to 18 ,40 per hour", "mon-fri", 9.5, 18, 5 * 8.5 * 40),
+        ("Weekdays  9:30 to 18, 40 per hour", "mon-fri", 9.5, 18, 5 * 8.5 * 40),
+        ("mon-fri 9:30-18 40/hour", "mon-fri", 9.5, 18, 5 * 8.5 * 40),
+        ("daily 100/day", "daily", 0, 24, 700),
+        ("weekends, 100 a day", "sat,sun", 0, 24, 200),
+        ("weekdays 9 to 18, 1000 a week", "mon-fri", 9, 18, 1000),
+        ("sat-mon,wed 9 - 18, 12.25 an hour", "mon,wed,sat,sun", 9, 18, 4 * 9 * 12.25),
         ("mon,wed 8-12, 100 a day", "mon,wed", 8, 12, 200),
         ("sat-sun 0 to 24, 0.5 a minute", "sat,sun", 0, 24, 2 * 720),
         ("9 to 18, 4/hour", "daily", 9, 18, 7 * 36),
@@ -205,26 +208,17 @@ def test_parts_of_a_pattern_add_up() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "Give one of --requests FILE"),
-        (["--pattern", "1 a day", "--requests", "x.csv"], "Give one of --requests FILE"),
-        (["--pattern", "often"], "'often' has no clear rate: write it as in \"weekdays 9 to 18, 40 an hour; "),
-        (["--pattern", ""], "write it as in"),
-        (["--pattern", "weekdays 9 to 18"], "write it as in"),
-        (["--pattern", "weekdays 9 to 1840 an hour"], "are no days"),
-        (["--pattern", "workdays 9 to 18, 40 an hour"], "'workdays' are no days: use weekdays"),
-        (["--pattern", "weekdays 18 to 9, 40 an hour"], "the lower first"),
-        (["--pattern", "weekdays 9 to 24:30, 40 an hour"], "the lower first"),
-        (["--pattern", "weekdays 9 to 25, 40 an hour"], "the lower first"),
+        ([], 'Give --pattern "weekdays 9 to 18, 40 an hour", or --requests FILE'),
+        (["--requests", "x.csv", "--pattern", "1 a day"], "--requests FILE, of which --column and --days are"),
+        (["--pattern", "1 a day", "--days", "7"], "of which --column and --days are"),
         (["--pattern", "9999999 a minute"], "use 1 to 2000000"),
         (["--pattern", "0 an hour"], "use 1 to 2000000"),
         (["--pattern", "1 a day", "--timezone", "Berlin"], "--timezone is 'Berlin'"),
-        (["--pattern", "1 a day", "--hours", "noon"], "'noon' are no days"),
         (["--pattern", "1 a day", "--cold-start", "nan"], "nan is not from 0 to 7200"),
         (["--pattern", "1 a day", "--image-seconds", "0"], "0 is not from 0.001 to 1200"),
         (["--pattern", "1 a day", "--price", "-1"], "-1 is not from 0 to 1000"),
         (["--pattern", "1 a day", "--typing", "inf"], "inf is not from 0 to 3600"),
         (["--pattern", "1 a day", "--p95", "-1"], "-1 is not from 0 to 86400"),
-        (["--pattern", "1 a day", "--png", "x.gif"], "ends in .png"),
         (["--requests", "nowhere.csv"], "it cannot be read"),
         (["--requests", "."], "it cannot be read"),
     ],
@@ -243,15 +237,7 @@ def test_a_single_deployment_is_recommended_no_schedule() -> None:
     for single in (["--development"], ["--deployment", "d1"]):
         found = json.loads(run(*arguments, *single, "--json").stdout)
         assert not any("mon-fri" in row["name"] for row in found["settings"])
-        assert " schedule " not in found["recommended"]["command"]
-        with pytest.raises(InvalidInput, match="--hours is of a schedule"):
-            run(*arguments, *single, "--hours", "weekdays 9 to 12")
-
-
-def test_hours_without_a_time_are_whole_days() -> None:
-    arguments = ["--pattern", "10 a day", *FACTS, "--p95", "5", "--json"]
-    names = [row["name"] for row in json.loads(run(*arguments, "--hours", "weekdays").stdout)["settings"]]
-    assert any(name.startswith("1 replica mon-fri 00:00 to 23:59, else") for name in names)
+        assert "schedule" not in found["recommended"]["command"]
 
 
 @pytest.mark.parametrize("missing", ["--cold-start", "--image-seconds", "--price"])
@@ -266,7 +252,8 @@ def test_what_is_missing_and_cannot_be_asked_for_is_named(missing: str) -> None:
     [
         ("2027-03-31T08:00:00Z\n2027-03-31T10:00:30+02:00\n", [0, 30]),
         # In the zone that was given: 08:00 in Berlin is 06:00 in UTC.
-        ("id,at\n1,2027-03-31T06:00:00Z\n2,2027-03-31 08:01\n", [0, 60]),
+        ("id,time\n1,2027-03-31T06:00:00Z\n2,2027-03-31 08:01\n", [0, 60]),
+        ("id; Created_At\n1;2027-03-31T06:00:00Z\n2;2027-03-31T06:01:00Z\n", [0, 60]),
         ("1774944000\n1774944005.5\n", [0, 5.5]),
         ("at\n\n1774944010000\n1774944000000\n", [0, 10]),
     ],
@@ -283,13 +270,16 @@ def test_timestamps_of_many_kinds_are_read(tmp_path: Path, content: str, seconds
         (b"", "at least two timestamps"),
         (b"at\n2027-03-31T09:00\n", "at least two timestamps"),
         # A day without a time of day would bring all of them at midnight.
-        (b"at\n2027-03-31\n", "line 2 of requests.csv is '2027-03-31'"),
-        (b"at\n2027-03-31T09:00\nsoon\n", "line 3 of requests.csv is 'soon': use a time, such as 2027"),
-        (b"at\nsoon\n", "line 2 of requests.csv is 'soon'"),
+        (b"at\n2027-03-31\n", "line 2 of requests.csv has '2027-03-31' as its time"),
+        (b"at\n2027-03-31T09:00\nsoon\n", "line 3 of requests.csv has 'soon' as its time: use one such as 2027"),
+        (b"at\nsoon\n", "line 2 of requests.csv has 'soon'"),
         (b"2027-03-31T09:00\n2027-13-31T09:00\n", "line 2"),
         (b"2027-03-31T09:00\n0001-01-01T00:00:00\n", "line 2"),
         (b"2027-03-31T09:00\n9999-12-31T23:59:59\n", "line 2"),
-        (b"\xff\xfe\x00", "it is no CSV"),
+        # Names for fewer columns than there are, as R writes them.
+        (b"time,user\n1,2027-03-31T09:00,7\n", "as many cells as in the first line"),
+        (b"2027-03-31T09:00,7\n", "requests.csv has 2027-03-31T09:00, 7: say with --column"),
+        (b"\xff\xfe\x00", "it cannot be read as CSV"),
     ],
 )
 def test_a_bad_file_is_one_sentence_with_the_line(tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -325,13 +315,6 @@ def test_busy_hours_are_those_of_the_clock_on_the_wall() -> None:
     assert {end - start for start, end in windows} == {8 * 3600.0}
 
 
-def commands_of(line: str) -> list[list[str]]:
-    """Return the arguments of each command in a line."""
-    found = [shlex.split(command) for command in line.split(" && ")]
-    assert all(words[:1] == ["fast-truss"] for words in found)
-    return [words[1:] for words in found]
-
-
 def parsed(arguments: list[str]) -> dict[str, Any]:
     """Return what the CLI's own parser makes of a command."""
     import typer.main
@@ -343,43 +326,37 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("most", [1, 3])
 def test_every_command_that_may_be_recommended_is_one_that_exists(most: int) -> None:
     found = pattern.read_pattern("weekdays 9 to 18, 40 an hour", seed=0)
-    tried = choices.choices_for(found, MACHINE, most, 2, found.hours)
+    tried = choices.choices_for(found, MACHINE, most, found.hours)
     assert len({choice.name for choice in tried}) == len(tried)
     names = ("min_replica", "max_replica", "scale_down_delay", "concurrency_target")
     for choice in tried:
-        line = choices.command_line(choice, ["--model", "abc", "--environment", "staging"], "Europe/Berlin")
-        autoscaling, *schedules = [parsed(arguments) for arguments in commands_of(line)]
-        assert (autoscaling["model"], autoscaling["environment"]) == ("abc", "staging")
+        text = choices.command_line(choice, ["--model", "abc", "--environment", "staging"], "Europe/Berlin")
+        line, *schedule = text.splitlines()
+        name, *arguments = shlex.split(line)
+        assert name == "fast-truss"
+        given = parsed(arguments)
+        assert (given["model"], given["environment"]) == ("abc", "staging")
         # Baseten takes them, too.
-        checked_autoscaling({name: autoscaling[name] for name in names})
-        assert {name: autoscaling[name] for name in names} == {name: getattr(choice.settings, name) for name in names}
-        assert len(schedules) == bool(choice.window)
-        for given in schedules:
-            given |= {name: f"{given[name]:%H:%M}" for name in ("start", "end")}
-            # It begins before the first users, by the cold start.
-            assert (given["start"], given["end"], given["weekdays"]) == ("08:55", "18:00", "mon-fri")
-            settings_of(**{name: given[name] for name in ("weekdays", "start", "end", "timezone", "min_replica")})
+        checked_autoscaling({name: given[name] for name in names})
+        assert {name: given[name] for name in names} == {name: getattr(choice.settings, name) for name in names}
+        assert len(schedule) == bool(choice.window)
+        for sentence in schedule:
+            # A comment for a shell. It begins before the first users, by the cold start.
+            wanted = "# and in Baseten, an autoscaling schedule for mon-fri 08:55 to 18:00 (Europe/Berlin) with "
+            replicas = choice.settings.window_replicas
+            assert sentence == f"{wanted}{replicas} replica{'' if replicas == 1 else 's'}"
 
 
-def test_the_answer_is_a_table_a_chart_and_one_command(tmp_path: Path) -> None:
-    png = tmp_path / "plan.png"
-    arguments = ["--pattern", "weekdays 9 to 18, 40 an hour", *FACTS, "--timezone", "Europe/Berlin", "--png", str(png)]
+def test_the_answer_is_a_table_and_one_command() -> None:
+    arguments = ["--pattern", "weekdays 9 to 18, 40 an hour", *FACTS, "--timezone", "Europe/Berlin"]
     result = run(*arguments)
     assert result.exit_code == 0
     assert "always on, 1 replica" in result.stdout
     assert "log-normal" in result.stdout
     assert "predict_concurrency 1" in result.stdout
-    last = result.stdout.splitlines()[-1]
-    assert [parsed(arguments)["timeout"] for arguments in commands_of(last)]
-    import numpy as np
-    from matplotlib import colors, image
-
-    pixels = np.round(image.imread(png)[..., :3] * 255).astype(int)
-    for colour in (chart.FRONT, chart.CHOSEN):
-        wanted = np.round(np.array(colors.to_rgb(colour)) * 255).astype(int)
-        assert (pixels == wanted).all(axis=-1).any(), colour
-    again = run(*arguments)
-    assert again.stdout == result.stdout
+    last = [line for line in result.stdout.splitlines() if not line.startswith("#")][-1]
+    assert parsed(shlex.split(last)[1:])["timeout"]
+    assert run(*arguments).stdout == result.stdout
 
 
 def test_the_cheapest_that_is_quick_enough_is_recommended() -> None:
@@ -418,12 +395,6 @@ def test_there_are_enough_replicas_for_the_busiest_hour(count: int, image: float
     assert choices.enough_replicas(found, image) == replicas
 
 
-def test_without_matplotlib_a_chart_is_refused_before_anything_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InvalidInput, match=r'pip install "fast-truss\[plots\]"'):
-        run("--pattern", "1 a day", *FACTS, "--png", "x.png")
-
-
 def test_cheapest_and_recommended_stand_side_by_side_with_what_the_difference_buys() -> None:
     arguments = ["--pattern", "10 a day", *FACTS]
     output = run(*arguments).stdout
@@ -432,14 +403,14 @@ def test_cheapest_and_recommended_stand_side_by_side_with_what_the_difference_bu
     assert (cheapest["name"], best["name"]) == ("to zero after 60 s", "always on, 1 replica")
     assert (cheapest["p95"], best["p95"]) == (34.0, 4.0)
     more = best["usd"] - cheapest["usd"]
-    assert found["difference"] == f"USD {more:,.0f} a month more: 95 of 100 users wait at most 4.0 s and not 34.0 s."
+    assert found["difference"] == f"USD {more:,.2f} a month more: 95 of 100 users wait at most 4.0 s and not 34.0 s."
     assert found["difference"] in output
-    assert "Goal: 95 of 100 users wait at most 14 s (10 s more than an image takes, set another with --p95)." in output
+    assert "Goal: 95 of 100 users wait at most 14 s: set another with --p95." in output
     assert cheapest["command"] in output.splitlines()
     assert output.splitlines()[-1] == best["command"]
     # Who may wait for the cold start has no reason to pay more.
     output = run(*arguments, "--p95", "40").stdout
-    assert "Goal: 95 of 100 users wait at most 40 s (--p95)." in output
+    assert "Goal: 95 of 100 users wait at most 40 s: set another with --p95." in output
     assert "The cheapest settings are recommended." in output
     assert "No settings reach the goal" in run(*arguments, "--p95", "1").stdout
 
@@ -492,40 +463,34 @@ def test_working_days_stand_for_whole_weeks(tmp_path: Path, days: list[int], sta
         request_log.read_requests(file, BERLIN, days=2.0)
 
 
-@pytest.mark.parametrize(
-    "lines",
-    [
-        ["date,time", "2027-03-31,09:00:00", "2027-03-31,09:00:30"],
-        ["time;date", "09:00:00;2027-03-31", "09:00:30;2027-03-31"],
-        ["request_id,created_at", "1774944000,2027-03-31T09:00:00", "1774944999,2027-03-31T09:00:30"],
-        ["request_id,created_at", "1111111111,1774944000", "1111111112,1774944030"],
-        ["requestId,createdAt", "1111111111,1774944000000", "1111111112,1774944030000"],
-        ["4915112345,2027-03-31 09:00:00 UTC", "4915112346,2027-03-31 09:00:30 UTC"],
-        ["expires_on\tcreated", "2027-04-30T09:00\t2027-03-31T09:00:00", "2027-04-30T09:00\t2027-03-31T09:00:30"],
-    ],
-)
-def test_the_column_that_holds_the_time_is_found(tmp_path: Path, lines: list[str]) -> None:
+@pytest.mark.parametrize("name", ["timestamp", "Time", "date", "datetime", "created_at"])
+def test_the_column_that_is_named_like_a_time_is_read(tmp_path: Path, name: str) -> None:
+    lines = [f"user,{name},expires_on", *(f"3,2027-03-31T09:00:{second},2027-04-30T09:00" for second in ("00", "30"))]
     assert request_log.read_requests(csv_of(tmp_path, *lines), BERLIN).arrivals == [0.0, 30.0]
 
 
 @pytest.mark.parametrize(
-    ("lines", "sentence"),
+    "lines",
     [
-        (["created_at,finished_at", "2027-03-31T09:00,2027-03-31T09:01"], "created_at and finished_at hold times"),
-        (["2027-03-31T09:00,2027-03-31T09:01"], "1 and 2 hold times: say which column it is with --column NAME"),
-        (["phone,user", "4915112345,3"], "none of phone, user is clearly the time"),
-        (["1774944000,3"], "none of 1, 2 is clearly the time"),
-        (["date,user", "2027-03-31,3"], "none of date, user"),
+        ["created_at,timestamp", "2027-03-31T09:00,2027-03-31T09:01"],
+        ["date,time", "2027-03-31,09:00:00"],
+        ["created_on,user", "2027-03-31T09:00,3"],
+        ["time,time", "2027-03-31T09:00,2027-03-31T09:01"],
     ],
 )
-def test_two_columns_that_fit_are_refused_and_one_may_be_named(tmp_path: Path, lines: list[str], sentence: str) -> None:
-    with pytest.raises(InvalidInput) as raised:
+def test_of_columns_that_all_or_none_fit_one_must_be_named(tmp_path: Path, lines: list[str]) -> None:
+    sentence = f"requests.csv has {lines[0].replace(',', ', ')}: say with --column which one holds the times."
+    with pytest.raises(InvalidInput, match=re.escape(sentence)):
         request_log.read_requests(csv_of(tmp_path, *lines, lines[-1]), BERLIN)
-    assert sentence in str(raised.value)
-    file = csv_of(tmp_path, "a,b", "2027-03-31T09:00,2027-03-31T09:01", "2027-03-31T09:01,2027-03-31T09:07")
-    assert request_log.read_requests(file, BERLIN, "a").arrivals == [0.0, 60.0]
-    assert request_log.read_requests(file, BERLIN, "b").arrivals == [0.0, 360.0]
-    with pytest.raises(InvalidInput, match=r"--column is 'c', and requests\.csv has a, b"):
+
+
+def test_seconds_since_1970_are_a_time_only_where_the_column_is_named(tmp_path: Path) -> None:
+    file = csv_of(tmp_path, "time,at", "1774944000,1774944000000", "1774944030,1774944007000")
+    with pytest.raises(InvalidInput, match=r"line 2 of requests\.csv has '1774944000' as its time"):
+        request_log.read_requests(file, BERLIN)
+    assert request_log.read_requests(file, BERLIN, "time").arrivals == [0.0, 30.0]
+    assert request_log.read_requests(file, BERLIN, "at").arrivals == [0.0, 7.0]
+    with pytest.raises(InvalidInput, match=r"requests\.csv has time, at: say with --column"):
         request_log.read_requests(file, BERLIN, "c")
 
 
@@ -533,82 +498,61 @@ def test_two_columns_that_fit_are_refused_and_one_may_be_named(tmp_path: Path, l
 def test_what_is_close_is_said_as_other_seeds_have_it(hourly: int, is_close: bool) -> None:
     """5 of 100 users meet a cold start near 39 requests an hour: there chance decides on the side of the goal."""
 
-    def answer(seed: int) -> tuple[list[choices.Row], choices.Row, choices.Case]:
+    def answer(seed: int) -> tuple[list[choices.Row], choices.Row, int]:
         found = pattern.read_pattern(f"weekdays 9 to 18, {hourly} an hour", seed)
         case = choices.Case(found, MACHINE, 0.8, 14.0, 20.0, seed)
-        rows = choices.rows_of(choices.choices_for(found, MACHINE, 1, 1, None), case)
-        return rows, choices.recommended(rows, case.goal), case
+        rows = choices.rows_of(choices.choices_for(found, MACHINE, 1, None), case)
+        return rows, choices.recommended(rows, case.goal), len(found.arrivals)
 
-    rows, best, case = answer(0)
-    draws = choices.by_chance(rows, best, case)
-    assert set(draws) == {answer(seed)[1].choice.name for seed in range(9)}
-    sentences = report.close_ones(rows, best, draws)
-    assert bool(sentences) == is_close
+    rows, best, count = answer(0)
+    others = {answer(seed)[1].choice.name for seed in range(9)} - {best.choice.name}
+    sentences = report.close_ones(rows, best, count)
+    assert bool(sentences) == is_close == bool(others)
     if is_close:
         assert sentences[0].startswith("Too close to tell")
-        assert all(name in sentences[0] for name in draws if name != best.choice.name)
-
-
-def test_the_days_that_are_drawn_are_days_of_the_traffic() -> None:
-    found = pattern.read_pattern("weekdays 9 to 18, 40 an hour; weekends 10 to 11, 5 an hour", seed=0)
-    drawn = found.redrawn(1)
-    assert drawn.arrivals == sorted(drawn.arrivals) == found.redrawn(1).arrivals != found.arrivals
-    assert len(drawn.arrivals) == pytest.approx(len(found.arrivals), rel=0.1)
-    of_days = [[at % traffic.DAY for at in each.arrivals] for each in (found, drawn)]
-    assert {round(at, 3) for at in of_days[1]} <= {round(at, 3) for at in of_days[0]}
-    weekend = [at % traffic.DAY for at in drawn.arrivals if at // traffic.DAY % 7 > 4]
-    assert all(10 * 3600 <= at < 11 * 3600 for at in weekend)
+        assert all(name in sentences[0] for name in others)
 
 
 @pytest.mark.parametrize(
-    ("text", "days", "start", "end", "a_week"),
+    "text",
     [
-        ("weekdays 9am to 6pm, 40 an hour", "mon-fri", 9, 18, 5 * 9 * 40),
-        ("9:30 am - 12 pm, 40/h", "daily", 9.5, 12, 7 * 2.5 * 40),
-        ("monday to friday 9 to 18, 40/h", "mon-fri", 9, 18, 1800),
-        ("Monday, Wednesday and Thursdays from 9 to 18, 40 requests per hour", "mon,wed,thu", 9, 18, 3 * 9 * 40),
-        ("on weekends between 10 and 16, 40 images per hr", "sat,sun", 10, 16, 480),
-        ("24/7, 40/h", "daily", 0, 24, 7 * 24 * 40),
-        ("40/h 24/7", "daily", 0, 24, 7 * 24 * 40),
-        ("40 requests an hour from 9h to 18h, monday-friday", "mon-fri", 9, 18, 1800),
-        ("1,000 a day", "daily", 0, 24, 7000),
-        ("weekdays 9 to 18,400 a day", "mon-fri", 9, 18, 2000),
-        ("weekdays 9 to 18, 1000 a week", "mon-fri", 9, 18, 1000),
-        ("9-18 0.125 a minute", "daily", 9, 18, 7 * 9 * 7.5),
-        ("every day 9 to 18, 4 each hour", "daily", 9, 18, 7 * 36),
+        "",
+        "often",
+        "weekdays 9 to 18",
+        "weekdays 9 to 1840 an hour",
+        "workdays 9 to 18, 40 an hour",
+        "weekdays 18 to 9, 40 an hour",
+        "weekdays 9 to 24:30, 40 an hour",
+        "weekdays 9 to 25, 40 an hour",
+        "weekdays 9 to 18, 40 an hour;",
+        "weekdays 9am to 6pm, 40 an hour",
+        "9 to 18, 40/h",
+        "40 an hour, weekdays",
+        "1.000 a day",
+        "1,000 a day",
+        "1 000 a day",
+        "1e3 a day",
+        "weekdays 9 to 18,40 an hour",
+        "1,5 a minute",
+        "-40 an hour",
+        "40 to 50 an hour",
+        "40\u201350 an hour",
+        "\u0664 an hour",
+        "40 an hour per user",
+        "about 40 an hour",
+        "2 per 10 minutes",
+        "40 a month",
+        "40 per hour, 9 per day",
+        "9 to 12 and 14 to 18, 40 an hour",
+        "weekdays except fri 9 to 18, 40 an hour",
     ],
 )
-def test_usual_words_are_understood(text: str, days: str, start: float, end: float, a_week: float) -> None:
-    found = pattern.read_pattern(text, seed=1)
-    assert len(found.arrivals) == pytest.approx(found.span / traffic.WEEK * a_week, rel=0.1)
-    hours = found.hours or traffic.Hours(tuple(range(7)), 0.0, traffic.DAY)
-    assert (hours.weekdays, hours.start, hours.end) == (days, start * 3600, end * 3600)
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("1.000 a day", "write 1000 or 1 for 1.000, which may be both"),
-        ("weekdays, 2.500 an hour", "write 2500 or 2.5 for 2.500"),
-        ("1,5 a minute", "'1' are no days"),
-        ("1 000 a day", "'1' are no days"),
-        ("1e3 a day", "no clear rate"),
-        ("-40 an hour", "no clear rate"),
-        ("40 to 50 an hour", "are no days"),
-        ("40\u201350 an hour", "are no days"),
-        ("40 an hour per user", "'per user' are no days"),
-        ("about 40 an hour", "'about' are no days"),
-        ("2 per 10 minutes", "no clear rate"),
-        ("40 a month", "no clear rate"),
-        ("40 per hour, 9 per day", "no clear rate"),
-        ("9 to 6pm, 40 an hour", "both hours am or pm"),
-        ("9 to 5, 40 an hour", "9 to 17 for 9 am to 5 pm"),
-        ("13pm to 15pm, 40 an hour", "use two hours from 0 to 24"),
-        ("9 to 12 and 14 to 18, 40 an hour", "are no days"),
-        ("weekdays except friday 9 to 18, 40 an hour", "are no days"),
-    ],
-)
-def test_words_that_may_mean_something_else_are_refused(text: str, sentence: str) -> None:
+def test_a_pattern_that_does_not_fit_the_grammar_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         pattern.read_pattern(text, seed=1)
-    assert sentence in str(raised.value)
+    assert "hours (from 0 to 24, the lower first)" in str(raised.value)
+    assert 'as in "weekdays 9 to 18, 40 an hour" or "mon-fri 9:30-18 40/hour; sat,sun 100 a day".' in str(raised.value)
+
+
+def test_the_examples_that_are_shown_are_understood() -> None:
+    pattern.read_pattern("mon-fri 9:30-18 40/hour; sat,sun 100 a day", seed=1)
