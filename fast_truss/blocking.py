@@ -97,8 +97,6 @@ class Client:
     submit = _call(AsyncClient.submit)
     submitted = _call(AsyncClient.submitted)
     autoscaling = _call(AsyncClient.autoscaling)
-    environment = _call(AsyncClient.environment)
-    change_schedules = _call(AsyncClient.change_schedules)
     startups = _call(AsyncClient.startups)
     startups_summary = _call(AsyncClient.startups_summary)
     ask_management = _call(AsyncClient.ask_management)

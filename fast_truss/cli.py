@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fast_truss import coldstart, doctor, fields, generation, hosting, load, schedule, status
+from fast_truss import coldstart, doctor, fields, generation, hosting, load, status
 from fast_truss.errors import ClientError, InvalidInput
 from fast_truss.options import Where, on_target
 from fast_truss.plan.command import plan
@@ -61,7 +61,6 @@ add(on_target(status.status), "status --model abcd1234")
 add(on_target(generation.generate), 'generate "a lighthouse at dawn" --width 512 -o dawn.png', **ANY_FIELD)
 add(on_target(fields.show), "fields --url http://127.0.0.1:8000", name="fields")
 add(on_target(status.autoscaling), "autoscaling --min-replica 0 --scale-down-delay 300")
-add(on_target(schedule.schedule), "schedule --weekdays mon-fri --from 08:45 --to 18:00 --timezone Europe/Berlin")
 add(on_target(coldstart.coldstart), "coldstart --png coldstart.png")
 add(on_target(load.load), "load --requests 100 --rate 0.5 --width 512", **ANY_FIELD)
 add(on_target(doctor.doctor), "doctor --project . --no-image")

@@ -164,28 +164,19 @@ class AsyncClient:
         if not changes:
             return settings_of(found)
         if self.target.environment:
+            from baseten.client.managementapi import UpdateEnvironmentRequest
+
             # Those of its deployment alone would be gone with the next one that is promoted.
-            answer = await self._change_environment(deadline, Kind.CHANGE, autoscaling_settings=request)
+            method = "patch_models_environments"
+            arguments = {**self.target.names, "request": UpdateEnvironmentRequest(autoscaling_settings=request)}
         else:
-            arguments = {**self.target.names, "deployment_id": found.id, "request": request}
             method = "patch_models_deployments_autoscaling_settings"
-            answer = await self._sdk(Kind.CHANGE, method, deadline, arguments)
+            arguments = {**self.target.names, "deployment_id": found.id, "request": request}
+        answer = await self._sdk(Kind.CHANGE, method, deadline, arguments)
         settings = settings_of(getattr(answer, "environment", None) or await self._describe(deadline))
         # vars(): the SDK calls both deprecated in the answer of an environment.
         settings.answered, settings.message = (vars(answer).get(name) for name in ("status", "message"))
         return settings
-
-    async def environment(self, timeout: float = policy.ASK_SECONDS) -> Any:
-        """Return the SDK's Environment. Raises InvalidInput for a single deployment."""
-        if not self.target.environment:
-            raise InvalidInput(f"{self.target} is a single deployment: name an environment with --environment.")
-        return await self._describe(Deadline(timeout))
-
-    async def change_schedules(self, settings: Any, timeout: float = policy.ASK_SECONDS) -> Any:
-        """Send the SDK's UpdateAutoscalingScheduleSettings. Returns the Environment after it."""
-        # A schedule without an id is new each time.
-        answer = await self._change_environment(Deadline(timeout), Kind.ONCE, autoscaling_schedule_settings=settings)
-        return answer.environment
 
     async def startups(
         self, /, deployment_id: str, timeout: float = policy.ASK_SECONDS, **window: Any
@@ -243,12 +234,6 @@ class AsyncClient:
     def _only_on_baseten(self) -> None:
         if self.local:
             raise InvalidInput("This exists on Baseten only: leave out --url.")
-
-    async def _change_environment(self, deadline: Deadline, kind: Kind, **changes: Any) -> Any:
-        from baseten.client.managementapi import UpdateEnvironmentRequest
-
-        arguments = {**self.target.names, "request": UpdateEnvironmentRequest(**changes)}
-        return await self._sdk(kind, "patch_models_environments", deadline, arguments)
 
     async def _recorded(self, what: str, deployment_id: str, deadline: Deadline, window: dict[str, Any]) -> Any:
         """Return what is read in the record of startups, or None where there is no record."""

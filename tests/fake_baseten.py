@@ -106,8 +106,6 @@ async def tell(request: Request) -> dict[str, Any]:
         "queued",
         "settings",
         "autoscaling",
-        "schedules",
-        "timezone",
         "url",
         "changed",
         "replica_id",
@@ -262,11 +260,7 @@ async def describe_environment(model: str, name: str, request: Request) -> Respo
 async def change_environment(name: str, request: Request) -> Response:
     replica = request.app.state.replica
     asked = sdk.UpdateEnvironmentRequest.model_validate_json(await request.body())
-    told = {"status": "ACCEPTED", "message": "Done."}
-    if asked.autoscaling_settings:
-        told = replica.change(asked.autoscaling_settings).model_dump()
-    if asked.autoscaling_schedule_settings:
-        replica.change_schedules(asked.autoscaling_schedule_settings)
+    told = replica.change(asked.autoscaling_settings).model_dump()
     made = sdk.UpdateEnvironmentResponse(environment=replica.describe_environment(name), **told)
     hidden = set(told) if replica.hides_deprecated else None
     return JSONResponse(made.model_dump(mode="json", exclude=hidden))

@@ -47,7 +47,6 @@ CLEAN = {
     "has_schema": True,
     "changed": [],
     "hide_autoscaling": False,
-    "has_schedules": True,
     "has_startups": True,
     "starts": 0,
     "asked": 0,
@@ -57,8 +56,6 @@ CLEAN = {
     "secrets": ["hf_access_token"],
     "autoscaling": AUTOSCALING,
     "rates": [],
-    "schedules": [],
-    "timezone": None,
 }
 
 
@@ -169,44 +166,16 @@ class Replica:
         )
 
     def describe_environment(self, name: str) -> sdk.Environment:
-        schedules = None
-        settings = sdk.AutoscalingSettings(**self.autoscaling)
-        if self.has_schedules:
-            state = sdk.AutoscalingScheduleState(schedule_id=None, autoscaling_settings=settings)
-            schedules = sdk.EnvironmentAutoscalingSchedules(
-                timezone=self.timezone, schedules=self.schedules, applied_state=state
-            )
         return sdk.Environment(
             name=name,
             created_at=datetime.datetime.now(datetime.UTC),
             model_id="model",
             current_deployment=self.describe("first", name),
-            autoscaling_settings=settings,
+            autoscaling_settings=sdk.AutoscalingSettings(**self.autoscaling),
             promotion_settings=sdk.ModelPromotionSettings(),
             instance_type=T4,
             request_backpressure_settings=sdk.RequestBackpressureSettings(),
-            autoscaling_schedules=schedules,
         )
-
-    def change_schedules(self, request: sdk.UpdateAutoscalingScheduleSettings) -> None:
-        """Raises ValueError for what Baseten refuses."""
-        if not self.has_schedules:
-            raise ValueError("Autoscaling schedules are not enabled for this workspace")
-        gone = set(request.delete_schedules or [])
-        if unknown := gone - {each["id"] for each in self.schedules}:
-            raise ValueError(f"There is no schedule {unknown}")
-        kept = {each["id"]: each for each in self.schedules if each["id"] not in gone}
-        for number, schedule in enumerate(request.schedules or []):
-            # A schedule of an unknown cadence is a plain dict in the SDK's request.
-            if isinstance(schedule, dict):
-                raise ValueError("This is no schedule")
-            made = schedule.model_dump(mode="json")
-            made["id"] = made["id"] or f"schedule-{len(kept) + number + 1}"
-            kept[made["id"]] = made
-        self.timezone = request.timezone or self.timezone
-        if kept and not self.timezone:
-            raise ValueError("timezone is missing")
-        self.schedules = list(kept.values())
 
     def startups(self, params: Any) -> sdk.StartupAttempts:
         return sdk.StartupAttempts(

@@ -141,7 +141,7 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_done(awake: P
     assert [file.name for file in tmp_path.iterdir()] == ["x-2.png"]
 
 
-# Settings and schedules.
+# Settings.
 
 
 def test_autoscaling_says_what_baseten_answered_and_what_it_has_then(awake: Platform) -> None:
@@ -156,43 +156,6 @@ def test_autoscaling_says_what_baseten_answered_and_what_it_has_then(awake: Plat
         assert "scale_down_delay: 800 (you asked for 600)\n" in result.stdout
     found = json.loads(awake.run("autoscaling", "--scale-down-delay", "600", "--json").stdout)
     assert (found["status"], found["scale_down_delay"]) == ("QUEUED", 800)
-
-
-def test_schedules_are_set_shown_and_deleted(awake: Platform) -> None:
-    assert awake.run("schedule").stdout == "production has no schedules.\n"
-    office = ["--weekdays", "mon-fri", "--from", "08:45", "--to", "18:00", "--timezone", "Europe/Berlin"]
-    result = awake.run("schedule", *office, "--min-replica", "1")
-    assert result.returncode == 0, result.stderr
-    assert "Mon, Tue, Wed, Thu, Fri 08:45 to 18:00" in result.stdout
-    # The same name replaces it.
-    result = awake.run("schedule", *office, "--to", "19:00")
-    assert result.returncode == 0, result.stderr
-    assert "This replaces office hours, which was Mon, Tue, Wed, Thu, Fri 08:45 to 18:00" in result.stderr
-    demo = awake.run("schedule", "--weekdays", "sat", "--from", "9:00", "--to", "12:00", "--name", "demo")
-    assert demo.returncode == 0, demo.stderr
-    told = awake.tell()
-    assert told["timezone"] == "Europe/Berlin"
-    assert [each["name"] for each in told["schedules"]] == ["office hours", "demo"]
-    assert (told["schedules"][0]["end_hour"], told["schedules"][0]["end_minute"]) == (19, 0)
-    refused(awake.run("schedule", "--delete", "dmeo"), "There is no schedule")
-    assert "demo" not in awake.run("schedule", "--delete", "demo").stdout
-    assert awake.run("schedule", "--delete", "all").stdout == "production has no schedules.\n"
-
-
-def test_a_schedule_of_an_unknown_cadence_is_shown_and_deleted(awake: Platform) -> None:
-    lunar = {"id": "s9", "name": "full moon", "cadence": "LUNAR", "enabled": True}
-    awake.set(schedules=[lunar], timezone="UTC")
-    shown = awake.run("schedule").stdout
-    assert re.search("full moon.*LUNAR", shown)
-    assert awake.run("schedule", "--delete", "all").stdout == "production has no schedules.\n"
-    assert awake.tell()["schedules"] == []
-
-
-def test_a_workspace_without_schedules_is_told_of_the_workflow(awake: Platform) -> None:
-    awake.set(has_schedules=False)
-    for words in ([], ["--from", "08:45", "--to", "18:00", "--timezone", "UTC"]):
-        refused(awake.run("schedule", *words), ".github/workflows/wake.yml wakes on a schedule")
-    assert awake.tell()["changed"] == []
 
 
 # Images.

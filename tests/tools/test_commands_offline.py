@@ -1,7 +1,6 @@
-"""What the commands and the page work out by themselves: schedules, waterfalls, forms, words. Nothing is sent."""
+"""What the commands and the page work out by themselves: waterfalls, forms, words. Nothing is sent."""
 
 import asyncio
-import datetime
 import inspect
 import io
 import json
@@ -20,7 +19,6 @@ from typer.testing import CliRunner
 
 from fast_truss import (
     Client,
-    ClientError,
     Event,
     InvalidInput,
     ModelFailed,
@@ -33,170 +31,11 @@ from fast_truss import (
     fields,
     generation,
     load,
-    schedule,
     transport,
     waterfall,
 )
 from fast_truss.errors import printable
 from fast_truss.options import Where, check_file
-
-OFFICE = {
-    "name": "office",
-    "weekdays": "mon-fri",
-    "start": "08:45",
-    "end": "18:00",
-    "timezone": "Europe/Berlin",
-    "min_replica": 1,
-    "max_replica": None,
-}
-
-
-class Changing:
-    """A client whose workspace has schedules, and takes changes or refuses them."""
-
-    def __init__(self, environment: Any, error: Exception | None = None) -> None:
-        self.found, self.error, self.sent = environment, error, []
-
-    def __enter__(self) -> "Changing":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def environment(self, timeout: float) -> Any:
-        return self.found
-
-    def change_schedules(self, request: Any, timeout: float) -> Any:
-        self.sent.append(request)
-        if self.error:
-            raise self.error
-        return self.found
-
-
-EMPTY = sdk.EnvironmentAutoscalingSchedules(schedules=[], applied_state=None)
-
-
-def run_schedule(*arguments: str, error: Exception | None = None, **there: Any) -> tuple[Any, Any]:
-    """Run the command. Returns its result, and what it sent."""
-    client = Changing(environment(**{"autoscaling_schedules": EMPTY, **there}), error)
-    with mock.patch.object(Where, "client", lambda _: client):
-        result = CliRunner().invoke(cli.app, ["schedule", *arguments])
-    return result, client.sent
-
-
-def settings_of(**changes: Any) -> Any:
-    options = {"--weekdays": "weekdays", "--from": "start", "--to": "end", "--timezone": "timezone"}
-    options |= {"--min-replica": "min_replica", "--max-replica": "max_replica", "--name": "name"}
-    given = {**OFFICE, **changes}
-    words = [word for option, name in options.items() if given[name] is not None for word in (option, str(given[name]))]
-    result, sent = run_schedule(*words)
-    if isinstance(result.exception, ClientError):
-        raise result.exception
-    if result.exit_code:
-        raise InvalidInput(" ".join(result.output.replace("│", " ").split()))
-    return sent[0]
-
-
-def test_a_schedule_is_what_baseten_takes() -> None:
-    request = sdk.UpdateEnvironmentRequest(autoscaling_schedule_settings=settings_of())
-    parsed = sdk.UpdateEnvironmentRequest.model_validate_json(request.model_dump_json(exclude_unset=True))
-    (made,) = parsed.autoscaling_schedule_settings.schedules
-    assert isinstance(made, sdk.AutoscalingScheduleUpsert)
-    assert made.weekdays == ["MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY"]
-    assert (made.start_hour, made.start_minute, made.end_hour, made.end_minute) == (8, 45, 18, 0)
-    assert made.autoscaling_settings.min_replica == made.autoscaling_settings.max_replica == 1
-    assert made.autoscaling_settings.scale_down_delay is None
-    # All eight fields must be there.
-    assert len(made.autoscaling_settings.model_fields_set) == 8
-
-
-@pytest.mark.parametrize(
-    ("text", "days"),
-    [("mon-fri", "MTWTF"), ("sat-mon", "MSS"), ("wed", "W"), ("Mon, wednesday", "MW"), ("daily", "MTWTFSS")],
-)
-def test_weekdays_are_read(text: str, days: str) -> None:
-    assert "".join(day[0] for day in schedule.weekdays_of(text)) == days
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"weekdays": "mon-fry"}, "--weekdays"),
-        ({"weekdays": "m"}, "--weekdays"),
-        ({"weekdays": "mon-wed-fri"}, "--weekdays"),
-        ({"weekdays": ""}, "--weekdays"),
-        ({"start": "8.45"}, "--from"),
-        ({"start": "24:00"}, "--from"),
-        ({"end": "08:45"}, "--to"),
-        ({"end": "\u0661\u0662:00"}, "--to"),
-        ({"timezone": "Berlin"}, "--timezone"),
-        ({"timezone": "../../etc/passwd"}, "--timezone"),
-        ({"timezone": None}, "--timezone"),
-        ({"min_replica": -1}, "--min-replica"),
-        ({"max_replica": 0, "min_replica": 0}, "--max-replica"),
-        ({"start": "22:00", "end": "06:00"}, "a --name each"),
-    ],
-)
-def test_a_bad_schedule_is_a_sentence_that_names_the_field(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidInput, match=field):
-        settings_of(**changes)
-
-
-def test_schedules_that_are_off_are_no_refused_key() -> None:
-    for words in ([], ["--delete", "all"], ["--from", "08:45", "--to", "18:00", "--timezone", "UTC"]):
-        result, sent = run_schedule(*words, autoscaling_schedules=None)
-        assert type(result.exception) is ClientError
-        assert "does not have Baseten's schedules" in str(result.exception)
-        assert sent == []
-
-
-def test_another_time_zone_does_not_move_the_schedules_that_are_there() -> None:
-    night = {"id": "s1", "name": "night", "cadence": "LUNAR"}
-    there = sdk.EnvironmentAutoscalingSchedules(schedules=[night], timezone="Europe/Berlin", applied_state=None)
-    office = ["--from", "08:45", "--to", "18:00"]
-    result, sent = run_schedule(*office, "--timezone", "UTC", autoscaling_schedules=there)
-    assert "the schedules that are there use Europe/Berlin" in str(result.exception)
-    assert sent == []
-    result, (request,) = run_schedule(*office, autoscaling_schedules=there)
-    assert request.timezone == "Europe/Berlin"
-
-
-def test_a_schedule_is_deleted_by_its_name_or_its_id() -> None:
-    both = [{"id": f"s{number}", "name": name, "cadence": "LUNAR"} for number, name in enumerate(("day", "night"))]
-    there = sdk.EnvironmentAutoscalingSchedules(schedules=both, timezone="UTC", applied_state=None)
-    for words, gone in ((["night"], ["s1"]), (["s0", "night"], ["s0", "s1"]), (["all"], ["s0", "s1"]), (["x"], ["x"])):
-        _, (request,) = run_schedule(*(f"--delete={word}" for word in words), autoscaling_schedules=there)
-        assert sorted(request.delete_schedules) == gone
-    twins = sdk.EnvironmentAutoscalingSchedules(schedules=[{**each, "name": "x"} for each in both], applied_state=None)
-    for word in ("all", "x"):
-        _, (request,) = run_schedule(f"--delete={word}", autoscaling_schedules=twins)
-        assert request.delete_schedules == ["s0", "s1"]
-
-
-def test_a_window_over_several_days_is_shown_whole() -> None:
-    fair = {
-        "cadence": "ONE_TIME",
-        "start_at": datetime.datetime(2097, 3, 4, 8, tzinfo=datetime.UTC),
-        "end_at": datetime.datetime(2097, 3, 7, 18, tzinfo=datetime.UTC),
-    }
-    assert schedule.shown(fair, "Europe/Berlin") == "2097-03-04 09:00 to 2097-03-07 19:00"
-    assert (
-        schedule.shown({**fair, "end_at": fair["start_at"].replace(hour=9)}, "UTC")
-        == "2097-03-04 08:00 to 2097-03-04 09:00"
-    )
-    # As the SDK has one of which a field does not fit.
-    text = {**fair, "start_at": "2097-03-04T08:00:00Z", "end_at": "2097-03-07T18:00:00Z"}
-    assert schedule.shown(text, "Europe/Berlin") == "2097-03-04 09:00 to 2097-03-07 19:00"
-    for odd in ({"end_at": None}, {"cadence": "DAILY"}, {"cadence": "DAILY", "weekdays": None}):
-        assert schedule.shown({**fair, **odd}, "UTC").endswith(": see it on Baseten")
-
-
-@pytest.mark.parametrize("words", [["--timezone", "UTC"], ["--max-replica", "1"], ["--from", "08:45"]])
-def test_a_schedule_without_its_times_is_refused(words: list[str]) -> None:
-    with pytest.raises(InvalidInput, match="give --from and --to"):
-        cli.app(["schedule", "--model", "m", *words], standalone_mode=False)
-    with pytest.raises(InvalidInput, match="without --delete"):
-        cli.app(["schedule", "--model", "m", *words, "--delete", "all"], standalone_mode=False)
 
 
 def attempt() -> sdk.StartupAttempt:

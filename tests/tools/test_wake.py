@@ -154,7 +154,7 @@ def refused(result: subprocess.CompletedProcess, sentence: str, code: int = 1) -
 
 @pytest.mark.parametrize(
     "command",
-    [["wake"], ["status"], ["generate", "a boat"], ["autoscaling"], ["coldstart", "--yes"], ["schedule"], ["load"]],
+    [["wake"], ["status"], ["generate", "a boat"], ["autoscaling"], ["coldstart", "--yes"], ["load"]],
 )
 def test_a_wrong_key_is_one_sentence(awake: Platform, command: list[str]) -> None:
     refused(awake.run(*command, key="wrong-key"), "Baseten refused the key (401")
