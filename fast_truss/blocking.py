@@ -94,8 +94,6 @@ class Client:
     generate = _call(AsyncClient.generate)
     events = _each(AsyncClient.events)
     schema = _call(AsyncClient.schema)
-    submit = _call(AsyncClient.submit)
-    submitted = _call(AsyncClient.submitted)
     autoscaling = _call(AsyncClient.autoscaling)
     startups = _call(AsyncClient.startups)
     startups_summary = _call(AsyncClient.startups_summary)

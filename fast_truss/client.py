@@ -11,12 +11,10 @@ from typing import Any, Self
 
 from fast_truss import events, policy
 from fast_truss.deployment import READY, Settings, Status, Target, checked_autoscaling, settings_of, status_of
-from fast_truss.errors import ClientError, InvalidInput, NotFound, NotReady, RequestRefused, TimedOut, UnexpectedAnswer
+from fast_truss.errors import ClientError, InvalidInput, NotFound, NotReady, RequestRefused, TimedOut
 from fast_truss.events import Event
 from fast_truss.policy import Deadline, Kind, Wait
 
-# Baseten takes no more of an async request.
-ASYNC_KIB = 256
 # The paths of Truss's server begin with this.
 SERVER = "/v1/models/model"
 
@@ -130,30 +128,6 @@ class AsyncClient:
             raise NotFound("The deployment gives no schema of its requests.")
         return found
 
-    async def submit(self, /, prompt: str, webhook: str, timeout: float = policy.ASK_SECONDS, **request: Any) -> str:
-        """Return the id of a request that waits in Baseten's queue. Its answer goes to webhook, and nowhere else."""
-        self._only_on_baseten()
-        if not webhook.startswith("https://"):
-            raise InvalidInput(f"webhook is {webhook!r}: use an address such as https://example.com/done.")
-        body = {"model_input": _body(prompt, request), "webhook_endpoint": webhook}
-        if (size := len(json.dumps(body)) // 1024) >= ASYNC_KIB:
-            raise InvalidInput(f"The request has {size} KiB, and Baseten takes {ASYNC_KIB} KiB: send a smaller image.")
-        path = f"{self.target.path}/async_predict"
-        answer = await self._ask(Kind.ONCE, lambda to: to.json("POST", path, body, (201, 202)), Deadline(timeout))
-        if not isinstance(answer.get("request_id"), str):
-            raise UnexpectedAnswer("The answer holds no `request_id`, though the request may have been queued.")
-        return str(answer["request_id"])
-
-    async def submitted(self, request_id: str, timeout: float = policy.ASK_SECONDS) -> Any:
-        """Return the SDK's AsyncRequestStatusResponse of such a request."""
-        self._only_on_baseten()
-        self.target.check_names(request_id=request_id)
-
-        def ask(to: Any) -> Any:
-            return to.inference.get_async_request_status(request_id=request_id)
-
-        return await self._ask(Kind.READ, ask, Deadline(timeout))
-
     async def autoscaling(self, /, timeout: float = policy.ASK_SECONDS, **changes: int) -> Settings:
         """Return the autoscaling settings as Baseten gives them, after the changes if there are any.
 
@@ -227,13 +201,10 @@ class AsyncClient:
         return await self._sdk(Kind.READ, f"get_models_{what}", deadline, self.target.names, **how)
 
     async def _sdk(self, kind: Kind, method: str, deadline: Deadline, arguments: Any, **how: Any) -> Any:
-        self._only_on_baseten()
-        self.target.check_names(**{name: value for name, value in arguments.items() if isinstance(value, str)})
-        return await self._ask(kind, lambda to: getattr(to.management, method)(**arguments), deadline, **how)
-
-    def _only_on_baseten(self) -> None:
         if self.local:
             raise InvalidInput("This exists on Baseten only: leave out --url.")
+        self.target.check_names(**{name: value for name, value in arguments.items() if isinstance(value, str)})
+        return await self._ask(kind, lambda to: getattr(to.management, method)(**arguments), deadline, **how)
 
     async def _recorded(self, what: str, deployment_id: str, deadline: Deadline, window: dict[str, Any]) -> Any:
         """Return what is read in the record of startups, or None where there is no record."""

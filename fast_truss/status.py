@@ -25,20 +25,8 @@ def wake(where: Where, wait: Annotated[bool, typer.Option("--wait", help="Return
     print("The model is awake already." if now.ready else starting)
 
 
-def status(
-    where: Where,
-    request: Annotated[
-        str | None, typer.Option(help="The ID of an async request, as `Client.submit()` returns it.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the status and the number of replicas, or the status of an async request."""
-    if request is not None:
-        found = where.client().submitted(request, where.ask)
-        if as_json:
-            return print(found.model_dump_json())
-        lines = [f"{found.status} since {found.status_at}, webhook {found.webhook_status}"]
-        return print(printable("\n".join([*lines, *(f"{error.code}: {error.message}" for error in found.errors)])))
+def status(where: Where, as_json: AsJson = False) -> None:
+    """Show the status and the number of replicas."""
     now = where.client().status(where.ask)
     if as_json:
         told = {"status": now.status, "replicas": now.replicas, "deployment": now.deployment_id, "ready": now.ready}

@@ -17,7 +17,7 @@ import typing
 from typing import Any
 
 import httpx
-from baseten.client import InferenceClient, ManagementClient, inferenceapi, managementapi
+from baseten.client import InferenceClient, ManagementClient, managementapi
 from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
 
 from fast_truss import errors
@@ -84,7 +84,7 @@ async def raise_for_error(response: httpx.Response) -> None:
 
 
 class Reach:
-    """What requests can reach: the server itself, and the SDK's two APIs. To be closed: see http."""
+    """What requests can reach: the server itself, and the SDK's management API. To be closed: see http."""
 
     def __init__(self, route: Route, transport: httpx.AsyncBaseTransport | None) -> None:
         """transport: in place of the network and its proxies. Raises InvalidInput for an environment that is wrong."""
@@ -105,7 +105,6 @@ class Reach:
         # A proxy of SOCKS without its package, one of no known kind, or no address.
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise InvalidInput(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from None
-        self.inference = inferenceapi.AsyncApiClient(self.http, base_url=route.server)
         self.management = managementapi.AsyncApiClient(self.http, base_url=route.management)
 
     async def send(
@@ -117,12 +116,12 @@ class Reach:
         response = await self.http.send(request, stream=stream)
         if response.status_code not in expected:
             await response.aclose()
-            raise inferenceapi.ResponseError(response.status_code, "")
+            raise managementapi.ResponseError(response.status_code, "")
         return response
 
-    async def json(self, *request: Any) -> dict[str, Any]:
+    async def json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """Send a request as send() does. Returns the JSON object that is the answer."""
-        response = await self.send(*request)
+        response = await self.send(method, path, body)
         return OBJECT.validate_json(response.content)
 
 
@@ -131,8 +130,7 @@ def fitting(error: Exception, key: str) -> Any:
 
     key: never shown.
     """
-    response, name = _answer.get(), getattr(error, "title", "")
-    kind = getattr(managementapi, name, None) or getattr(inferenceapi, name, None)
+    response, kind = _answer.get(), getattr(managementapi, getattr(error, "title", ""), None)
     with contextlib.suppress(ValueError, RecursionError):
         found = lenient(kind, response.json()) if response and kind else MISSING
         if found is not MISSING:
@@ -183,7 +181,7 @@ def as_client_error(error: Exception, key: str) -> ClientError:
         return _network_error(error)
     if isinstance(error, TimeoutError):  # of asyncio
         return ConnectionLost("The server did not answer in time: try again.")
-    if isinstance(error, inferenceapi.ResponseError | managementapi.ResponseError):
+    if isinstance(error, managementapi.ResponseError):
         # What is 300 or above never gets so far.
         sentence = f"The answer is {error.status_code}, which is not what Baseten gives here: check the address."
         return UnexpectedAnswer(sentence, error.status_code)

@@ -103,7 +103,6 @@ async def tell(request: Request) -> dict[str, Any]:
         "starts",
         "status",
         "asked",
-        "queued",
         "settings",
         "autoscaling",
         "url",
@@ -203,16 +202,6 @@ def done(replica: Replica) -> None:
     replica.last_request = time.monotonic()
 
 
-async def async_predict(request: Request) -> Response:
-    replica = check_target(request)
-    body = await request.body()
-    if len(body) > 256 * 1024:
-        return answer(inference.ErrorResponse(error="Too large.", error_code="payload_too_large"), 413)
-    asked = inference.AsyncPredictRequest.model_validate_json(body)
-    replica.queued.append({"webhook": str(asked.webhook_endpoint), "model_input": asked.model_input})
-    return answer(inference.AsyncPredictOutput(request_id=f"request-{len(replica.queued)}"), 201)
-
-
 async def sync(request: Request) -> Response:
     """Pass a GET on to the server of the model, as Baseten's documents say of /sync/."""
     replica = check_target(request)
@@ -227,26 +216,8 @@ async def sync(request: Request) -> Response:
 
 for prefix in TARGETS:
     app.add_api_route(f"{prefix}/sync/{{path:path}}", sync, methods=["GET"])
-    for action in (wake, predict, async_predict):
+    for action in (wake, predict):
         app.add_api_route(f"{prefix}/{action.__name__}", action, methods=["POST"])
-
-
-@app.get("/model-model/async_request/{request_id}")
-async def async_status(request_id: str, request: Request) -> Response:
-    if request_id not in [f"request-{number + 1}" for number in range(len(request.app.state.replica.queued))]:
-        raise HTTPException(404, "Not found.")
-    now = datetime.datetime.now(datetime.UTC).isoformat()
-    made = inference.AsyncRequestStatusResponse(
-        request_id=request_id,
-        model_id="model",
-        deployment_id="dep1",
-        status="QUEUED",
-        webhook_status="PENDING",
-        created_at=now,
-        status_at=now,
-        errors=[],
-    )
-    return answer(made)
 
 
 @app.get("/v1/models/{model}/environments/{name}")

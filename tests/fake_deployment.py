@@ -51,7 +51,6 @@ CLEAN = {
     "starts": 0,
     "asked": 0,
     "predicts": 0,
-    "queued": [],
     "settings": [],
     "secrets": ["hf_access_token"],
     "autoscaling": AUTOSCALING,

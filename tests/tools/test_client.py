@@ -156,28 +156,24 @@ TARGETS = [
 def test_every_target_has_its_paths(
     call: Callable[..., Any], slept: list[float], target: Target, address: str, path: str
 ) -> None:
-    queued = inferenceapi.AsyncPredictOutput(request_id="r1")
     described = environment() if target.environment else deployment()
     answer, seen = answers(
         httpx.Response(202),
         reply(described),
         httpx.Response(200, json=IMAGE),
-        reply(queued, 201),
         reply(described),
         reply(described),
     )
     assert call(answer, "wake", target=target) is None
     assert call(answer, "generate", "a boat", target=target, seed=3) == IMAGE
-    assert call(answer, "submit", "a boat", "https://example.com/done", target=target) == "r1"
     assert call(answer, "status", target=target).ready
     assert call(answer, "autoscaling", target=target)["scale_down_delay"] == 900
     urls = [f"{request.method} {request.url}" for request in seen]
-    posted = [f"POST {address}{action}" for action in ("wake", "predict", "async_predict")]
-    assert [urls[0], *urls[2:4]] == posted
-    assert [urls[1], *urls[4:]] == [f"GET https://api.baseten.co/v1/models/m1/{path}"] * 3
+    posted = [f"POST {address}{action}" for action in ("wake", "predict")]
+    assert [urls[0], urls[2]] == posted
+    assert [urls[1], *urls[3:]] == [f"GET https://api.baseten.co/v1/models/m1/{path}"] * 3
     assert {request.headers["Authorization"] for request in seen} == {f"Api-Key {KEY}"}
     assert inferenceapi.PredictInput.model_validate_json(seen[2].content).root == {"prompt": "a boat", "seed": 3}
-    assert inferenceapi.AsyncPredictRequest.model_validate_json(seen[3].content).model_input == {"prompt": "a boat"}
     assert slept == []
 
 
@@ -339,8 +335,6 @@ def test_a_name_cannot_lead_to_another_path(call: Callable[..., Any], name: str)
     names = {"model_id": "m1", "deployment_id": "d1", "replica_id": name}
     with pytest.raises(fast_truss.InvalidInput, match="replica_id is"):
         call(answer, "change_management", "delete_models_deployments_replicas", **names)
-    with pytest.raises(fast_truss.InvalidInput, match="request_id is"):
-        call(answer, "submitted", name)
     assert seen == []
 
 
@@ -420,15 +414,11 @@ def test_an_image_that_may_have_been_made_is_not_asked_for_again(call: Callable[
     assert caught.value.retryable
 
 
-def test_a_change_is_tried_again_and_something_new_is_not(call: Callable[..., Any]) -> None:
+def test_a_change_is_tried_again(call: Callable[..., Any]) -> None:
     body = reply(environment())
     answer, seen = answers(body, httpx.ReadError("x"), httpx.Response(503), changed())
     assert call(answer, "autoscaling", min_replica=0)["min_replica"] == 0
     assert len(seen) == 4
-    answer, seen = answers(httpx.Response(503))
-    with pytest.raises(fast_truss.Unavailable):
-        call(answer, "submit", "a boat", "https://example.com/done")
-    assert len(seen) == 1
 
 
 def test_an_address_that_never_answered_is_not_tried_for_long(call: Callable[..., Any], slept: list[float]) -> None:
@@ -483,9 +473,8 @@ def test_generate_gives_up_in_a_sentence(call: Callable[..., Any], slept: list[f
 @pytest.mark.parametrize("request_", [{"guidance_scale": float("nan")}, {"negative_prompt": "\udce9"}, {"x": b"x"}])
 def test_what_json_cannot_hold_is_refused_before_it_is_sent(call: Callable[..., Any], request_: dict[str, Any]) -> None:
     answer, seen = answers()
-    for method, more in (("generate", []), ("submit", ["https://example.com/"])):
-        with pytest.raises(fast_truss.InvalidInput, match="what JSON cannot"):
-            call(answer, method, "a boat", *more, **request_)
+    with pytest.raises(fast_truss.InvalidInput, match="what JSON cannot"):
+        call(answer, "generate", "a boat", **request_)
     assert seen == []
 
 
@@ -709,9 +698,8 @@ def test_an_answer_without_events_is_a_sentence(follow: Callable[..., Any]) -> N
 
 def test_stream_is_no_field_of_a_plain_request(call: Callable[..., Any]) -> None:
     answer, seen = answers()
-    for method, more in (("generate", []), ("submit", ["https://example.com/done"])):
-        with pytest.raises(fast_truss.InvalidInput, match="events"):
-            call(answer, method, "a boat", *more, stream=True)
+    with pytest.raises(fast_truss.InvalidInput, match="events"):
+        call(answer, "generate", "a boat", stream=True)
     assert seen == []
 
 
@@ -726,7 +714,6 @@ def test_an_answer_that_is_none_is_a_sentence(call: Callable[..., Any], content:
     [
         (200, "wake", []),
         (204, "wake", []),
-        (200, "submit", ["a boat", "https://example.com/done"]),
         (201, "generate", ["a boat"]),
         (202, "status", []),
     ],
@@ -734,7 +721,7 @@ def test_an_answer_that_is_none_is_a_sentence(call: Callable[..., Any], content:
 def test_a_success_of_another_kind_is_a_sentence(
     call: Callable[..., Any], code: int, method: str, arguments: list[str]
 ) -> None:
-    answer, _ = answers(httpx.Response(code, json={"request_id": "r1"}))
+    answer, _ = answers(httpx.Response(code, json=IMAGE))
     with pytest.raises(fast_truss.UnexpectedAnswer, match=f"The answer is {code}, which"):
         call(answer, method, *arguments)
 
@@ -864,21 +851,6 @@ def test_a_bad_setting_is_refused_before_it_is_sent(call: Callable[..., Any], ch
     answer, seen = answers()
     with pytest.raises(fast_truss.InvalidInput, match=next(iter(changes))):
         call(answer, "autoscaling", **changes)
-    assert seen == []
-
-
-@pytest.mark.parametrize("webhook", ["http://example.com", "example.com", "", "ftp://x"])
-def test_a_webhook_that_is_none_is_refused(call: Callable[..., Any], webhook: str) -> None:
-    answer, seen = answers()
-    with pytest.raises(fast_truss.InvalidInput, match="webhook"):
-        call(answer, "submit", "a boat", webhook)
-    assert seen == []
-
-
-def test_a_picture_that_is_too_large_for_the_queue_is_refused_before_it_is_sent(call: Callable[..., Any]) -> None:
-    answer, seen = answers()
-    with pytest.raises(fast_truss.InvalidInput, match="256 KiB"):
-        call(answer, "submit", "a boat", "https://example.com/done", image="A" * 262144)
     assert seen == []
 
 
