@@ -27,7 +27,6 @@ def coldstart(
     where: Where,
     replica: Annotated[str | None, typer.Option(help="The ID of the replica to end. Default: the newest.")] = None,
     png: Annotated[Path | None, typer.Option(help="Also draw the chart into this file.")] = None,
-    history: Annotated[bool, typer.Option("--history", help="Only print Baseten's record of a week, as JSON.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -37,8 +36,6 @@ def coldstart(
     with where.client() as client:
         if client.local:
             raise InvalidInput("coldstart measures a deployment on Baseten: leave out --url, or use `make image`.")
-        if history:
-            return _print_history(client)
         before, ended = client.status(where.ask), None
         if before.ready:
             ended = _end_replica(client, before, replica, yes)
@@ -113,13 +110,6 @@ def _recorded(client: Client, deployment_id: str, ended: str | None, began: floa
                 break
             time.sleep(2)
     return []
-
-
-def _print_history(client: Client) -> None:
-    summary = client.startups_summary(**_window(time.time() - 7 * DAY))
-    if summary is None:
-        raise ClientError("This workspace does not have Baseten's record of startups (a beta).")
-    print(summary.model_dump_json(indent=2))
 
 
 def _window(since: float) -> dict[str, int]:

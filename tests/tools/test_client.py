@@ -813,6 +813,19 @@ def test_a_record_that_is_off_is_no_refused_key(call: Callable[..., Any], method
         call(answer, method, *arguments, **window)
 
 
+def test_the_summary_of_startups_is_that_of_the_target(call: Callable[..., Any]) -> None:
+    times = dict.fromkeys(("mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms"), 4300)
+    percentiles = sdk.StartupPercentiles(sample_count=1, **times)
+    window = {"start_epoch_millis": 1, "end_epoch_millis": 2}
+    summary = reply(sdk.StartupSummary(**window, total_duration_ms=percentiles, phase_duration_ms=[]))
+    answer, seen = answers(summary, reply(deployment()), summary)
+    for target in (MODEL, Target("abc123", "development")):
+        assert call(answer, "startups_summary", target=target, **window).total_duration_ms.p50_ms == 4300
+    asked = [seen[0].url.path, seen[2].url.path]
+    paths = ("environments/production", "deployments/dep1")
+    assert asked == [f"/v1/models/abc123/{path}/startups/summary" for path in paths]
+
+
 def test_autoscaling_is_shown_and_changed(call: Callable[..., Any]) -> None:
     done = reply(sdk.UpdateAutoscalingSettingsResponse(status="QUEUED", message="Later."))
     answer, seen = answers(reply(deployment()), done, reply(deployment()))
