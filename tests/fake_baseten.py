@@ -275,13 +275,6 @@ async def autoscale(name: str, request: Request) -> Response:
     return answer(request.app.state.replica.change(asked))
 
 
-@app.get("/v1/models/model/{kind}/{name}/metrics")
-async def metrics(kind: str, name: str, request: Request) -> Response:
-    params = getattr(sdk, f"GetModels{kind.title()}MetricsParams")
-    query = {**request.query_params, "metrics": request.query_params.getlist("metrics")}
-    return answer(request.app.state.replica.metrics(params(**query)))
-
-
 @app.get("/v1/models/model/{kind}/{name}/{record}")
 @app.get("/v1/models/model/{kind}/{name}/startups/{record}")
 async def startups(kind: str, name: str, record: str, request: Request) -> Response:

@@ -46,7 +46,6 @@ CLEAN = {
     "hides_deprecated": False,
     "has_schema": True,
     "changed": [],
-    "hide_autoscaling": False,
     "has_startups": True,
     "starts": 0,
     "asked": 0,
@@ -54,7 +53,6 @@ CLEAN = {
     "settings": [],
     "secrets": ["hf_access_token"],
     "autoscaling": AUTOSCALING,
-    "rates": [],
 }
 
 
@@ -158,7 +156,7 @@ class Replica:
             is_development=name == "development",
             status="INACTIVE" if self.deactivated else "ACTIVE" if self.others else self.status,
             active_replica_count=int(self.status == "ACTIVE") + self.others,
-            autoscaling_settings=None if self.hide_autoscaling else sdk.AutoscalingSettings(**self.autoscaling),
+            autoscaling_settings=sdk.AutoscalingSettings(**self.autoscaling),
             instance_type_name=T4.name,
             environment=environment,
             request_backpressure_settings=sdk.RequestBackpressureSettings(),
@@ -196,33 +194,6 @@ class Replica:
             phase_duration_ms=[
                 sdk.StartupPhasePercentiles(phase=name, duration_ms=percentiles(values))
                 for name, values in phases.items()
-            ],
-        )
-
-    def metrics(self, params: Any) -> sdk.GetModelMetricsResponse:
-        """Give self.rates, each an [answered, failed] of requests a second, as equal steps of the window."""
-        if params.mode != "SERIES" or params.metrics != ["baseten_inference_requests_total"]:
-            raise ValueError("this platform has the series of one metric only")
-        length = params.end_epoch_millis - params.start_epoch_millis
-        if not 0 < length <= 7 * 24 * 3600 * 1000:
-            raise ValueError("the window must not exceed 7 days")
-        step = length // max(1, len(self.rates))
-        return sdk.GetModelMetricsResponse(
-            start_epoch_millis=params.start_epoch_millis,
-            end_epoch_millis=params.end_epoch_millis,
-            mode="SERIES",
-            step_seconds=step // 1000,
-            metric_descriptors=[
-                sdk.ModelMetricDescriptor(
-                    name=params.metrics[0],
-                    unit_hint="PER_SECOND",
-                    kind="COUNTER",
-                    label_sets=[{"status": "2xx"}, {"status": "5xx"}],
-                )
-            ],
-            metric_values=[
-                sdk.ModelMetricValueSet(start_epoch_millis=params.start_epoch_millis + place * step, values=[pair])
-                for place, pair in enumerate(self.rates)
             ],
         )
 
