@@ -183,7 +183,7 @@ def test_generate_takes_the_fields_of_the_model(awake: Platform, tmp_path: Path)
         (["--width"], "--width needs a value"),
         (["--image", "none.png"], "--image is 'none.png': it cannot be read"),
         (["--lora", "ink:0.5"], "--lora is not a field of this model, which takes prompt, "),
-        (["--output-format", "png"], "--output-format is not needed"),
+        (["--output-format", "png"], "--output-format: leave it out"),
         (["a", "second", "prompt"], "There are 4 prompts: give one, in quotes."),
     ],
 )
