@@ -1,17 +1,77 @@
-"""The fields of a request on the command line, as the deployment's own /schema describes them."""
+"""The fields of a request, as the deployment's own /schema describes them: on the command line and on the page."""
 
 import base64
+import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fast_truss import Client, InvalidInput, NotFound
 from fast_truss.console import print_table
-from fast_truss.form import FILES, Field, fields_of
 from fast_truss.options import AsJson, Where
 
 HELP = "What the image shows, and any field of the model, such as --width 512. `fast-truss fields` lists them."
 LIMITS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf", "maxLength", "maxItems", "enum")
+# Where a name says too little to a visitor.
+LABELS = {
+    "mask": "Mask: white is painted over, the rest is kept",
+    "loras": "Styles",
+    "num_images": "Images",
+    "num_inference_steps": "Steps",
+    "guidance_scale": "Guidance",
+    "output_format": "Format",
+}
+# In the schema they are text.
+FILES = ("image", "mask")
+KINDS = {"string": "text", "boolean": "switch", "integer": "integer", "number": "number"}
+READERS: dict[str, Callable[[str], Any]] = {"text": str.strip, "choice": str, "integer": int, "number": float}
+PROMPT_ALONE = {"properties": {"prompt": {"type": "string"}}, "required": ["prompt"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """kind: text, file, styles, choice, switch, integer, number or json. schema: of a value that is not null."""
+
+    name: str
+    label: str
+    kind: str
+    schema: dict[str, Any]
+    required: bool = False
+    choices: Sequence[str] = ()
+
+    def read(self, text: str) -> Any:
+        """Return the value that a text means, of styles NAME or NAME:SCALE. Raises ValueError, or OSError of a file."""
+        if self.kind == "file":
+            return base64.b64encode(Path(text).read_bytes()).decode()
+        if self.kind == "styles":
+            name, _, scale = text.partition(":")
+            return {"name": name, "scale": float(scale)} if scale else {"name": name}
+        return READERS.get(self.kind, json.loads)(text)
+
+
+def fields_of(root: dict[str, Any]) -> list[Field]:
+    """Return the fields that leave a person something to choose. root: the schema of a request."""
+    fields = []
+    for name, found in root["properties"].items():
+        schema = _value(found, root)
+        # The client itself asks for a stream.
+        if name == "stream" or schema.get("minimum", 0) == schema.get("maximum"):
+            continue
+        styles = _value(schema.get("items", {}), root).get("properties", {}).get("name", {}).get("enum")
+        kind = "file" if name in FILES else KINDS.get(schema.get("type", ""), "json")
+        kind = "styles" if styles else "choice" if "enum" in schema else kind
+        label, required = LABELS.get(name) or name.capitalize().replace("_", " "), name in root.get("required", ())
+        fields.append(Field(name, label, kind, schema, required, styles or schema.get("enum", ())))
+    return fields
+
+
+def _value(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a value that is not null, without references. Of a file or a list of them: with maxItems."""
+    choices = [each for each in schema.get("anyOf", []) if each.get("type") != "null"]
+    merged = {key: value for each in [*choices[::-1], schema] for key, value in each.items() if key != "anyOf"}
+    reference = merged.pop("$ref", "").rsplit("/", 1)[-1]
+    return {**_value(root["$defs"][reference], root), **merged} if reference else merged
 
 
 def show(where: Where, as_json: AsJson = False) -> None:
@@ -45,36 +105,57 @@ def given(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def request_of(client: Client, options: dict[str, list[str]], timeout: float) -> dict[str, Any]:
-    """Return the fields that the options name. The model checks their values. Raises InvalidInput."""
+    """Return the fields that the options name. Raises InvalidInput; the model checks the rest."""
     if not options:
         return {}  # there is nothing to ask the deployment for
     try:
         fields = {field.name: field for field in fields_of(client.schema(timeout))}
     except NotFound:  # a deployment that does not describe its fields
-        fields = {name: Field(name, name, "file" if name in FILES else "json", {}, False, ()) for name in options}
+        fields = {name: Field(name, name, "file" if name in FILES else "json", {}) for name in options}
     request: dict[str, list[Any]] = {}
     for name, texts in options.items():
         option = f"--{name.replace('_', '-')}"
         field = fields.get(name) or fields.get(f"{name}s")  # each of `loras` is a --lora
         if field is None:
             raise InvalidInput(f"{option} is not a field of this model, which takes {', '.join(fields)}.")
-        request.setdefault(field.name, []).extend(_value(option, text, field.kind) for text in texts)
+        request.setdefault(field.name, []).extend(_given_value(field, option, text) for text in texts)
     lists = {name for name, field in fields.items() if field.schema.get("type") == "array"}
     return {name: each if name in lists or len(each) > 1 else each[0] for name, each in request.items()}
 
 
-def _value(option: str, text: str, kind: str) -> Any:
-    if kind in ("text", "choice"):
-        return text
-    if kind == "styles":
-        name, _, scale = text.partition(":")
-        return {"name": name, "scale": _value(option, scale, "number")} if scale else {"name": name}
-    if kind == "file":
-        try:
-            return base64.b64encode(Path(text).read_bytes()).decode()
-        except OSError as error:
-            raise InvalidInput(f"{option} is {text[:200]!r}: it cannot be read ({error.strerror}).") from None
+def _given_value(field: Field, option: str, text: str) -> Any:
     try:
-        return float(text) if kind == "number" else json.loads(text)
-    except ValueError:
-        return text  # the model says what is wrong with it
+        return field.read(text)
+    except OSError as error:
+        raise InvalidInput(f"{option} is {text[:200]!r}: it cannot be read ({error.strerror}).") from None
+    except (RecursionError, ValueError):
+        if field.kind == "json":
+            return text  # nothing is known of it but by the model
+        raise InvalidInput(f"{option} is {text[:200]!r}: it cannot be read as {field.kind}.") from None
+
+
+def request_of_form(fields: list[Field], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the request of a form that holds these values. Raises InvalidInput; the model checks the rest."""
+    request = {}
+    for field in fields:
+        value = values.get(field.name)
+        try:
+            found = None if value in (None, "", []) else _form_value(field, value)
+        except (LookupError, OSError, RecursionError, TypeError, ValueError):
+            raise InvalidInput(f"{field.label} cannot be read as {field.kind}: fill it in again.") from None
+        if field.required and not found:
+            raise InvalidInput(f"{field.label} is empty: fill it in first.")
+        # A default is left out: some follow another field, and some are refused where they have no effect.
+        if found not in (None, "", field.schema.get("default")):
+            request[field.name] = found
+    return request
+
+
+def _form_value(field: Field, value: Any) -> Any:
+    if field.kind == "styles":
+        return [field.read(each) for each in value]
+    if field.kind == "file" and isinstance(value, list):
+        # A gallery gives each with its caption.
+        files = [field.read(path) for path, _ in value]
+        return files if len(files) > 1 else files[0]
+    return field.read(value) if isinstance(value, str) or field.kind == "text" else value

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from fast_truss import AsyncClient, ClientError, InvalidInput, NotFound
-from fast_truss.form import PROMPT_ALONE, Field, fields_of
+from fast_truss.fields import PROMPT_ALONE, Field, fields_of
 from fast_truss.options import Where
 
 LOGIN = "FAST_TRUSS_APP_LOGIN"

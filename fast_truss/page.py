@@ -15,7 +15,7 @@ import gradio
 
 from fast_truss import AsyncClient, image_bytes
 from fast_truss.errors import ClientError
-from fast_truss.form import Field, request_of
+from fast_truss.fields import Field, request_of_form
 from fast_truss.watcher import Watcher
 
 # While a page is open, it asks so often whether the model is still there. That wakes nothing.
@@ -26,10 +26,10 @@ KEYS = "a lighthouse on a cliff at dawn, oil painting\n\nEnter sends, Shift+Ente
 def page(client: AsyncClient, title: str, fields: list[Field], note: str = "") -> gradio.Blocks:
     """Return the page, with a component for each field. note: a sentence below the title."""
     watcher, left = Watcher(client), {field.name: field for field in fields}
-    parts: dict[str, list[Any]] = {}
+    parts: dict[str, Any] = {}
 
     def add(*names: str) -> None:
-        parts.update({name: _components(left.pop(name)) for name in names if name in left})
+        parts.update({name: _component(left.pop(name)) for name in names if name in left})
 
     # Images older than a day go; it looks once an hour.
     blocks = gradio.Blocks(title=title, delete_cache=(3600, 86400))
@@ -66,9 +66,8 @@ def page(client: AsyncClient, title: str, fields: list[Field], note: str = "") -
             return _line(watcher.kind, watcher.words())
 
         async def generate(*given: Any) -> AsyncIterator[tuple[Any, str]]:
-            values = iter(given)
             try:
-                request = request_of(fields, {name: [next(values) for _ in found] for name, found in parts.items()})
+                request = request_of_form(fields, dict(zip(parts, given, strict=True)))
                 yield gradio.skip(), _line("waking", "Waiting for the model")
                 async with contextlib.aclosing(client.events(**request)) as events:
                     async for event in events:
@@ -88,46 +87,37 @@ def page(client: AsyncClient, title: str, fields: list[Field], note: str = "") -
         hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
         blocks.load(wake_and_watch, outputs=state, **hidden)
         gradio.Timer(LOOK_SECONDS).tick(look, outputs=state, **hidden)
-        for sent in (button.click, parts["prompt"][0].submit):
-            sent(generate, [part for found in parts.values() for part in found], [gallery, message], **hidden)
+        for sent in (button.click, parts["prompt"].submit):
+            sent(generate, list(parts.values()), [gallery, message], **hidden)
             sent(wake_and_watch, outputs=state, **hidden)
     return blocks
 
 
-def _components(field: Field) -> list[Any]:
-    """Return the component of a field. Of styles: their choice, and the scale of each."""
+def _component(field: Field) -> Any:
     schema, choices, default = field.schema, list(field.choices), field.schema.get("default")
     known: dict[str, Any] = {"label": field.label, "elem_id": field.name, "min_width": 120}
     if field.kind == "file":
         # The file as it is: the model knows what its clear parts are.
         known |= {"type": "filepath", "sources": ["upload", "clipboard"], "height": 220}
         if "maxItems" not in schema:
-            return [gradio.Image(image_mode=None, **known)]
+            return gradio.Image(image_mode=None, **known)
         known["label"] += f": at most {schema['maxItems']}"
-        return [gradio.Gallery(interactive=True, file_types=["image"], columns=4, buttons=[], **known)]
+        return gradio.Gallery(interactive=True, file_types=["image"], columns=4, buttons=[], **known)
+    if field.kind == "styles":
+        known |= {"info": f"Choose, or type one with its strength: {choices[0]}:0.8", "allow_custom_value": True}
+        return gradio.Dropdown(choices, value=[], multiselect=True, max_choices=schema.get("maxItems"), **known)
     if field.name not in ("prompt", "width", "height", "seed", "num_images"):
         known["info"] = schema.get("description")
-    if field.kind == "styles":
-        chosen = gradio.Dropdown(choices, value=[], multiselect=True, max_choices=schema.get("maxItems"), **known)
-        with gradio.Row():
-            empty: dict[str, Any] = {"placeholder": "its own", "min_width": 120, "visible": False}
-            scales = {name: gradio.Textbox(label=f"Strength of {name}", **empty) for name in choices}
-
-        def show(names: list[str]) -> dict[Any, Any]:
-            return {scale: gradio.update(visible=name in names) for name, scale in scales.items()}
-
-        chosen.change(show, chosen, list(scales.values()), api_visibility="private", show_progress="hidden")
-        return [chosen, *scales.values()]
-    if field.kind in ("choice", "switch"):
-        return [
-            gradio.Dropdown(choices, value=default, **known) if choices else gradio.Checkbox(bool(default), **known)
-        ]
+    if choices:
+        return gradio.Dropdown(choices, value=default, **known)
+    if field.kind == "switch":
+        return gradio.Checkbox(bool(default), **known)
     if {"minimum", "maximum"} <= schema.keys() and default is not None:
         step = schema.get("multipleOf", 1 if field.kind == "integer" else 0.1)
-        return [gradio.Slider(schema["minimum"], schema["maximum"], default, step=step, **known)]
+        return gradio.Slider(schema["minimum"], schema["maximum"], default, step=step, **known)
     # gradio.Number shows and sends 0 where it is empty.
     known["placeholder"] = {"prompt": KEYS, "seed": "random"}.get(field.name)
-    return [gradio.Textbox(default, max_lines=8, max_length=schema.get("maxLength"), **known)]
+    return gradio.Textbox(default, max_lines=8, max_length=schema.get("maxLength"), **known)
 
 
 def _write(answer: dict[str, Any], folder: Path) -> tuple[list[Path], list[str]]:

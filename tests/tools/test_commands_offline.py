@@ -282,13 +282,13 @@ def test_fields_have_the_types_of_the_schema(tmp_path: Path) -> None:
     assert untyped == {"width": 64, "negative_prompt": "a mast", "image": ["aGk=", "aGk="]}
 
 
-def test_what_is_no_value_of_its_type_is_left_to_the_model(tmp_path: Path) -> None:
-    assert request_of("--tile", "maybe", "--lora", "ink:much") == {
-        "tile": "maybe",
-        "loras": [{"name": "ink", "scale": "much"}],
-    }
+def test_what_is_no_value_of_its_type_is_a_sentence(tmp_path: Path) -> None:
+    for words, kind in ((["--tile", "maybe"], "switch"), (["--lora", "ink:much"], "styles")):
+        with pytest.raises(InvalidInput, match=f"{words[0]} is '{words[1]}': it cannot be read as {kind}"):
+            request_of(*words)
     (tmp_path / "a.png").write_bytes(b"hi")
     mask = ["--mask", str(tmp_path / "a.png")]
+    # The model refuses it.
     assert request_of(*mask, *mask) == {"mask": ["aGk=", "aGk="]}
     with pytest.raises(InvalidInput, match=re.escape("--mask is 'none.png': it cannot be read (No such file")):
         request_of("--mask", "none.png")

@@ -15,7 +15,7 @@ from platforms import PROJECT_PYTHON
 
 from fast_truss import AsyncClient, InvalidInput, Status, Target, Unreachable
 from fast_truss.errors import of_answer
-from fast_truss.form import PROMPT_ALONE, fields_of, request_of
+from fast_truss.fields import PROMPT_ALONE, fields_of, request_of_form
 from fast_truss.watcher import Watcher
 
 SCHEMA = {
@@ -71,17 +71,17 @@ def test_a_schema_is_the_fields_of_the_page() -> None:
 
 
 def request(**filled: Any) -> dict[str, Any]:
-    values = {"num_inference_steps": [30], "mask_blur": [4], "ratio": ["wide"], "tiled": [False], "seed": [""]}
-    values |= {"prompt": ["a boat"], "strength": [""], "image": [None], "loras": [[], "", ""], "sigmas": [""]}
-    return request_of(fields_of(SCHEMA), {**values, **filled})
+    values: dict[str, Any] = {"num_inference_steps": 30, "mask_blur": 4, "ratio": "wide", "tiled": False, "seed": ""}
+    values |= {"prompt": "a boat", "strength": "", "image": None, "loras": [], "sigmas": ""}
+    return request_of_form(fields_of(SCHEMA), {**values, **filled})
 
 
 def test_a_form_is_a_request_without_what_is_the_default(tmp_path: Path) -> None:
-    assert request(prompt=[" a boat "]) == {"prompt": "a boat"}
-    assert request(seed=[" 7 "]) == {"prompt": "a boat", "seed": 7}
+    assert request(prompt=" a boat ") == {"prompt": "a boat"}
+    assert request(seed=" 7 ") == {"prompt": "a boat", "seed": 7}
     # 0 is a seed, and no empty field.
-    assert request(seed=["0"])["seed"] == 0
-    more = request(num_inference_steps=[5], ratio=["tall"], tiled=[True], sigmas=["[1, 0.5]"], strength=["0.5"])
+    assert request(seed="0")["seed"] == 0
+    more = request(num_inference_steps=5, ratio="tall", tiled=True, sigmas="[1, 0.5]", strength="0.5")
     assert more == {
         "prompt": "a boat",
         "num_inference_steps": 5,
@@ -90,31 +90,32 @@ def test_a_form_is_a_request_without_what_is_the_default(tmp_path: Path) -> None
         "sigmas": [1, 0.5],
         "strength": 0.5,
     }
-    styles = request(loras=[["pixel-art", "ink"], "0", ""])["loras"]
+    styles = request(loras=["pixel-art", "ink:0"])["loras"]
     assert styles == [{"name": "pixel-art"}, {"name": "ink", "scale": 0}]
     file = tmp_path / "x.png"
     file.write_bytes(b"hi")
-    assert request(image=[str(file)])["image"] == "aGk="
+    assert request(image=str(file))["image"] == "aGk="
     # A gallery gives each with its caption.
-    assert request(image=[[(str(file), None)]])["image"] == "aGk="
-    assert request(image=[[(str(file), None)] * 2])["image"] == ["aGk=", "aGk="]
+    assert request(image=[(str(file), None)])["image"] == "aGk="
+    assert request(image=[(str(file), None)] * 2)["image"] == ["aGk=", "aGk="]
 
 
 @pytest.mark.parametrize(
     ("filled", "sentence"),
     [
-        ({"prompt": [None]}, "Prompt is empty: fill it in first."),
-        ({"prompt": ["  "]}, "Prompt is empty: fill it in first."),
-        ({"prompt": [5]}, "Prompt cannot be read: fill it in again."),
-        ({"seed": ["x"]}, "Seed cannot be read"),
-        ({"loras": [["ink"], "much", ""]}, "Styles cannot be read"),
-        ({"seed": ["1.5"]}, "Seed cannot be read"),
-        ({"seed": ["9" * 5000]}, "Seed cannot be read"),
-        ({"loras": [["warm"], "", ""]}, "Styles cannot be read"),
-        ({"loras": [[["x"]], "", ""]}, "Styles cannot be read"),
-        ({"image": ["/no/such/file"]}, "Image cannot be read"),
-        ({"image": [[5]]}, "Image cannot be read"),
-        ({"sigmas": ["[1"]}, "Sigmas cannot be read"),
+        ({"prompt": None}, "Prompt is empty: fill it in first."),
+        ({"prompt": "  "}, "Prompt is empty: fill it in first."),
+        ({"prompt": 5}, "Prompt cannot be read as text: fill it in again."),
+        ({"seed": "x"}, "Seed cannot be read as integer"),
+        ({"loras": ["ink:much"]}, "Styles cannot be read"),
+        ({"seed": "1.5"}, "Seed cannot be read"),
+        ({"seed": "9" * 5000}, "Seed cannot be read"),
+        ({"loras": 5}, "Styles cannot be read"),
+        ({"loras": [["x"]]}, "Styles cannot be read"),
+        ({"image": "/no/such/file"}, "Image cannot be read"),
+        ({"image": [5]}, "Image cannot be read"),
+        ({"sigmas": "[1"}, "Sigmas cannot be read"),
+        ({"sigmas": "[" * 100_000}, "Sigmas cannot be read"),
     ],
 )
 def test_what_cannot_be_read_is_a_sentence(filled: dict[str, Any], sentence: str) -> None:
@@ -269,8 +270,9 @@ def test_a_style_has_its_strength_on_the_page() -> None:
         known = {block.label: block for block in blocks.blocks.values() if getattr(block, "label", None)}
     assert isinstance(known["Styles"], gradio.Dropdown)
     assert known["Styles"].max_choices == 2
-    # Until it is chosen it is hidden.
-    assert [known[f"Strength of {name}"].visible for name in ("ink", "pixel-art")] == [False, False]
+    # As on the command line.
+    assert known["Styles"].allow_custom_value
+    assert known["Styles"].info.endswith("with its strength: ink:0.8")
     assert isinstance(known["Steps"], gradio.Slider)
     assert (known["Steps"].minimum, known["Steps"].maximum, known["Steps"].value) == (1, 50, 30)
     # Empty fields, which the model fills in.
