@@ -96,11 +96,11 @@ def white_where_clear(mask: bytes, image: bytes) -> bytes:
     clear: Any = None
     with contextlib.suppress(Exception):  # for a damaged file Pillow raises whatever its parsers run into
         start, opened = (Image.open(io.BytesIO(file), formats=("PNG", "WEBP", "JPEG")) for file in (image, mask))
-        either = (start.size, start.size[::-1])
         # A PNG is decoded to look for EXIF, so its size comes first.
-        is_small = opened.size in either and math.prod(opened.size) <= MASK_PIXELS
-        if is_small and opened.size == either[start.getexif().get(0x0112, 1) >= 5]:
-            clear = opened.convert("RGBA").getchannel("A").point([255] + 255 * [0])
+        if sorted(opened.size) == sorted(start.size) and math.prod(opened.size) <= MASK_PIXELS:
+            is_turned = start.getexif().get(0x0112, 1) >= 5
+            if opened.size == (start.size[::-1] if is_turned else start.size):
+                clear = opened.convert("RGBA").getchannel("A").point([255] + 255 * [0])
     if not (clear and clear.getbbox()):
         wanted = f"a whole PNG, as wide and high as image, of at most {MASK_PIXELS} pixels"
         raise InvalidInput(f"`mask` must be {wanted}, and fully transparent where image shall change.")
