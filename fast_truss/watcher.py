@@ -1,7 +1,6 @@
 """One watcher for all visitors of a page: it wakes the model, follows its start, and tells it in words."""
 
 import asyncio
-import contextlib
 import time
 
 from fast_truss import AsyncClient, Status
@@ -10,9 +9,6 @@ from fast_truss.errors import ClientError
 PHASES = {"WAKING_UP": "Waking: getting a machine", "LOADING_MODEL": "Waking: loading the model"}
 # A visitor who comes so soon after the last look sees what it saw.
 FRESH_SECONDS = 10.0
-# While it asks how long a start usually takes, the phase on the page stands still.
-HINT_SECONDS = 2.0
-WEEK_MS = 7 * 24 * 3600 * 1000
 
 
 class Watcher:
@@ -24,7 +20,6 @@ class Watcher:
         self._started = self._ended = float("-inf")
         self._status: Status | None = None
         self._error: str | None = None
-        self._usual = "" if client.local else None
 
     def start(self) -> None:
         """Wake the model and watch it, unless that is under way or just done."""
@@ -56,9 +51,9 @@ class Watcher:
         return "error" if self._error else "ready" if self.ready else "waking" if self.waiting else "asleep"
 
     def words(self) -> str:
-        """Return the phase, the seconds so far, and how long it usually takes if that is known."""
+        """Return the error, or the phase and the seconds so far."""
         phase = PHASES.get(self._status.status if self._status else "", "Waking the model")
-        waking = f"{phase} ({time.monotonic() - self._started:.0f} s{self._usual or ''})"
+        waking = f"{phase} ({time.monotonic() - self._started:.0f} s)"
         asleep = "Asleep: the next image wakes the model"
         return self._error or {"ready": "Ready", "waking": waking, "asleep": asleep}[self.kind]
 
@@ -71,17 +66,7 @@ class Watcher:
             await self._client.wake()
             async for status in self._client.watch():
                 self._status = status
-                if not status.ready and self._usual is None:
-                    await self._ask_usual()
         except ClientError as error:
             self._error = str(error)
         finally:
             self._ended = time.monotonic()
-
-    async def _ask_usual(self) -> None:
-        self._usual, now = "", int(time.time() * 1000)
-        window = {"start_epoch_millis": now - WEEK_MS, "end_epoch_millis": now}
-        with contextlib.suppress(ClientError):  # only a hint
-            summary = await self._client.startups_summary(HINT_SECONDS, **window)
-            if summary and summary.total_duration_ms.p50_ms:
-                self._usual = f", usually {summary.total_duration_ms.p50_ms / 1000:.0f} s"
