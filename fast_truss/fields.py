@@ -19,8 +19,6 @@ LABELS = {
     "loras": "Styles",
     "num_images": "Images",
     "num_inference_steps": "Steps",
-    "guidance_scale": "Guidance",
-    "output_format": "Format",
 }
 # In the schema they are text.
 FILES = ("image", "mask")

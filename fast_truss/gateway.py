@@ -29,13 +29,8 @@ TICK_SECONDS = 1.0
 # No image depends on them. The API lets fewer partial images come than were asked for: here none do.
 IGNORED = ("model", "user", "safety_identifier", "partial_images")
 # "auto" is as good as left out.
-REFUSED = {
-    "quality": "give num_inference_steps in extra_body",
-    "style": "describe it in the prompt",
-    "background": "images are opaque",
-    "moderation": "the model does not check content",
-    "input_fidelity": "give strength in extra_body",
-}
+REFUSED = ("quality", "style", "background", "moderation", "input_fidelity")
+OWN_FIELDS = "leave it out, and give the model's own fields, such as num_inference_steps or strength, in extra_body"
 # The model's names of what OpenAI names otherwise.
 PARAMS = {"num_images": "n", "quality": "output_compression", "width": "size", "height": "size"}
 COUNTS = ("input_tokens", "output_tokens", "total_tokens")
@@ -47,9 +42,9 @@ log = logging.getLogger("uvicorn.error")
 def model_request(fields: dict[str, Any]) -> dict[str, Any]:
     """Return what OpenAI's parameters ask of the model, and stream. Raises InvalidInput for one that does nothing."""
     request = {name: value for name, value in fields.items() if value is not None and name not in IGNORED}
-    for name, advice in REFUSED.items():
+    for name in REFUSED:
         if request.pop(name, "auto") not in ("auto", "opaque" if name == "background" else "auto"):
-            raise InvalidInput(f"`{name}` cannot be used: {advice}.")
+            raise InvalidInput(f"`{name}` cannot be used: {OWN_FIELDS}.")
     if not isinstance(request.get("prompt"), str):
         raise InvalidInput("`prompt` is missing or not text: say what the image shows.")
     if request.pop("response_format", "b64_json") != "b64_json":

@@ -73,8 +73,8 @@ class Where:
     def client(self) -> Client:
         return Client(self.target, url=self.url, on_pause=tell_pause)
 
-    def async_client(self, on_pause: Callable[[Any], None] | None = None) -> AsyncClient:
-        return AsyncClient(self.target, url=self.url, on_pause=on_pause)
+    def async_client(self) -> AsyncClient:
+        return AsyncClient(self.target, url=self.url)
 
 
 def on_target(command: Callable[..., None]) -> Callable[..., None]:

@@ -23,7 +23,7 @@ class Watcher:
 
     def start(self) -> None:
         """Wake the model and watch it, unless that is under way or just done."""
-        if not self.waiting and not (self.ready and self._fresh):
+        if not self.waiting and not (self.kind == "ready" and self._fresh):
             self._started, self._status, self._error = time.monotonic(), None, None
             self._task = asyncio.create_task(self._follow())
 
@@ -42,13 +42,13 @@ class Watcher:
         return self._task is not None and not self._task.done()
 
     @property
-    def ready(self) -> bool:
-        return self._error is None and self._status is not None and self._status.ready
-
-    @property
     def kind(self) -> str:
         """error, ready, waking or asleep."""
-        return "error" if self._error else "ready" if self.ready else "waking" if self.waiting else "asleep"
+        if self._error:
+            return "error"
+        if self._status and self._status.ready:
+            return "ready"
+        return "waking" if self.waiting else "asleep"
 
     def words(self) -> str:
         """Return the error, or the phase and the seconds so far."""
