@@ -139,7 +139,7 @@ def request_of_form(fields: list[Field], values: dict[str, Any]) -> dict[str, An
         value = values.get(field.name)
         try:
             found = None if value in (None, "", []) else _form_value(field, value)
-        except (LookupError, OSError, RecursionError, TypeError, ValueError):
+        except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
             raise InvalidInput(f"{field.label} cannot be read as {field.kind}: fill it in again.") from None
         if field.required and not found:
             raise InvalidInput(f"{field.label} is empty: fill it in first.")
