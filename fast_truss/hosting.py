@@ -32,8 +32,6 @@ def serve(
     except OSError as error:
         raise InvalidInput(f"Cannot listen on {listen}, --port {port} ({error.strerror}): choose another.") from None
     try:
-        import gradio
-
         from fast_truss import page
     except ModuleNotFoundError as error:
         raise InvalidInput(f"{error.name} is not installed: pip install 'fast-truss[page]'.") from None
@@ -41,9 +39,9 @@ def serve(
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", listen]))
     blocks = page.page(client, *asyncio.run(describe(client, where.timeout)))
-    look: dict[str, Any] = {"css_paths": Path(page.__file__).with_name("page.css"), "footer_links": []}
-    look |= {"server_name": listen, "server_port": port, "auth": login, "prevent_thread_lock": True, "quiet": True}
-    blocks.launch(theme=gradio.themes.Default(), **look)
+    css = Path(page.__file__).with_name("page.css")
+    shown: dict[str, Any] = {"css_paths": css, "footer_links": [], "quiet": True, "prevent_thread_lock": True}
+    blocks.launch(server_name=listen, server_port=port, auth=login, **shown)
     hosts = ["127.0.0.1", socket.gethostname()] if listen in ("0.0.0.0", "::") else [listen]
     print("The page:", *(f"http://{f'[{host}]' if ':' in host else host}:{port}" for host in hosts), flush=True)
     blocks.block_thread()

@@ -34,23 +34,20 @@ def check_file(option: str, file: Path, suffixes: Collection[str]) -> None:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
-def _which(name: str, help: str, **settings: Any) -> Any:
-    return typer.Option(name, help=help, rich_help_panel="Which model", **settings)
+_which = functools.partial(typer.Option, rich_help_panel="Which model")
 
 
 @dataclasses.dataclass(frozen=True)
 class Where:
     """The options that name a deployment. Raises InvalidInput when it is asked for a target that they do not name."""
 
-    model: Annotated[str, _which("--model", "Its ID on Baseten.", envvar="BASETEN_MODEL_ID", show_default=False)] = ""
-    environment: Annotated[str, _which("--environment", "One of its environments.")] = "production"
-    regional: Annotated[bool, _which("--regional", "Use the environment's own regional host.")] = False
-    deployment: Annotated[str | None, _which("--deployment", "The ID of one deployment.")] = None
-    development: Annotated[bool, _which("--development", "The development deployment.")] = False
-    url: Annotated[str | None, _which("--url", "A local server, such as http://127.0.0.1:8000.")] = None
-    timeout: Annotated[float, _which("--timeout", "Seconds to wait at most.", callback=positive)] = 1800.0
+    model: Annotated[str, _which("--model", help="ID on Baseten.", envvar="BASETEN_MODEL_ID", show_default=False)] = ""
+    environment: Annotated[str, _which("--environment", help="One of its environments.")] = "production"
+    regional: Annotated[bool, _which("--regional", help="Use the environment's own regional host.")] = False
+    deployment: Annotated[str | None, _which("--deployment", help="The ID of one deployment.")] = None
+    development: Annotated[bool, _which("--development", help="The development deployment.")] = False
+    url: Annotated[str | None, _which("--url", help="A local server, such as http://127.0.0.1:8000.")] = None
+    timeout: Annotated[float, _which("--timeout", help="Seconds to wait at most.", callback=positive)] = 1800.0
 
     @property
     def target(self) -> Target:
