@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fast_truss import Client, ClientError, InvalidInput, NotFound, Status, charts, waterfall
+from fast_truss import Client, ClientError, InvalidInput, NotFound, Status, waterfall
 from fast_truss.console import console, replicas, show_progress
 from fast_truss.options import AsJson, Where
 from fast_truss.policy import Deadline
@@ -32,7 +32,7 @@ def coldstart(
 ) -> None:
     """Wake a model that is at zero, or end one replica, and show the whole cold start. Changes no setting."""
     if png:
-        charts.check(png)
+        waterfall.check(png)
     with where.client() as client:
         if client.local:
             raise InvalidInput("coldstart measures a deployment on Baseten: leave out --url, or use `make image`.")

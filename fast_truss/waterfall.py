@@ -4,8 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from fast_truss import Status, charts
+from fast_truss import InvalidInput, Status
 from fast_truss.errors import printable
+from fast_truss.options import check_file
 
 # Colors of the bars by level: the platform, the server inside it, and the first image.
 COLORS = {"platform": "#3b82f6", "server": "#f59e0b", "image": "#16a34a"}
@@ -68,11 +69,23 @@ def show(bars: list[Bar], console: Any = None) -> None:
     (console or Console(highlight=False)).print(table)
 
 
+def check(file: Path) -> None:
+    """Raise InvalidInput, before anything is measured, if save() could not write file."""
+    check_file("--png", file, (".png",))
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError:
+        raise InvalidInput('--png needs matplotlib: pip install "fast-truss[plots]".') from None
+
+
 def save(bars: list[Bar], title: str, file: Path) -> None:
     """Draw the bars into a PNG."""
-    figure = charts.figure(11, 1.2 + 0.32 * len(bars))
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 1.2 + 0.32 * len(bars)), dpi=120, layout="constrained")
     axes, rows = figure.add_subplot(), range(len(bars))
-    charts.style(axes, title, "seconds")
+    axes.set(title=title, xlabel="seconds", axisbelow=True)
+    axes.grid(axis="x", alpha=0.3)
     starts, seconds = [bar.start for bar in bars], [bar.seconds for bar in bars]
     drawn = axes.barh(rows, seconds, left=starts, color=[COLORS[bar.level] for bar in bars])
     axes.bar_label(drawn, fmt="%.2f", padding=4)
