@@ -1,6 +1,5 @@
 """Checks before a push and after it, one line each, and the end of a push."""
 
-import fnmatch
 import functools
 import os
 import re
@@ -108,7 +107,9 @@ def _weights(repo_id: str, revision: str | None, patterns: list[str]) -> str:
     import huggingface_hub as hub
 
     there = [each.rfilename for each in hub.HfApi().model_info(repo_id, revision=revision).siblings or []]
-    found = {pattern: fnmatch.filter(there, pattern) for pattern in patterns}
+    # As Baseten reads a pattern: only `*` means something, and it crosses `/`.
+    rules = {pattern: ".*".join(map(re.escape, pattern.split("*"))) for pattern in patterns}
+    found = {pattern: [file for file in there if re.fullmatch(rule, file)] for pattern, rule in rules.items()}
     if missing := ", ".join(pattern for pattern, files in found.items() if not files):
         raise ClientError(f"Commit {revision} does not hold {missing}.")
     # The list of a gated repository is public, its files are not: so ask for one.
