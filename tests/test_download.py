@@ -66,7 +66,7 @@ def refusal() -> str:
 
 
 WHY_NOT = refusal()
-pytestmark = [pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT), pytest.mark.xdist_group("download")]
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,6 @@ JSON = {"Content-Type": "application/json"}
 BINARY = {"Content-Type": "application/octet-stream"}
 pytestmark = [
     pytest.mark.skipif(PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` names it"),
-    pytest.mark.xdist_group("hostile"),
 ]
 
 

@@ -21,12 +21,11 @@ from platforms import PROJECT_PYTHON, SMALL
 from serving import PREDICT, READY, Server, Serving
 
 CLIENTS = 16
-# 16 x 200 in all: half of them at each predict_concurrency.
+# Of each client, at each predict_concurrency: 16 x 200 in all with `make test-all`.
 WARM_UP_REQUESTS = 20
 REQUESTS = 80 if ALL else 30
 pytestmark = [
     pytest.mark.skipif(PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` names it"),
-    pytest.mark.xdist_group("faults"),
 ]
 
 # Steps and formats differ, so that requests which shared a scheduler, or got each other's answer, would show it.

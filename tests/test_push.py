@@ -23,7 +23,6 @@ from truss.base.truss_config import TrussConfig
 from truss.util.path import is_ignored, load_trussignore_patterns_from_truss_dir
 
 # One worker, because they share the pushes and the server.
-pytestmark = pytest.mark.xdist_group("push")
 needs_project = pytest.mark.skipif(
     PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
 )

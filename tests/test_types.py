@@ -38,7 +38,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_project
-@pytest.mark.xdist_group("types")
 def test_what_is_emitted_is_typed(cache: Path) -> None:
     result = run_mypy(PROJECT_PYTHON, PROJECT, "--cache-dir", cache)
     assert result.returncode == 0, result.stdout
@@ -48,7 +47,6 @@ def test_what_is_emitted_is_typed(cache: Path) -> None:
 
 
 @needs_project
-@pytest.mark.xdist_group("types")
 def test_a_wrong_type_is_found(tmp_path: Path, cache: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text("import local_server\n\n\ndef port() -> str:\n    return local_server.free_port()\n")

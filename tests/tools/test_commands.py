@@ -26,8 +26,6 @@ from test_wake import refused
 from fast_truss import cli, generation
 
 __all__ = ["hub"]
-# One platform for all of them.
-pytestmark = pytest.mark.xdist_group("platform")
 FAST = ["--width", "64", "--height", "64", "--num-inference-steps", "1"]
 
 

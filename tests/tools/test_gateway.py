@@ -533,7 +533,6 @@ def started(platform: Platform, *arguments: str) -> Iterator[openai.OpenAI]:
 
 
 @needs_project
-@pytest.mark.xdist_group("platform")
 def test_openai_s_client_goes_through_a_cold_start(real_platform: Platform) -> None:
     small = {"prompt": "a boat", "size": "64x64", "extra_body": {"num_inference_steps": 1, "seed": 5}}
     with started(real_platform) as client:
@@ -577,7 +576,6 @@ def test_openai_s_client_goes_through_a_cold_start(real_platform: Platform) -> N
 
 
 @needs_project
-@pytest.mark.xdist_group("platform")
 def test_a_deployment_that_cannot_answer_is_told_as_that(platform: Platform) -> None:
     with started(platform, "--timeout", "2") as client:
         # The platform ends when the last request has.

@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.skipif(
         PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
     ),
-    pytest.mark.xdist_group("platform"),
 ]
 needs_browser = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not on the PATH (Debian: chromium-driver)"

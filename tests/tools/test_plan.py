@@ -20,8 +20,6 @@ from platforms import PROJECT_PYTHON, SMALL, Platform
 needs_platform = pytest.mark.skipif(
     PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
 )
-# One platform for all of them.
-pytestmark = pytest.mark.xdist_group("platform")
 BURSTS, WHILE_COLD, WARM = 3, 6, 8
 
 

@@ -12,9 +12,6 @@ from platforms import SMALL, Platform
 
 from fast_truss import Client, InvalidInput, RequestRefused, Target, image_bytes
 
-# One platform for all of them.
-pytestmark = pytest.mark.xdist_group("platform")
-
 
 def test_wake_shows_the_status_until_the_model_is_ready(platform: Platform) -> None:
     platform.set(load_seconds=1.5)  # it looks once a second
