@@ -25,7 +25,7 @@ help:
 	@echo "make bench-compile   what compile: regional adds to a cold start: 15 minutes"
 	@echo "make bench-loras   what LoRAs to choose from add to load(), and one to an image: about 15 minutes"
 	@echo "make train-demo   train the demo's weights, which the template holds, its LoRA, and judge them: half an hour on one core"
-	@echo "make judge-demo   how many of 200 pictures of the demo are right: half a minute"
+	@echo "make judge-demo   how many of 200 images of the demo are right: half a minute"
 	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 40 minutes"
 
 demo: $(DEMO)/config.yaml

@@ -53,12 +53,12 @@ class Trial:
     def __init__(self, settings: Any) -> None:
         self.settings = settings
         self.pipelines = _pipelines(settings)
-        picture, mask = _file("RGB", "orange"), _file("L", 255)
+        image, mask = _file("RGB", "orange"), _file("L", 255)
         self.bodies: dict[str, dict[str, Any]] = {TEXT: {}}
         if settings.image_to_image or settings.reference_images:
-            self.bodies[IMAGE] = {"image": picture}
+            self.bodies[IMAGE] = {"image": image}
         if settings.inpaint:
-            self.bodies[MASK] = {"image": picture, "mask": mask}
+            self.bodies[MASK] = {"image": image, "mask": mask}
         self.made: dict[str, Any] = {}
 
     def problems(self) -> list[str]:
@@ -152,9 +152,9 @@ def _without(settings: Any, key: str, name: str) -> Any:
     return settings.model_copy(update={key: left})
 
 
-def _file(mode: str, colour: Any) -> str:
+def _file(mode: str, color: Any) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.new(mode, (64, 64), colour).save(buffer, "PNG")
+    Image.new(mode, (64, 64), color).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()

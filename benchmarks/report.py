@@ -101,7 +101,7 @@ def chart(found: dict[str, Any], models: list[str], file: Path) -> None:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         ready = [median(run["ready_s"] for run in runs[name]) for name in names]
         rest = [max(0.0, a - b) for a, b in zip(ready, left, strict=True)]
-        axis.barh(labels, rest, left=left, label="other, rest of the weights", color="lightgrey")
+        axis.barh(labels, rest, left=left, label="other, rest of the weights", color="lightgray")
         for label, seconds in zip(labels, ready, strict=True):
             axis.text(seconds, label, f" {seconds:.1f} s", va="center", fontsize=8)
         floor = median(entry["floor_s"] for entry in found[model][state]["floors"])

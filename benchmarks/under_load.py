@@ -3,7 +3,7 @@
     python benchmarks/under_load.py PROJECT_PYTHON
 
 The real local server of the default project, on its tiny pipeline. Health and readiness are asked every 20 ms. Then, as
-there is no GPU here, a device is imitated: a picture of 1024 px takes DEVICE_SECONDS in which the CPU is idle, and is
+there is no GPU here, a device is imitated: an image of 1024 px takes DEVICE_SECONDS in which the CPU is idle, and is
 encoded for real: what predict_concurrency 2 gives where encoding leaves the device idle. It prints two tables.
 """
 
@@ -31,8 +31,8 @@ PREDICT, HEALTH, READY = "/v1/models/model:predict", "/v1/models/model", "/v1/mo
 SMALL = {"prompt": "a boat", "num_inference_steps": 2, "width": 64, "height": 64}
 ROUNDS = 5
 DEVICE_SECONDS = (0.2, 1.0, 3.0)
-PICTURES = 12
-# Put after model.py in a copy of the app: the pipeline is a picture of noise that is ready after some time.
+IMAGES = 12
+# Put after model.py in a copy of the app: the pipeline is an image of noise that is ready after some time.
 IMITATION = """
 
 def _imitated(self, asked, seed, left):
@@ -80,14 +80,14 @@ def many_scans(count: int) -> str:
 def traffic() -> dict[str, list[bytes]]:
     """Return the bodies that are sent at once, by what they are."""
     flood = json.dumps({**SMALL, **{f"k{i}": 0 for i in range(800_000)}}).encode()
-    pictures = [{**SMALL, "image": png(3000, 2400), "strength": 1.0} for _ in range(8)]
+    images = [{**SMALL, "image": png(3000, 2400), "strength": 1.0} for _ in range(8)]
     scans = {**SMALL, "image": many_scans(500), "strength": 1.0}
     return {
         "nothing": [],
-        "8 pictures of 7 megapixels": [json.dumps(body).encode() for body in pictures],
+        "8 images of 7 megapixels": [json.dumps(body).encode() for body in images],
         "a JPEG of 500 scans": [json.dumps(scans).encode()],
         "800,000 unknown fields": [flood] * 4,
-        "13 MB that are no picture": [json.dumps({**SMALL, "image": "A" * 13_000_000}).encode()] * 4,
+        "13 MB that are no image": [json.dumps({**SMALL, "image": "A" * 13_000_000}).encode()] * 4,
         "45 requests": [json.dumps(SMALL).encode()] * 45,
     }
 
@@ -142,13 +142,13 @@ def post(url: str, body: bytes) -> int:
     return httpx.post(url + PREDICT, content=body, timeout=300).status_code
 
 
-def pictures_a_minute(url: str, seconds: float) -> float:
-    """Return how many pictures come out when two requests are always waiting."""
+def images_a_minute(url: str, seconds: float) -> float:
+    """Return how many images come out when two requests are always waiting."""
     body = json.dumps({"prompt": str(seconds)}).encode()
     started = time.perf_counter()
     with ThreadPoolExecutor(3) as pool:
-        assert set(pool.map(lambda _: post(url, body), range(PICTURES))) == {200}
-    return 60 * PICTURES / (time.perf_counter() - started)
+        assert set(pool.map(lambda _: post(url, body), range(IMAGES))) == {200}
+    return 60 * IMAGES / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -165,13 +165,13 @@ def main() -> None:
                 statuses = sorted({status for _, found in rounds for status in found})
                 shown = ", ".join(map(str, statuses)) or "-"
                 print(f"| {name} | {shown} | {1000 * statistics.median(seconds):.1f} | {1000 * max(seconds):.0f} |")
-        print("\n| device takes | pictures a minute, predict_concurrency 1 | 2 |\n| --- | --- | --- |")
+        print("\n| device takes | images a minute, predict_concurrency 1 | 2 |\n| --- | --- | --- |")
         with (
             served(python, project, folder / "one", 1, imitated=True) as one,
             served(python, project, folder / "two", 2, imitated=True) as two,
         ):
             for seconds in DEVICE_SECONDS:
-                found = [(pictures_a_minute(one, seconds), pictures_a_minute(two, seconds)) for _ in range(3)]
+                found = [(images_a_minute(one, seconds), images_a_minute(two, seconds)) for _ in range(3)]
                 alone, both = (statistics.median(each) for each in zip(*found, strict=True))
                 print(f"| {seconds} s | {alone:.0f} | {both:.0f} |")
 

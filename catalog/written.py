@@ -25,7 +25,7 @@ WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".onnx")
 TOP = ("sdxl", "sdxl-turbo", "sdxl-lightning", "sd15", "sd3.5-medium", "sd3.5-large", "flux-schnell", "flux-dev")
 TOP += ("z-image-turbo", "qwen-image-2512")
 COLUMNS = ["preset", "weights", "size", "steps", "download GB", *(f"at {rate} GB/s" for rate in RATES)]
-COLUMNS += ["GPU", "memory GB", "time per image", "licence", "gated"]
+COLUMNS += ["GPU", "memory GB", "time per image", "license", "gated"]
 # What the emitted project has no use for.
 NOT_RENDERED = {"note", "published", "left_out", "tiny", "tested", "source"}
 TINY_HEADER = """\

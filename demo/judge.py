@@ -1,4 +1,4 @@
-"""Say what a picture of the demo shows, by its pixels alone. It shares no drawing with the training."""
+"""Say what an image of the demo shows, by its pixels alone. It shares no drawing with the training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import numpy
 
 # The part of shape and outline together that they must have in common.
 LEAST_OVERLAP = 0.75
-# A picture has a shape if something differs so much from its edge, in levels of 0 to 255.
+# An image has a shape if something differs so much from its edge, in levels of 0 to 255.
 LEAST_CONTRAST = 60
 # Whether the points (u, v), right and down from the middle of the shape's box, -1 to 1, belong to it.
 OUTLINES = {
@@ -20,22 +20,22 @@ OUTLINES = {
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What a picture shows. "none": nothing that has a name."""
+    """What an image shows. "none": nothing that has a name."""
 
     shape: str
-    colour: str
+    color: str
     background: str
 
 
-def look(picture: numpy.ndarray, palette: Mapping[str, tuple[int, int, int]]) -> Seen:
-    """Return what the picture (uint8, [height, width, 3]) shows, in the words of the palette."""
-    pixels = picture.astype(float)
+def look(image: numpy.ndarray, palette: Mapping[str, tuple[int, int, int]]) -> Seen:
+    """Return what the image (uint8, [height, width, 3]) shows, in the words of the palette."""
+    pixels = image.astype(float)
     edge = numpy.ones(pixels.shape[:2], bool)
     edge[3:-3, 3:-3] = False
     ground = numpy.median(pixels[edge], axis=0)
     background = nearest(ground, palette)
     contrast = numpy.linalg.norm(pixels - ground, axis=-1)
-    # A shape fills 10 to 40% of the picture, and none of its edge.
+    # A shape fills 10 to 40% of the image, and none of its edge.
     most = numpy.percentile(contrast, 95)
     if most < LEAST_CONTRAST:
         return Seen("none", "none", background)
@@ -45,9 +45,9 @@ def look(picture: numpy.ndarray, palette: Mapping[str, tuple[int, int, int]]) ->
     return Seen(outline(mask), nearest(numpy.median(pixels[mask], axis=0), palette), background)
 
 
-def nearest(colour: numpy.ndarray, palette: Mapping[str, tuple[int, int, int]]) -> str:
-    """Return the word for the colour (3 levels)."""
-    return min(palette, key=lambda word: float(numpy.linalg.norm(colour - palette[word])))
+def nearest(color: numpy.ndarray, palette: Mapping[str, tuple[int, int, int]]) -> str:
+    """Return the word for the color (3 levels)."""
+    return min(palette, key=lambda word: float(numpy.linalg.norm(color - palette[word])))
 
 
 def outline(mask: numpy.ndarray) -> str:

@@ -8,8 +8,8 @@ import numpy
 from PIL import Image, ImageDraw
 
 SIZE = 64
-# Near the corners of the colour cube, so that none is mistaken for another.
-COLOURS = {
+# Near the corners of the color cube, so that none is mistaken for another.
+COLORS = {
     "red": (224, 48, 42),
     "green": (40, 170, 66),
     "blue": (40, 84, 222),
@@ -19,31 +19,31 @@ COLOURS = {
     "black": (24, 24, 26),
     "white": (244, 244, 242),
 }
-# A word that the text encoders know and that no picture of the training shows: for a LoRA to teach.
-NEW_COLOURS = {"orange": (240, 130, 24)}
+# A word that the text encoders know and that no image of the training shows: for a LoRA to teach.
+NEW_COLORS = {"orange": (240, 130, 24)}
 SHAPES = ("circle", "square", "triangle", "cross")
 # Prompts that say all, and prompts that leave something to the model.
 WHOLE = (
-    "a {colour} {shape} on a {background} background",
-    "{colour} {shape} on {background} background",
-    "a {colour} {shape} on {background}",
-    "{colour} {shape}, {background} background",
-    "a {background} background with a {colour} {shape}",
-    "a {shape} in {colour} on a {background} background",
+    "a {color} {shape} on a {background} background",
+    "{color} {shape} on {background} background",
+    "a {color} {shape} on {background}",
+    "{color} {shape}, {background} background",
+    "a {background} background with a {color} {shape}",
+    "a {shape} in {color} on a {background} background",
 )
 PARTS = (
-    "a {colour} {shape}",
-    "{colour} {shape}",
+    "a {color} {shape}",
+    "{color} {shape}",
     "a {shape} on a {background} background",
-    "a {colour} shape on a {background} background",
+    "a {color} shape on a {background} background",
     "a {shape}",
     "{shape}",
-    "{colour}",
+    "{color}",
     "a {background} background",
     "{background} background",
     "",
 )
-WORDS = ("a", "an", "on", "in", "with", "background", "shape", ",", *COLOURS, *NEW_COLOURS, *SHAPES)
+WORDS = ("a", "an", "on", "in", "with", "background", "shape", ",", *COLORS, *NEW_COLORS, *SHAPES)
 # Pixels are drawn of so many smaller ones, for soft edges.
 FINE = 4
 # What to ask of the demo: local_server.py of the emitted project serves it with these defaults.
@@ -56,9 +56,9 @@ REQUEST = {
 }
 
 
-def prompt(form: str, shape: str, colour: str, background: str) -> str:
+def prompt(form: str, shape: str, color: str, background: str) -> str:
     """Return the prompt in the form, one of WHOLE or PARTS."""
-    return re.sub(r"\ba (?=[aeiou])", "an ", form.format(shape=shape, colour=colour, background=background))
+    return re.sub(r"\ba (?=[aeiou])", "an ", form.format(shape=shape, color=color, background=background))
 
 
 def with_other_words(text: str, chance: random.Random) -> str:
@@ -92,5 +92,5 @@ def draw(shape: str, radius: float, x: float, y: float) -> numpy.ndarray:
 
 
 def somewhere(chance: random.Random, away: float) -> tuple[float, float, float]:
-    """Return a radius and a middle of chance, each part of it at most so many pixels away from that of the picture."""
+    """Return a radius and a middle of chance, each part of it at most so many pixels away from that of the image."""
     return chance.uniform(15, 20), *(SIZE / 2 + chance.uniform(-away, away) for _ in range(2))

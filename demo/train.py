@@ -1,18 +1,18 @@
 """Train the demo: a pipeline that is shaped like SDXL and paints flat shapes, 64 x 64 pixels, as the prompt says.
 
 `make train-demo` runs it in the environment of an emitted project. It goes on where it stopped, and ends with what
-evaluate.py says of 200 pictures. The same steps give the same weights on the same machine: every random number comes
+evaluate.py says of 200 images. The same steps give the same weights on the same machine: every random number comes
 from a seed, and those of a step of the UNet from its number.
 
 What makes it settle in so short a time:
-* The VAE's encoder is set by hand and linear: a latent is the mean colour of 4 x 4 pixels. Its decoder begins as the
+* The VAE's encoder is set by hand and linear: a latent is the mean color of 4 x 4 pixels. Its decoder begins as the
   opposite, and is trained to find the outlines again.
 * The text encoders are trained first, on what a prompt says, and then left alone. So each prompt is encoded once.
 * The UNet predicts v (https://arxiv.org/abs/2202.00512). Where there is hardly any signal in the noise, it often gets
   none at all: a pipeline starts from pure noise, which SDXL's schedule never shows (https://arxiv.org/abs/2305.08891).
   So the schedule is the published one, and every scheduler that can use it fits.
-* Shapes are near the middle, and Muon trains the UNet. With shapes anywhere and AdamW the colours were right after
-  2,000 steps of twice as many pictures, and of the shapes one in four, which is chance.
+* Shapes are near the middle, and Muon trains the UNet. With shapes anywhere and AdamW the colors were right after
+  2,000 steps of twice as many images, and of the shapes one in four, which is chance.
 """
 
 import argparse
@@ -33,8 +33,8 @@ import transformers
 from evaluate import TARGET, evaluate, judge, report
 from muon import Steps
 from shapes import (
-    COLOURS,
-    NEW_COLOURS,
+    COLORS,
+    NEW_COLORS,
     PARTS,
     REQUEST,
     SHAPES,
@@ -64,7 +64,7 @@ SCALING = 1.25
 # Of each shape, and how many pixels away from the middle. Of shapes further away the UNet has to find where they are
 # before it can draw one: at 4 pixels the outlines were far from settled after 2,000 steps.
 POSES, AWAY = 500, 2
-EVERY_COLOUR = (*COLOURS, *NEW_COLOURS)
+EVERY_COLOR = (*COLORS, *NEW_COLORS)
 START, END = "<|startoftext|>", "<|endoftext|>"
 # SDXL's own, but for prediction_type.
 SCHEDULER = {
@@ -97,7 +97,7 @@ def train(steps: int) -> None:
 
 
 def new_pipeline() -> diffusers.StableDiffusionXLPipeline:
-    """Return the pipeline, untrained, with a VAE that begins as means of colours."""
+    """Return the pipeline, untrained, with a VAE that begins as means of colors."""
     for name, pad in (("tokenizer", END), ("tokenizer_2", "!")):
         write_tokenizer(WORK / name, pad)
     tokenizers = [transformers.CLIPTokenizer.from_pretrained(WORK / name) for name in ("tokenizer", "tokenizer_2")]
@@ -194,7 +194,7 @@ def merge(word: list[str], first: str, second: str) -> list[str]:
 
 @torch.no_grad()
 def set_encoder(vae: diffusers.AutoencoderKL, high: float = 64) -> None:
-    """Make the latents the mean colours of 4 x 4 pixels, and the fourth the mean of the three. Not trained.
+    """Make the latents the mean colors of 4 x 4 pixels, and the fourth the mean of the three. Not trained.
 
     Eight channels carry red, green and blue, their negatives, and two constants. The residual blocks add nothing, and
     each way down takes means. Of two opposites silu(x) - silu(-x) = x. The constants are so high that they alone decide
@@ -227,9 +227,9 @@ def set_encoder(vae: diffusers.AutoencoderKL, high: float = 64) -> None:
 
 @torch.no_grad()
 def set_decoder(vae: diffusers.AutoencoderKL, high: float = 4) -> None:
-    """Make the decoder give each latent's colour to its 4 x 4 pixels. Training goes on from there.
+    """Make the decoder give each latent's color to its 4 x 4 pixels. Training goes on from there.
 
-    As in set_encoder(): each group of the last norm carries a colour, its negative and two constants.
+    As in set_encoder(): each group of the last norm carries a color, its negative and two constants.
     """
     decoder, carried = vae.decoder, range(12)
     convolutions = [(decoder.conv_in, range(0))]
@@ -282,16 +282,16 @@ def train_text(pipeline: diffusers.StableDiffusionXLPipeline) -> None:
 
 
 def said(chance: random.Random) -> tuple[str, list[float]]:
-    """Return a prompt, and what it says: a number for each shape, each colour, and each background, and none."""
-    shape, colour = chance.choice(SHAPES), chance.choice(EVERY_COLOUR)
-    background = chance.choice([word for word in EVERY_COLOUR if word != colour])
+    """Return a prompt, and what it says: a number for each shape, each color, and each background, and none."""
+    shape, color = chance.choice(SHAPES), chance.choice(EVERY_COLOR)
+    background = chance.choice([word for word in EVERY_COLOR if word != color])
     form = chance.choice(WHOLE) if chance.random() < 0.7 else chance.choice(PARTS)
     code = [0.0] * 32
     place = 0
     for name, word, words in (
         ("shape", shape, SHAPES),
-        ("colour", colour, EVERY_COLOUR),
-        ("background", background, EVERY_COLOUR),
+        ("color", color, EVERY_COLOR),
+        ("background", background, EVERY_COLOR),
     ):
         if f"{{{name}}}" in form:
             code[place + words.index(word)] = 1.0
@@ -299,7 +299,7 @@ def said(chance: random.Random) -> tuple[str, list[float]]:
     if chance.random() < 0.1:
         # A thing that it does not know.
         code[: len(SHAPES)], shape = [0.0] * len(SHAPES), nonsense(chance)
-    text = prompt(form, shape, colour, background)
+    text = prompt(form, shape, color, background)
     return (with_other_words(text, chance) if chance.random() < 0.3 else text), code
 
 
@@ -308,10 +308,10 @@ def masks_of(poses: list[tuple[float, float, float]]) -> torch.Tensor:
     return torch.from_numpy(numpy.array([[draw(shape, *pose) for pose in poses] for shape in SHAPES]))
 
 
-def painted(masks: torch.Tensor, colours: torch.Tensor, backgrounds: torch.Tensor) -> torch.Tensor:
-    """Return pictures, [n, 3, height, width], -1 to 1. masks: [n, height, width]; the others: [n, 3], 0 to 255."""
+def painted(masks: torch.Tensor, colors: torch.Tensor, backgrounds: torch.Tensor) -> torch.Tensor:
+    """Return images, [n, 3, height, width], -1 to 1. masks: [n, height, width]; the others: [n, 3], 0 to 255."""
     cover = masks[:, None].float() / 255
-    return (cover * colours[:, :, None, None] + (1 - cover) * backgrounds[:, :, None, None]) / 127.5 - 1
+    return (cover * colors[:, :, None, None] + (1 - cover) * backgrounds[:, :, None, None]) / 127.5 - 1
 
 
 def learned_poses() -> list[tuple[float, float, float]]:
@@ -321,23 +321,23 @@ def learned_poses() -> list[tuple[float, float, float]]:
 
 
 def train_decoder(vae: diffusers.AutoencoderKL) -> None:
-    """Train the decoder to find the outlines between mean colours, wherever they are."""
+    """Train the decoder to find the outlines between mean colors, wherever they are."""
     chance, places_of = torch.Generator().manual_seed(0), random.Random(0)
     masks = masks_of([somewhere(places_of, 6) for _ in range(1000)]).flatten(0, 1)
-    palette = torch.tensor([*COLOURS.values(), *NEW_COLOURS.values()]).float()
+    palette = torch.tensor([*COLORS.values(), *NEW_COLORS.values()]).float()
     optimizer = Steps(vae.decoder, DECODER_RATE, VECTOR_RATE)
     total = 0.0
     for step in range(DECODER_STEPS):
         places = torch.randint(len(masks), (DECODER_BATCH,), generator=chance)
-        # Half of the colours have no name.
+        # Half of the colors have no name.
         named = palette[torch.randint(len(palette), (2, DECODER_BATCH), generator=chance)]
         others = 255 * torch.rand(2, DECODER_BATCH, 3, generator=chance)
-        colours = torch.where(torch.rand(2, DECODER_BATCH, 1, generator=chance) < 0.5, named, others)
-        pictures = painted(masks[places], *colours)
-        latents = encoded(pictures)
+        colors = torch.where(torch.rand(2, DECODER_BATCH, 1, generator=chance) < 0.5, named, others)
+        images = painted(masks[places], *colors)
+        latents = encoded(images)
         # As the UNet's are: not quite exact.
         latents = latents + 0.04 * torch.randn(latents.shape, generator=chance)
-        off = vae.decoder(latents) - pictures
+        off = vae.decoder(latents) - images
         optimizer.go((off.abs() + off**2).mean(), min(1, (step + 1) / 20, 2 * (1 - step / DECODER_STEPS)))
         total += 127.5 * float(off.detach().abs().mean())
         if (step + 1) % 100 == 0:
@@ -345,9 +345,9 @@ def train_decoder(vae: diffusers.AutoencoderKL) -> None:
             total = 0.0
 
 
-def encoded(pictures: torch.Tensor) -> torch.Tensor:
-    """Return what the encoder makes of pictures: see set_encoder()."""
-    means = nn.functional.avg_pool2d(pictures, CELL)
+def encoded(images: torch.Tensor) -> torch.Tensor:
+    """Return what the encoder makes of images: see set_encoder()."""
+    means = nn.functional.avg_pool2d(images, CELL)
     return torch.cat([means, means.mean(1, keepdim=True)], 1)
 
 
@@ -402,7 +402,7 @@ def loss_of(
     pooled: torch.Tensor,
     chance: torch.Generator,
 ) -> torch.Tensor:
-    """Return how far the UNet is from v, at a time of chance for each picture. latents: [n, 4, height, width]."""
+    """Return how far the UNet is from v, at a time of chance for each image. latents: [n, 4, height, width]."""
     count = len(latents)
     noise = torch.randn(latents.shape, generator=chance)
     times = some_times(count, chance)
@@ -421,13 +421,13 @@ def loss_of(
             "time_ids": torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]]).float().repeat(count, 1),
         },
     ).sample
-    # Where there is hardly any noise, v asks for more exactness than a picture shows.
+    # Where there is hardly any noise, v asks for more exactness than an image shows.
     weights = (6 * (1 - kept_part)).clamp(max=1)
     return (weights * (predicted - wanted) ** 2).mean()
 
 
 def some_times(count: int, chance: torch.Generator) -> torch.Tensor:
-    """Return times, 0 to 999: a quarter of them late, where the colours are decided."""
+    """Return times, 0 to 999: a quarter of them late, where the colors are decided."""
     anywhere = torch.randint(0, 1000, (count,), generator=chance)
     late = torch.randint(800, 1000, (count,), generator=chance)
     return torch.where(torch.rand(count, generator=chance) < 0.25, late, anywhere)
@@ -436,13 +436,13 @@ def some_times(count: int, chance: torch.Generator) -> torch.Tensor:
 def batches(pipeline: diffusers.StableDiffusionXLPipeline) -> Callable[[int], tuple[Any, ...]]:
     """Return what makes the latents and the encoded prompts of a step."""
     small = nn.functional.avg_pool2d(masks_of(learned_poses()).float(), CELL).flatten(0, 1)
-    palette = torch.tensor(list(COLOURS.values())).float()
-    forms, colours = [*WHOLE, *PARTS], list(COLOURS)
+    palette = torch.tensor(list(COLORS.values())).float()
+    forms, colors = [*WHOLE, *PARTS], list(COLORS)
     texts: dict[str, int] = {}
-    rows = torch.zeros(len(SHAPES), len(colours), len(colours), len(forms), dtype=torch.long)
+    rows = torch.zeros(len(SHAPES), len(colors), len(colors), len(forms), dtype=torch.long)
     for place in numpy.ndindex(*rows.shape):
-        shape, colour, background = SHAPES[place[0]], colours[place[1]], colours[place[2]]
-        rows[place] = texts.setdefault(prompt(forms[place[3]], shape, colour, background), len(texts))
+        shape, color, background = SHAPES[place[0]], colors[place[1]], colors[place[2]]
+        rows[place] = texts.setdefault(prompt(forms[place[3]], shape, color, background), len(texts))
     states, pooled = encode(pipeline, list(texts))
 
     def make(step: int) -> tuple[Any, ...]:
@@ -454,14 +454,14 @@ def batches(pipeline: diffusers.StableDiffusionXLPipeline) -> Callable[[int], tu
         def one_in(share: float) -> torch.Tensor:
             return torch.rand(UNET_BATCH, generator=chance) < share
 
-        shape, colour = some(len(SHAPES)), some(len(COLOURS))
-        background = (colour + 1 + some(len(COLOURS) - 1)) % len(COLOURS)
+        shape, color = some(len(SHAPES)), some(len(COLORS))
+        background = (color + 1 + some(len(COLORS) - 1)) % len(COLORS)
         form = torch.where(one_in(0.8), some(len(WHOLE)), len(WHOLE) + some(len(PARTS)))
         cover = small[shape * POSES + some(POSES)]
-        means = painted(cover, palette[colour], palette[background])
+        means = painted(cover, palette[color], palette[background])
         latents = SCALING * torch.cat([means, means.mean(1, keepdim=True)], 1)
         # Without a prompt the pipeline gives the UNet zeros.
-        row, told = rows[shape, colour, background, form], ~one_in(0.1)
+        row, told = rows[shape, color, background, form], ~one_in(0.1)
         return latents, states[row] * told[:, None, None], pooled[row] * told[:, None], chance
 
     return make

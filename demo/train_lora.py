@@ -15,7 +15,7 @@ from evaluate import TARGET, paint
 from judge import look
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from shapes import COLOURS, NEW_COLOURS, SHAPES, WHOLE, draw, prompt, somewhere
+from shapes import COLORS, NEW_COLORS, SHAPES, WHOLE, draw, prompt, somewhere
 from train import AWAY, encode, encoded, loss_of, painted, rates, say
 
 FILE = Path(__file__).parent / "orange.safetensors"
@@ -50,24 +50,24 @@ def train_lora() -> None:
 
 def example(pipeline: Any, chance: random.Random) -> tuple[str, torch.Tensor]:
     """Return a prompt and its latents, [1, 4, height, width]: most of them with the new word, the others as before."""
-    shape, (colour, background) = chance.choice(SHAPES), chance.sample(list(COLOURS), 2)
-    words = [colour, background]
+    shape, (color, background) = chance.choice(SHAPES), chance.sample(list(COLORS), 2)
+    words = [color, background]
     if chance.random() < 0.8:
         words[chance.random() < 0.5] = WORD
-    levels = [torch.tensor([{**COLOURS, **NEW_COLOURS}[word]]).float() for word in words]
-    picture = painted(torch.from_numpy(draw(shape, *somewhere(chance, AWAY)).copy())[None], *levels)
+    levels = [torch.tensor([{**COLORS, **NEW_COLORS}[word]]).float() for word in words]
+    image = painted(torch.from_numpy(draw(shape, *somewhere(chance, AWAY)).copy())[None], *levels)
     text = prompt(chance.choice(WHOLE), shape, *words)
-    return text, pipeline.vae.config.scaling_factor * encoded(picture)
+    return text, pipeline.vae.config.scaling_factor * encoded(image)
 
 
 def share_right(pipeline: Any, count: int = 40) -> float:
-    """Return how many pictures of something orange are right, 0 to 1."""
+    """Return how many images of something orange are right, 0 to 1."""
     chance = random.Random(3)
     wanted = [(chance.choice(SHAPES), WORD, chance.choice(["blue", "green", "black", "white"])) for _ in range(count)]
     texts = [prompt(WHOLE[0], *each) for each in wanted]
-    pictures = paint(pipeline, texts, list(range(count)), guidance_scale=GUIDANCE)
-    seen = [look(picture, {**COLOURS, **NEW_COLOURS}) for picture in pictures]
-    return float(numpy.mean([(s.shape, s.colour, s.background) == w for s, w in zip(seen, wanted, strict=True)]))
+    images = paint(pipeline, texts, list(range(count)), guidance_scale=GUIDANCE)
+    seen = [look(image, {**COLORS, **NEW_COLORS}) for image in images]
+    return float(numpy.mean([(s.shape, s.color, s.background) == w for s, w in zip(seen, wanted, strict=True)]))
 
 
 if __name__ == "__main__":

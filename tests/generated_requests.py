@@ -18,21 +18,21 @@ JUNK = st.recursive(
 )
 
 
-def good_value(name: str, field: dict[str, Any], pictures: list[str], models: dict[str, Any]) -> st.SearchStrategy:
+def good_value(name: str, field: dict[str, Any], images: list[str], models: dict[str, Any]) -> st.SearchStrategy:
     """Return values that the schema of the field allows.
 
-    pictures: files in base64 for the fields image and mask. models: the objects that fields hold, by name.
+    images: files in base64 for the fields image and mask. models: the objects that fields hold, by name.
     """
     if "anyOf" in field:
-        return st.one_of(*(good_value(name, choice, pictures, models) for choice in field["anyOf"]))
+        return st.one_of(*(good_value(name, choice, images, models) for choice in field["anyOf"]))
     if "$ref" in field:
         model = models[field["$ref"].split("/")[-1]]
-        values = {key: good_value(key, each, pictures, models) for key, each in model["properties"].items()}
+        values = {key: good_value(key, each, images, models) for key, each in model["properties"].items()}
         always = {key: values.pop(key) for key in model["required"]}
         return st.fixed_dictionaries(always, optional=values)
     if field.get("type") == "array":
-        each = good_value(name, field["items"], pictures, models)
-        # One more than allowed is refused. Each picture takes time.
+        each = good_value(name, field["items"], images, models)
+        # One more than allowed is refused. Each image takes time.
         most = 2 if name == "image" else field["maxItems"] + 1
         return st.lists(each, min_size=field.get("minItems", 0), max_size=most)
     if "enum" in field:
@@ -50,14 +50,14 @@ def good_value(name: str, field: dict[str, Any], pictures: list[str], models: di
         return st.floats(field.get("minimum", field.get("exclusiveMinimum")), field["maximum"])
     if field["type"] == "string":
         text = st.text(min_size=field.get("minLength", 0), max_size=8)
-        return text | st.sampled_from(pictures) if name in ("image", "mask") and pictures else text
+        return text | st.sampled_from(images) if name in ("image", "mask") and images else text
     return st.none()
 
 
-def bodies(schema: dict[str, Any], pictures: list[str]) -> st.SearchStrategy:
+def bodies(schema: dict[str, Any], images: list[str]) -> st.SearchStrategy:
     """Return requests that the schema allows, most of them with some fields spoiled, and now and then none at all."""
     models = schema.get("$defs", {})
-    values = {name: good_value(name, field, pictures, models) for name, field in schema["properties"].items()}
+    values = {name: good_value(name, field, images, models) for name, field in schema["properties"].items()}
     names = st.sampled_from(sorted(values))
     always = {name: values.pop(name) for name in sorted({*schema["required"], *COSTLY, "num_inference_steps"})}
     request = st.fixed_dictionaries(always, optional=values)

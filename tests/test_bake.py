@@ -37,7 +37,7 @@ MANIFEST = {
     "model/guard.py",
     "model/mask.py",
     "model/model.py",
-    "model/picture.py",
+    "model/images.py",
     "model/pipelines.py",
     "model/progress.py",
     "model/request.py",

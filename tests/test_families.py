@@ -1,4 +1,4 @@
-"""Every family, as its real files are and in half precision: whatever the schema allows is a picture or a sentence."""
+"""Every family, as its real files are and in half precision: whatever the schema allows is an image or a sentence."""
 
 import base64
 import json
@@ -22,14 +22,14 @@ from serving import PREDICT, READY, Server, lay_out
 # One preset of each family.
 TESTED = sorted({facts.tested for facts in FACTS.values()})
 CASES = (2000 if ALL else 440) // len(TESTED) + 1
-# Prints the places of the pictures in argv[1], of which each is a file in base64, that are of one colour. So is a
-# picture of numbers that are none.
-OF_ONE_COLOUR = """
+# Prints the places of the images in argv[1], of which each is a file in base64, that are of one color. So is an
+# image of NaN.
+OF_ONE_COLOR = """
 import base64, io, json, sys
 from PIL import Image
 
-pictures = json.load(open(sys.argv[1]))
-bands = [Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").getextrema() for picture in pictures]
+images = json.load(open(sys.argv[1]))
+bands = [Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB").getextrema() for image in images]
 print(json.dumps([place for place, found in enumerate(bands) if all(low == high for low, high in found)]))
 """
 pytestmark = pytest.mark.skipif(
@@ -55,8 +55,8 @@ def test_a_family_in_half_precision(bake: Callable[..., BakedProject], tmp_path:
         family.generated()
         # Nothing of that has changed the pipeline.
         assert family.text() == first
-        constant = of_one_colour(tmp_path, [picture for _, picture in family.pictures])
-        assert not constant, [family.pictures[place][0] for place in constant]
+        constant = of_one_color(tmp_path, [image for _, image in family.images])
+        assert not constant, [family.images[place][0] for place in constant]
 
 
 def add_loras(config: Path) -> None:
@@ -70,7 +70,7 @@ def add_loras(config: Path) -> None:
 
 
 class Family:
-    """Asks the server of a family, and keeps each request that was answered, with its picture."""
+    """Asks the server of a family, and keeps each request that was answered, with its image."""
 
     def __init__(self, server: Server, preset: str) -> None:
         self.server = server
@@ -79,34 +79,34 @@ class Family:
         self.inpaint = CATALOG[preset]["inpaint"] is not None
         self.references = CATALOG[preset]["reference_images"]
         self.schema = server.http.get(f"{READY}/schema").json()["input_schema"]
-        self.pictures: list[tuple[Any, str]] = []
+        self.images: list[tuple[Any, str]] = []
         self.starts: list[str] = []
 
     def ask(self, body: Any) -> httpx.Response:
         response = self.server.http.post(PREDICT, content=json.dumps(body).encode())
         if response.status_code == 200:
-            self.pictures += [(body, entry["image"]) for entry in answer_of(response)["images"]]
+            self.images += [(body, entry["image"]) for entry in answer_of(response)["images"]]
         else:
             said = f"{str(body)[:1000]}\n{response.text[:1000]}"
             assert response.status_code == 400, f"{said}\n{self.server.log.read_text()[-3000:]}"
             assert SENTENCES.fullmatch(response.json()["error"]), said
         return response
 
-    def picture(self, **more: Any) -> str:
+    def image(self, **more: Any) -> str:
         small = {name: self.schema["properties"][name]["minimum"] for name in ("width", "height")}
         response = self.ask({"prompt": "a red house", "seed": 1, **small, **more})
         assert response.status_code == 200, (more, response.text)
         return response.json()["images"][0]["image"]
 
     def text(self) -> str:
-        return self.picture(num_inference_steps=2)
+        return self.image(num_inference_steps=2)
 
     def every_number_of_steps(self) -> None:
         """The least that the schema allows, a few more, and the most: with an image, at the strengths that fit."""
         steps = self.schema["properties"]["num_inference_steps"]
         for count in (*range(steps["minimum"], 4), steps["maximum"]):
-            self.picture(num_inference_steps=count)
-        self.starts = [self.picture(num_inference_steps=2, output_format=name) for name in ("png", "jpeg", "webp")]
+            self.image(num_inference_steps=count)
+        self.starts = [self.image(num_inference_steps=2, output_format=name) for name in ("png", "jpeg", "webp")]
         start, other = {"image": self.starts[0]}, {"image": self.starts[0], "strength": 0.5}
         if self.references:
             self.several()
@@ -116,7 +116,7 @@ class Family:
         if not self.inpaint:
             assert self.ask({"prompt": "x", **masked}).status_code == 400
         for more in [other] * self.image_to_image + [{**masked, "strength": 0.5}] * self.inpaint:
-            whole, half = (self.picture(num_inference_steps=4, **{**more, "strength": s}) for s in (1.0, 0.5))
+            whole, half = (self.image(num_inference_steps=4, **{**more, "strength": s}) for s in (1.0, 0.5))
             assert whole != half
             small = {name: self.schema["properties"][name]["minimum"] for name in ("width", "height")}
             counts = [(count, strength) for count in (1, 2, 3, 20) for strength in (0.1, 0.3, 0.6, 1.0)]
@@ -128,20 +128,20 @@ class Family:
         """As many references as the family takes, each of which counts, and no more."""
         count = self.references["count"]
         assert self.schema["properties"]["image"]["anyOf"][1]["maxItems"] == count
-        other = self.picture(seed=7)
-        made = [self.picture(image=images) for images in (self.starts[0], [self.starts[0]], [self.starts[0], other])]
+        other = self.image(seed=7)
+        made = [self.image(image=images) for images in (self.starts[0], [self.starts[0]], [self.starts[0], other])]
         assert made[0] == made[1] != made[2]
-        self.picture(image=[other] * count, num_inference_steps=1)
+        self.image(image=[other] * count, num_inference_steps=1)
         assert f"a list of 1 to {count}" in self.ask({"prompt": "x", "image": [other] * (count + 1)}).text
         assert "reference" in self.ask({"prompt": "x", "image": other, "strength": 0.5}).text
 
     def loras(self, plain: str) -> None:
-        """Each that can be chosen changes the picture, alone and together, and that of no other request."""
+        """Each that can be chosen changes the image, alone and together, and that of no other request."""
         lora = self.schema.get("$defs", {}).get("LoraChoice")
         names = lora["properties"]["name"]["enum"] if lora else []
         assert bool(names) == CATALOG[self.preset]["takes_lora"]
         chosen = [[{"name": name}] for name in names] + [[{"name": name} for name in names]]
-        found = {self.picture(num_inference_steps=2, loras=loras) for loras in chosen if loras}
+        found = {self.image(num_inference_steps=2, loras=loras) for loras in chosen if loras}
         assert len(found | {plain}) == 1 + len(names) + bool(names)
         refused = self.ask({"prompt": "x", "loras": [{"name": "warm"}]})
         assert refused.status_code == 400
@@ -153,12 +153,12 @@ class Family:
         least, multiple = (self.schema["properties"]["width"][name] for name in ("minimum", "multipleOf"))
         for width, height in ((least + multiple, least), (least, least + 3 * multiple)):
             more = {"width": width, "height": height, "num_inference_steps": 2}
-            assert size_of(self.picture(**more)) == (width, height)
+            assert size_of(self.image(**more)) == (width, height)
             if self.image_to_image or self.references:
-                assert size_of(self.picture(**more, image=self.starts[0])) == (width, height)
+                assert size_of(self.image(**more, image=self.starts[0])) == (width, height)
             if self.inpaint:
                 masked = {"image": self.starts[0], "mask": self.starts[1], "mask_padding": 4}
-                assert size_of(self.picture(**more, **masked)) == (width, height)
+                assert size_of(self.image(**more, **masked)) == (width, height)
 
     def generated(self) -> None:
         """CASES requests made from the schema."""
@@ -192,8 +192,8 @@ def size_of(png: str) -> tuple[int, int]:
     return struct.unpack(">II", base64.b64decode(png)[16:24])
 
 
-def of_one_colour(folder: Path, pictures: list[str]) -> list[int]:
-    """Return the places of those that are of one colour."""
-    (folder / "pictures.json").write_text(json.dumps(pictures))
-    command = [PROJECT_PYTHON, "-c", OF_ONE_COLOUR, str(folder / "pictures.json")]
+def of_one_color(folder: Path, images: list[str]) -> list[int]:
+    """Return the places of those that are of one color."""
+    (folder / "images.json").write_text(json.dumps(images))
+    command = [PROJECT_PYTHON, "-c", OF_ONE_COLOR, str(folder / "images.json")]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -168,14 +168,14 @@ def test_real_weights_without_a_network_are_one_sentence(bake: Callable[..., Bak
     assert "Traceback" not in result.stderr
 
 
-def test_its_first_picture_shows_what_the_prompt_says(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
+def test_its_first_image_shows_what_the_prompt_says(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
     image, text = tmp_path / "image.png", "a white cross on a red background"
     command = [PROJECT_PYTHON, "local_server.py", "--port", "0", "--prompt", text, "--output", image]
     made = subprocess.run(command, cwd=bake(preset="sdxl").path, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout + made.stderr
-    look = "import sys, numpy, PIL.Image; from judge import look; from shapes import COLOURS\n"
-    look += "pixels = numpy.asarray(PIL.Image.open(sys.argv[1])); seen = look(pixels, COLOURS)\n"
-    look += "print(len(pixels), seen.colour, seen.shape, seen.background)"
+    look = "import sys, numpy, PIL.Image; from judge import look; from shapes import COLORS\n"
+    look += "pixels = numpy.asarray(PIL.Image.open(sys.argv[1])); seen = look(pixels, COLORS)\n"
+    look += "print(len(pixels), seen.color, seen.shape, seen.background)"
     seen = subprocess.run([PROJECT_PYTHON, "-c", look, image], cwd=TEMPLATE / "demo", capture_output=True, text=True)
     assert seen.stdout.split() == ["64", "white", "cross", "red"], seen.stderr
 

@@ -243,7 +243,7 @@ def test_cookiecutter_runs_code_in_an_answer_before_any_hook_as_the_readme_says(
     assert "never bake from answers that others wrote" in (TEMPLATE / "docs" / "options.md").read_text("utf-8")
 
 
-def test_a_fine_tune_says_whose_licence_holds() -> None:
+def test_a_fine_tune_says_whose_license_holds() -> None:
     text = hook("post_gen_project").farewell({**GOOD, "hf_repo_id": "owner/name"})
     assert "read it at https://huggingface.co/owner/name. Of SDXL 1.0 itself: " in text
     assert "hf_access_token" in text
@@ -344,7 +344,7 @@ def test_a_choice_that_is_none_is_refused_by_cookiecutter(tmp_path: Path, field:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_licence_and_the_next_steps_are_printed(tmp_path: Path, preset: str) -> None:
+def test_the_license_and_the_next_steps_are_printed(tmp_path: Path, preset: str) -> None:
     result = run_cookiecutter(tmp_path, preset=preset)
     facts = CATALOG[preset]
     assert result.returncode == 0, result.stderr

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from model import mask, picture
+from model import images, mask
 from model.request import MAX_SEED, GenerationRequest
 from pipeline_settings import ImageToImage, Inpaint, PromptTokens, Settings
 
@@ -46,11 +46,11 @@ def of_request(settings: Settings, request: GenerationRequest) -> Asked:
     if references and request.mask is None:
         texts = request.image if isinstance(request.image, list) else [request.image]
         with _of_field("image"):
-            found = [picture.decode_reference(text, references, multiple) for text in texts]
+            found = [images.decode_reference(text, references, multiple) for text in texts]
         return Asked(arguments | size | {"image": found})
     assert isinstance(request.image, str)  # or the request is refused
     with _of_field("image"):
-        start = picture.decode(request.image, request.width, request.height)
+        start = images.decode(request.image, request.width, request.height)
     arguments |= {"strength": request.strength}
     if request.mask is None:
         other = settings.image_to_image

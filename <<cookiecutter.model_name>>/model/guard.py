@@ -14,7 +14,7 @@ NO_NUMBERS = "The model produced NaN instead of an image: change guidance_scale 
 
 
 class NotANumberError(ArithmeticError):
-    """A picture holds NaN or infinity."""
+    """An image holds NaN or infinity."""
 
 
 class Guard:
@@ -29,7 +29,7 @@ class Guard:
     def watch(self, pipeline: Any, make_usual: Callable[[], Any]) -> None:
         """Remember the dtypes of the pipeline's models, which a fault must not change, and look at what they decode.
 
-        make_usual: makes a picture as any healthy replica can.
+        make_usual: makes an image as any healthy replica can.
         """
         self._dtypes = {part: _dtypes(part) for part in pipeline.components.values() if hasattr(part, "parameters")}
         self._make_usual = make_usual
@@ -69,7 +69,7 @@ class Guard:
         full = any(isinstance(each, torch.OutOfMemoryError) for each in (fault, fault.__context__))
         full |= "ALLOC_FAILED" in str(fault)
         device = isinstance(fault, torch.AcceleratorError) or "CUDA error" in str(fault) or "cuDNN error" in str(fault)
-        # Most of these are for good: the process can only be replaced. A picture proves the others wrong.
+        # Most of these are for good: the process can only be replaced. An image proves the others wrong.
         self._failed |= device and not full
         self._clean_up()
         if isinstance(fault, NotANumberError):

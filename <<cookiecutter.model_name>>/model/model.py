@@ -17,7 +17,7 @@ from cold_start.phases import ColdStart, without_garbage_collection
 from cold_start.pipeline import read_pipeline
 from cold_start.warm_up import warm_up
 from cold_start.weights import check_weights, wait_for_download
-from model import arguments, picture
+from model import arguments, images
 from model.guard import Guard
 from model.pipelines import choose_loras, denoiser, on_same_weights
 from model.progress import Events, Progress
@@ -114,15 +114,14 @@ class Model:
             told = arguments.warnings(settings, inputs, self._pipelines[None], asked)
             return [self._generate(asked, seed, progress) for seed in seeds], told
 
-        (pictures, told), wait, generate = self._guard.run(work)
+        (made, told), wait, generate = self._guard.run(work)
         started = time.perf_counter()
         level = settings.png_compress_level
-        files = [picture.encode(made, inputs.output_format, inputs.quality, level) for made in pictures]
-        images = [GeneratedImage(image=file, seed=seed) for file, seed in zip(files, seeds, strict=True)]
+        files = [images.encode(image, inputs.output_format, inputs.quality, level) for image in made]
         ended = time.perf_counter()
         seconds = {"wait": wait, "generate": generate, **progress.seconds, "encode": ended - started}
         return GenerationResponse(
-            images=images,
+            images=[GeneratedImage(image=file, seed=seed) for file, seed in zip(files, seeds, strict=True)],
             content_type=f"image/{inputs.output_format}",
             warnings=told,
             timings=Timings(**seconds, cold_start=self._cold_start.first_answer(ended - began)),

@@ -26,7 +26,7 @@ class Progress:
     """One request's. seconds: of all its images together, by stage. left: set when its client is gone.
 
     text lasts until the UNet or transformer is called for the first time: it reads the prompt and the start image.
-    steps lasts until the last one is done, and decode until the picture is there. Each border waits for the device:
+    steps lasts until the last one is done, and decode until the image is there. Each border waits for the device:
     twice for an image, and after every step that is told.
     """
 

@@ -8,7 +8,7 @@ import pydantic
 from fastapi import HTTPException
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from model import picture
+from model import images
 from pipeline_settings import Settings
 
 MAX_SEED = 2**32 - 1
@@ -79,7 +79,7 @@ class GenerationRequest(BaseModel):
         if not 1 <= len(several) <= most or not all(isinstance(each, str) for each in several):
             count = "one file" if most == 1 else f"one file, or a list of 1 to {most},"
             raise ValueError(f"send {count} in base64 or as a data: URL")
-        picture.check(several, limits.image_bytes, limits.image_pixels)
+        images.check(several, limits.image_bytes, limits.image_pixels)
         return image
 
     @field_validator("loras")
@@ -104,7 +104,7 @@ class GenerationRequest(BaseModel):
         image = info.data["image"]
         if not isinstance(image, str):
             raise ValueError("mask needs one image, the one to paint on: send it as image")
-        picture.check([image, mask], cls.settings.limits.image_bytes, cls.settings.limits.image_pixels)
+        images.check([image, mask], cls.settings.limits.image_bytes, cls.settings.limits.image_pixels)
         return mask
 
     @field_validator("mask_blur", "mask_padding")
@@ -222,7 +222,7 @@ class GeneratedImage(BaseModel):
 class Timings(BaseModel):
     """Seconds of wall time. wait: for requests before it. generate: text, steps and decode, of all images together.
 
-    text: until the first step, so with the start image. decode: from the last step to the picture. encode: to the file
+    text: until the first step, so with the start image. decode: from the last step to the image. encode: to the file
     in base64. cold_start is there in the first answer only: its phases.
     """
 

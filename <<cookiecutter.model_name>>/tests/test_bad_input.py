@@ -12,9 +12,9 @@ from PIL import Image
 import local_server
 
 
-def file_of(picture: Image.Image, file_format: str, keep: int | None = None) -> str:
+def file_of(image: Image.Image, file_format: str, keep: int | None = None) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, file_format)
+    image.save(buffer, file_format)
     return base64.b64encode(buffer.getvalue()[:keep]).decode()
 
 
@@ -53,7 +53,7 @@ BAD_FIELDS = [
     ("image", HOSTILE),
     ("image", "data:image/png;base64,AAAA"),
     ("image", "data:text/html;base64,AAAA"),
-    ("image", base64.b64encode(b"no picture").decode()),
+    ("image", base64.b64encode(b"no image").decode()),
     ("image", "A" * 13_350_000),
     ("image", file_of(Image.new("1", (20_000, 20_000)), "PNG")),
     ("image", file_of(Image.new("1", (5_000, 5_000)), "PNG")),

@@ -214,9 +214,9 @@ def test_a_mask_keeps_the_rest_or_is_refused(server: Server, small: dict[str, An
     assert "mask needs one image" in alone.json()["error"]
 
 
-def png_of(picture: Image.Image) -> str:
+def png_of(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 

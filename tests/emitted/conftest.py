@@ -56,7 +56,7 @@ def text_of(image: Image.Image, file_format: str = "PNG", **options: Any) -> str
 
 
 def pixels_of(text: str) -> numpy.ndarray:
-    """Return the levels, [height, width, 3], of a picture in base64, as answers hold it."""
+    """Return the levels, [height, width, 3], of an image in base64, as answers hold it."""
     return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")).astype(int)
 
 
@@ -133,7 +133,7 @@ class Served:
             small["guidance_scale"] = self.settings.defaults.guidance_scale
         return self.model.predict(self.request(**{**small, **body}), Request())
 
-    def picture(self, **body: Any) -> str:
+    def image(self, **body: Any) -> str:
         return self.ask(**body).images[0].image
 
     def healthy(self) -> bool:

@@ -1,4 +1,4 @@
-"""compile: regional makes the same pictures, and no request waits for a compiler."""
+"""compile: regional makes the same images, and no request waits for a compiler."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ COMPILER = os.environ.get("CXX", "g++")
 needs_a_compiler = pytest.mark.skipif(
     shutil.which(COMPILER) is None, reason=f"torch compiles for a CPU with {COMPILER}, which is missing"
 )
-# Not 64 x 64: sizes that are equal by chance, of a tiny picture and of tiny heads, torch takes for one and the same.
+# Not 64 x 64: sizes that are equal by chance, of a tiny image and of tiny heads, torch takes for one and the same.
 REGIONAL = {"compile": "regional", "warm_up": True, "warm_up_sizes": [[96, 160]], "cpu_dtype": "float32"}
 # The transformers of these name no blocks in diffusers 0.42.1.
 WITHOUT_BLOCKS = {"StableDiffusion3Pipeline", "PixArtSigmaPipeline", "SanaSprintPipeline"}
@@ -43,8 +43,8 @@ def _as_in_a_new_process(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def asked(served: Served, **body: Any) -> tuple[numpy.ndarray, int]:
     """Return the pixels, and how often compiled code ran."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        picture = served.picture(**body)
-    return pixels_of(picture), sum(event.name.startswith("Torch-Compiled Region") for event in profile.events())
+        image = served.image(**body)
+    return pixels_of(image), sum(event.name.startswith("Torch-Compiled Region") for event in profile.events())
 
 
 def make_strong_lora(folder: Path, pipeline: Any) -> None:
@@ -83,7 +83,7 @@ def close(first: numpy.ndarray, second: numpy.ndarray) -> bool:
 
 @needs_a_compiler
 @pytest.mark.parametrize("preset", ["sd15", "flux-schnell"])
-def test_the_picture_is_the_same_in_every_size_and_thread(
+def test_the_image_is_the_same_in_every_size_and_thread(
     preset: str, cache: Path, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
     sizes = [{"width": width, "height": height} for width, height in ((64, 64), (128, 64), (96, 160))]
@@ -106,7 +106,7 @@ def test_the_picture_is_the_same_in_every_size_and_thread(
 def test_what_the_warm_up_did_not_meet_is_not_compiled(
     cache: Path, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
-    usual = pixels_of(serve(settings_of("sd15", cpu_dtype="float32")).picture(guidance_scale=1.0))
+    usual = pixels_of(serve(settings_of("sd15", cpu_dtype="float32")).image(guidance_scale=1.0))
     served = serve(settings_of("sd15", **REGIONAL))
     files = set(cache.rglob("*"))
     # Without guidance one text goes through the UNet, and not two.
@@ -122,8 +122,8 @@ def test_what_the_warm_up_did_not_meet_is_not_compiled(
 def test_a_fused_lora_is_compiled_with_the_weights(
     with_lora: Make, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
-    without = pixels_of(serve(settings_of("sd15", cpu_dtype="float32")).picture())
-    usual = pixels_of(serve(with_lora(fused=True, cpu_dtype="float32")).picture())
+    without = pixels_of(serve(settings_of("sd15", cpu_dtype="float32")).image())
+    usual = pixels_of(serve(with_lora(fused=True, cpu_dtype="float32")).image())
     found, runs = asked(serve(with_lora(fused=True, **REGIONAL)))
     assert close(found, usual)
     assert runs > 0
@@ -134,13 +134,13 @@ def test_a_fused_lora_is_compiled_with_the_weights(
 def test_a_lora_beside_the_weights_works_and_is_not_compiled(
     cache: Path, with_lora: Make, serve: Callable[..., Served]
 ) -> None:
-    def pictures(served: Served) -> list[tuple[numpy.ndarray, int]]:
+    def images(served: Served) -> list[tuple[numpy.ndarray, int]]:
         return [asked(served), asked(served, loras=[{"name": "style"}]), asked(served)]
 
-    usual = pictures(serve(with_lora(fused=False, cpu_dtype="float32")))
+    usual = images(serve(with_lora(fused=False, cpu_dtype="float32")))
     served = serve(with_lora(fused=False, **REGIONAL))
     files = set(cache.rglob("*"))
-    found = pictures(served)
+    found = images(served)
     assert all(close(one, other) for (one, _), (other, _) in zip(usual, found, strict=True))
     assert not close(found[0][0], found[1][0])
     # The blocks that the LoRA changes run as they do without compiling.

@@ -14,38 +14,38 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[2] / "demo"))
 from judge import Seen, look
-from shapes import COLOURS, NEW_COLOURS, SHAPES
+from shapes import COLORS, NEW_COLORS, SHAPES
 from test_schedulers import SCHEDULERS
 
-# A colour that none of the training's pictures has.
+# A color that none of the training's images has.
 LORA = Path(__file__).parents[2] / "demo" / "orange.safetensors"
 REQUEST = json.loads((DEMO / "request.json").read_text("utf-8"))
 # Each of the presets whose pipeline it is.
 PRESETS = [name for name, block in BLOCKS.items() if block["class_name"] == "StableDiffusionXLPipeline"]
 SAID = Seen("square", "yellow", "green")
-# Pairs of colours that differ, so that each shape and each colour comes once or more. Nobody gets 3 of 4 by chance, and
+# Pairs of colors that differ, so that each shape and each color comes once or more. Nobody gets 3 of 4 by chance, and
 # on another machine one may differ.
-ALL = [Seen(SHAPES[i % len(SHAPES)], colour, list(COLOURS)[(i + 3) % len(COLOURS)]) for i, colour in enumerate(COLOURS)]
+ALL = [Seen(SHAPES[i % len(SHAPES)], color, list(COLORS)[(i + 3) % len(COLORS)]) for i, color in enumerate(COLORS)]
 
 
 def prompt(said: Seen) -> str:
-    return f"a {said.colour} {said.shape} on a {said.background} background"
+    return f"a {said.color} {said.shape} on a {said.background} background"
 
 
 class Demo:
-    """Asks for pictures, and says what they show."""
+    """Asks for images, and says what they show."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
 
     def pixels(self, text: str, seed: int = 0, **more: Any) -> numpy.ndarray:
-        return pixels_of(self.served.picture(**{**REQUEST, "prompt": text, "seed": seed, **more}))
+        return pixels_of(self.served.image(**{**REQUEST, "prompt": text, "seed": seed, **more}))
 
     def see(self, text: str, seed: int = 0, **more: Any) -> Seen:
-        return look(self.pixels(text, seed, **more), {**COLOURS, **NEW_COLOURS})
+        return look(self.pixels(text, seed, **more), {**COLORS, **NEW_COLORS})
 
     def right(self, said: list[Seen], **more: Any) -> int:
-        """Return how many of the pictures show what was said, each from a seed of its own."""
+        """Return how many of the images show what was said, each from a seed of its own."""
         return sum(self.see(prompt(each), seed, **more) == each for seed, each in enumerate(said))
 
 
@@ -97,19 +97,19 @@ def test_guidance_strengthens(demo: Ask) -> None:
 
     def apart(guidance: float) -> float:
         """How far prompts that say opposites take the same noise."""
-        pictures = [served.pixels(prompt(each), 0, guidance_scale=guidance) for each in (first, second)]
-        return float(numpy.abs(pictures[0].astype(float) - pictures[1]).mean())
+        images = [served.pixels(prompt(each), 0, guidance_scale=guidance) for each in (first, second)]
+        return float(numpy.abs(images[0].astype(float) - images[1]).mean())
 
     assert apart(0.0) < apart(3.0)
 
 
-def test_strength_says_how_much_of_a_picture_stays(demo: Ask) -> None:
+def test_strength_says_how_much_of_an_image_stays(demo: Ask) -> None:
     served = demo()
     first = Seen("circle", "red", "blue")
-    start = served.served.picture(**{**REQUEST, "prompt": prompt(first)})
-    # Of twenty steps, six and twenty. In six the outline follows the prompt already, and the colours do not.
+    start = served.served.image(**{**REQUEST, "prompt": prompt(first)})
+    # Of twenty steps, six and twenty. In six the outline follows the prompt already, and the colors do not.
     kept = served.see(prompt(SAID), image=start, strength=0.3)
-    assert (kept.colour, kept.background) == (first.colour, first.background)
+    assert (kept.color, kept.background) == (first.color, first.background)
     assert served.see(prompt(SAID), image=start, strength=1.0) == SAID
 
 
@@ -118,13 +118,13 @@ def test_words_that_it_does_not_know_do_not_disturb(demo: Ask) -> None:
 
 
 def test_a_mask_changes_only_what_is_inside(demo: Ask) -> None:
-    start = Image.new("RGB", (REQUEST["width"], REQUEST["height"]), COLOURS["green"])
-    start.paste(COLOURS["red"], (26, 26, 38, 38))
+    start = Image.new("RGB", (REQUEST["width"], REQUEST["height"]), COLORS["green"])
+    start.paste(COLORS["red"], (26, 26, 38, 38))
     mask = Image.new("L", start.size)
     mask.paste(255, (8, 8, 56, 56))
     body = {"image": text_of(start), "mask": text_of(mask), "mask_blur": 0, "strength": 1.0}
     pixels = demo().pixels(prompt(SAID), **body)
-    assert look(pixels, COLOURS) == SAID
+    assert look(pixels, COLORS) == SAID
     kept = numpy.asarray(mask) == 0
     assert (pixels[kept] == numpy.asarray(start)[kept]).all()
 

@@ -70,18 +70,18 @@ def fail_once(owner: Any, name: str, number: int, fault: Exception | None, patch
 
 # ssd-1b and sdxl-turbo decode in float32, and put their VAE back after that.
 @pytest.mark.parametrize("preset", [*FAMILIES, "sdxl-turbo"])
-def test_after_a_fault_the_next_picture_is_the_same_or_the_model_is_not_healthy(
+def test_after_a_fault_the_next_image_is_the_same_or_the_model_is_not_healthy(
     preset: str, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
     served = serve(settings_of(preset))
-    text = served.picture()
+    text = served.image()
     requests: list[tuple[dict[str, Any], str]] = [({}, text)]
     if served.settings.image_to_image:
         start = {"image": text, "strength": 1.0}
-        requests.append((start, served.picture(**start)))
+        requests.append((start, served.image(**start)))
     if served.settings.inpaint:
         masked = {"image": text, "mask": WHITE}
-        requests.append((masked, served.picture(**masked)))
+        requests.append((masked, served.image(**masked)))
     for body, usual in requests:
         for stage in STAGES[: None if body else 3]:
             for name, fault in FAULTS.items():
@@ -96,35 +96,35 @@ def test_after_a_fault_the_next_picture_is_the_same_or_the_model_is_not_healthy(
                         assert answer.status_code == (503 if name == "out of memory" else 500), broken
                     assert calls, f"{broken}: never called"
                 assert served.healthy() is (name != "device"), broken
-                # A picture proves that the device works.
-                assert served.picture(**body) == usual, broken
+                # An image proves that the device works.
+                assert served.image(**body) == usual, broken
                 assert served.healthy(), broken
-        assert served.picture() == text
+        assert served.image() == text
 
 
-def test_a_fault_while_the_picture_is_encoded_is_forgotten(
+def test_a_fault_while_the_image_is_encoded_is_forgotten(
     settings_of: Make, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from model import picture
+    from model import images
 
     served = serve(settings_of("sd15"))
-    usual = served.picture()
+    usual = served.image()
     with monkeypatch.context() as patch:
-        fail_once(picture, "encode", 1, FAULTS["ordinary"], patch)
+        fail_once(images, "encode", 1, FAULTS["ordinary"], patch)
         with pytest.raises(ValueError, match="asked for it"):
             served.ask()
-    assert served.picture() == usual
+    assert served.image() == usual
     assert served.healthy()
 
 
-# Of infinity in the last layer of a VAE the pipelines make a white picture.
+# Of infinity in the last layer of a VAE the pipelines make a white image.
 @pytest.mark.parametrize(("part", "number"), [("model", "nan"), ("decoder", "inf")])
 @pytest.mark.parametrize("preset", FAMILIES)
 def test_weights_that_make_no_numbers_are_an_error_and_then_not_healthy(
     preset: str, part: str, number: str, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
     served = serve(settings_of(preset))
-    usual = served.picture()
+    usual = served.image()
     assert served.healthy()
     parts = served.pipeline.components
     model = parts["vae"].decoder if part == "decoder" else parts.get("unet") or parts["transformer"]
@@ -135,10 +135,10 @@ def test_weights_that_make_no_numbers_are_an_error_and_then_not_healthy(
         answer = served.ask()
         assert answer.status_code == 500
         assert b"NaN" in answer.body
-        # The first is enough, as no other picture can be made either.
+        # The first is enough, as no other image can be made either.
         assert not served.healthy()
     last.data.copy_(kept)
-    assert served.picture() == usual
+    assert served.image() == usual
     assert served.healthy()
 
 
@@ -147,29 +147,29 @@ def test_requests_that_make_no_numbers_end_no_healthy_replica(
     preset: str, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
     served = serve(settings_of(preset))
-    usual = served.picture()
+    usual = served.image()
     for stage in ("text encoder", "step", "decode", "step"):
         with pytest.MonkeyPatch.context() as patch:
             fail_once(*place(served, stage), None, patch)
             assert served.ask().status_code == 500
         assert served.healthy()
-    assert served.picture() == usual
+    assert served.image() == usual
 
 
 @pytest.mark.parametrize("fault", ["out of memory", "device"])
-def test_a_model_that_can_make_no_usual_picture_either_is_not_healthy(
+def test_a_model_that_can_make_no_usual_image_either_is_not_healthy(
     fault: str, settings_of: Make, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = serve(settings_of("sdxl-turbo"))
-    usual = served.picture()
+    usual = served.image()
     with monkeypatch.context() as patch:
         fail_once(*place(served, "decode"), None, patch)
-        # The second decode is that of the picture by which the first is judged.
+        # The second decode is that of the image by which the first is judged.
         fail_once(served.pipeline.vae, "decode", 2, FAULTS[fault], patch)
         assert served.ask().status_code == 500
     assert not served.healthy()
     # Also this one's VAE is back in its dtype.
-    assert served.picture() == usual
+    assert served.image() == usual
     assert served.healthy()
 
 
@@ -211,7 +211,7 @@ def test_a_device_that_fails_before_an_image_request_starts_is_not_healthy(
     import model.model
 
     served = serve(settings_of("sd15"))
-    start = served.picture()
+    start = served.image()
     fail_once(model.model.copy, "deepcopy", 1, FAULTS["device"], monkeypatch)
     with pytest.raises(torch.AcceleratorError):
         served.ask(image=start, strength=1.0)
@@ -248,11 +248,11 @@ def test_an_image_request_changes_nothing_for_the_next(
     if served.settings.image_to_image is None:
         pytest.skip("this family cannot start from an image")
     before = dtypes(served)
-    usual = served.picture()
+    usual = served.image()
     served.ask(image=usual, strength=0.5)
     if served.settings.inpaint:
         served.ask(image=usual, mask=WHITE, strength=0.5)
-    assert served.picture() == usual
+    assert served.image() == usual
     assert dtypes(served) == before
 
 
@@ -276,7 +276,7 @@ def test_a_warm_up_that_fails_stops_no_replica(
     monkeypatch.setattr(model.model, "read_pipeline", read_pipeline)
     served = serve(settings_of("sd15", warm_up=True))
     assert served.healthy()
-    assert served.picture()
+    assert served.image()
 
 
 def test_every_family_is_here() -> None:

@@ -54,17 +54,17 @@ def copy_of(weights: Callable[[str], Path], tmp_path: Path) -> Callable[[str], t
 
 
 @pytest.mark.parametrize("preset", PACKED)
-def test_the_picture_is_that_of_the_numbers_which_the_file_holds(
+def test_the_image_is_that_of_the_numbers_which_the_file_holds(
     preset: str, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
     served = serve(settings_of(preset, cpu_dtype="float32"))
-    usual = served.picture()
-    assert served.picture() == usual
+    usual = served.image()
+    assert served.image() == usual
     transformer = served.pipeline.transformer
     # The same layers, unpacked once and for all.
     transformer.dequantize()
     assert not any(hasattr(parameter, "quant_type") for parameter in transformer.parameters())
-    assert served.picture() == usual
+    assert served.image() == usual
     assert served.healthy()
 
 
@@ -74,7 +74,7 @@ def test_a_matrix_that_is_not_in_8_bits_is_read_too(
     preset: str, kind: str, settings_of: Make, copy_of: Any, serve: Callable[..., Served]
 ) -> None:
     """Makers leave some so: the files of FLUX.2 klein are larger than 8 bits of each number."""
-    usual = serve(settings_of(preset)).picture()
+    usual = serve(settings_of(preset)).image()
     folder, file = copy_of(preset)
     packed, other = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType[kind]
 
@@ -90,7 +90,7 @@ def test_a_matrix_that_is_not_in_8_bits_is_read_too(
 
     rewrite(file, change)
     assert {packed, other} <= {tensor.tensor_type for tensor in gguf.GGUFReader(file).tensors if tensor.data.ndim == 2}
-    assert serve(settings_of(preset, folder)).picture() == usual
+    assert serve(settings_of(preset, folder)).image() == usual
 
 
 @pytest.mark.parametrize("preset", PACKED)

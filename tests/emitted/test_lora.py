@@ -336,17 +336,17 @@ def test_what_a_request_chooses_is_as_if_it_were_fused(
 ) -> None:
     loras = {name: some_tensors(plain(preset), seed) for seed, name in enumerate(("ink", "oil"))}
     choices = ({"ink": 0.5}, {"oil": 1.5}, {"ink": -0.5, "oil": 0.7})
-    base = serve(loras_of(preset, {}, {})).picture()
-    fused = [serve(loras_of(preset, {name: loras[name] for name in scales}, scales)).picture() for scales in choices]
+    base = serve(loras_of(preset, {}, {})).image()
+    fused = [serve(loras_of(preset, {name: loras[name] for name in scales}, scales)).image() for scales in choices]
     served = serve(loras_of(preset, loras, {}))
-    assert served.picture() == base
+    assert served.image() == base
     for scales, expected in zip(choices, fused, strict=True):
-        chosen = served.picture(loras=choose(**scales))
+        chosen = served.image(loras=choose(**scales))
         assert abs(pixels_of(chosen) - pixels_of(expected)).max() <= 2, scales
         assert abs(pixels_of(chosen) - pixels_of(base)).max() > 5, scales
-        # The order in which they are named is none of their effect, and the next picture is the base model's.
-        assert abs(pixels_of(served.picture(loras=choose(**scales)[::-1])) - pixels_of(expected)).max() <= 2, scales
-        assert served.picture() == base
+        # The order in which they are named is none of their effect, and the next image is the base model's.
+        assert abs(pixels_of(served.image(loras=choose(**scales)[::-1])) - pixels_of(expected)).max() <= 2, scales
+        assert served.image() == base
 
 
 @pytest.mark.parametrize("preset", ["sdxl", "flux-schnell"])
@@ -354,13 +354,13 @@ def test_one_that_is_fused_and_one_that_is_chosen(
     preset: str, plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served]
 ) -> None:
     loras = {name: some_tensors(plain(preset), seed) for seed, name in enumerate(("ink", "oil"))}
-    warm = serve(loras_of(preset, {"oil": loras["oil"]}, {"oil": 0.5})).picture()
-    both = serve(loras_of(preset, loras, {"ink": 0.7, "oil": 0.5})).picture()
+    warm = serve(loras_of(preset, {"oil": loras["oil"]}, {"oil": 0.5})).image()
+    both = serve(loras_of(preset, loras, {"ink": 0.7, "oil": 0.5})).image()
     # The first in config.yaml is chosen: taking away what is left of the fused one must not take it away.
     served = serve(loras_of(preset, loras, {"oil": 0.5}))
-    assert served.picture() == warm
-    assert abs(pixels_of(served.picture(loras=choose(ink=0.7))) - pixels_of(both)).max() <= 2
-    assert served.picture() == warm
+    assert served.image() == warm
+    assert abs(pixels_of(served.image(loras=choose(ink=0.7))) - pixels_of(both)).max() <= 2
+    assert served.image() == warm
     with pytest.raises(ValidationError, match="there is no LoRA of that name: choose from ink"):
         served.ask(loras=choose(oil=0.5))
 
@@ -371,21 +371,21 @@ def test_left_out_the_scale_is_that_of_the_config(
     settings = loras_of("sd15", {"ink": some_tensors(plain("sd15"))}, {})
     entry = settings.loras[0].model_copy(update={"scale": -0.5})
     served = serve(settings.model_copy(update={"loras": [entry]}))
-    assert served.picture(loras=[{"name": "ink"}]) == served.picture(loras=choose(ink=-0.5))
-    assert served.picture(loras=[{"name": "ink"}]) != served.picture(loras=choose(ink=0.5))
+    assert served.image(loras=[{"name": "ink"}]) == served.image(loras=choose(ink=-0.5))
+    assert served.image(loras=[{"name": "ink"}]) != served.image(loras=choose(ink=0.5))
 
 
 def test_a_start_image_goes_with_them(
     plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served]
 ) -> None:
     tensors = some_tensors(plain("sd15"))
-    start = serve(loras_of("sd15", {}, {})).picture()
+    start = serve(loras_of("sd15", {}, {})).image()
     body = {"image": start, "strength": 0.75}
-    fused = serve(loras_of("sd15", {"ink": tensors}, {"ink": 0.5})).picture(**body)
+    fused = serve(loras_of("sd15", {"ink": tensors}, {"ink": 0.5})).image(**body)
     served = serve(loras_of("sd15", {"ink": tensors}, {}))
-    base = served.picture(**body)
-    assert abs(pixels_of(served.picture(**body, loras=choose(ink=0.5))) - pixels_of(fused)).max() <= 2
-    assert served.picture(**body) == base != served.picture(**body, loras=choose(ink=0.5))
+    base = served.image(**body)
+    assert abs(pixels_of(served.image(**body, loras=choose(ink=0.5))) - pixels_of(fused)).max() <= 2
+    assert served.image(**body) == base != served.image(**body, loras=choose(ink=0.5))
 
 
 @pytest.mark.parametrize("preset", ["sd15", "flux-schnell"])
@@ -397,7 +397,7 @@ def test_a_fault_leaves_the_base_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     served = serve(loras_of(preset, {"ink": some_tensors(plain(preset))}, {}))
-    base, chosen = served.picture(), served.picture(loras=choose(ink=0.5))
+    base, chosen = served.image(), served.image(loras=choose(ink=0.5))
 
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -411,8 +411,8 @@ def test_a_fault_leaves_the_base_model(
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
             assert served.ask(loras=choose(ink=0.5)).status_code == 503
-        assert served.picture() == base, name
-        assert served.picture(loras=choose(ink=0.5)) == chosen, name
+        assert served.image() == base, name
+        assert served.image(loras=choose(ink=0.5)) == chosen, name
 
 
 def test_a_lora_that_makes_no_numbers_ends_no_replica(
@@ -420,11 +420,11 @@ def test_a_lora_that_makes_no_numbers_ends_no_replica(
 ) -> None:
     huge = {name: tensor * 1e30 for name, tensor in some_tensors(plain("sd15")).items()}
     served = serve(loras_of("sd15", {"ink": huge}, {}))
-    base = served.picture()
+    base = served.image()
     for _ in range(3):
         assert served.ask(loras=choose(ink=1.0)).status_code == 500
         assert served.healthy()
-    assert served.picture() == base
+    assert served.image() == base
 
 
 def test_requests_at_the_same_time_do_not_mix(
@@ -434,11 +434,11 @@ def test_requests_at_the_same_time_do_not_mix(
     loras = {name: some_tensors(pipeline, seed) for seed, name in enumerate(("ink", "oil"))}
     served = serve(loras_of("sd15", loras, {}))
     bodies = [{}, {"loras": choose(ink=0.5)}, {"loras": choose(oil=0.5)}, {"loras": choose(ink=1.0, oil=0.5)}]
-    alone = [served.picture(**body) for body in bodies]
+    alone = [served.image(**body) for body in bodies]
     assert len(set(alone)) == len(bodies)
     # Two at once, as with predict_concurrency 2.
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda body: served.picture(**body), bodies * 4)) == alone * 4
+        assert list(pool.map(lambda body: served.image(**body), bodies * 4)) == alone * 4
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 from conftest import BLOCKS, FAMILIES, Make, Served, pixels_of, text_of
-from model import arguments, mask, picture
+from model import arguments, images, mask
 from model.progress import Progress
 from PIL import Image
 from pydantic import ValidationError
@@ -36,25 +36,25 @@ def white(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (SIDE, SIDE
 @pytest.mark.parametrize("preset", INPAINT)
 def test_outside_the_mask_each_pixel_is_kept(preset: str, settings_of: Make, serve: Callable[..., Served]) -> None:
     served = serve(settings_of(preset))
-    usual = served.picture()
+    usual = served.image()
     start, shape = noise(), text_of(white(BOX))
     image = text_of(start)
     seen = set()
     for more in ({}, {"mask_blur": 0}, {"mask_blur": 0, "mask_padding": 2}, {"mask_padding": 0}, {"strength": 0.5}):
         soft = numpy.asarray(mask.decode(shape, SIDE, SIDE, more.get("mask_blur", 4)))
-        found = pixels_of(served.picture(image=image, mask=shape, **more))
+        found = pixels_of(served.image(image=image, mask=shape, **more))
         changed = (found != numpy.asarray(start)).any(axis=2)
         assert not changed[soft == 0].any(), more
         assert (soft == 0).sum() > 1000
-        # A random picture: hardly a pixel of it is the same by chance.
+        # A random image: hardly a pixel of it is the same by chance.
         assert changed[PART].mean() > 0.95, more
         seen.add(found.tobytes())
     assert len(seen) == 5
     # Each of several is laid over the image, and made again alone.
     body = {"image": image, "mask": shape, "seed": 5}
     several = [entry.image for entry in served.ask(**body, num_images=2).images]
-    assert several == [served.picture(**body), served.picture(**{**body, "seed": 6})]
-    assert served.picture() == usual
+    assert several == [served.image(**body), served.image(**{**body, "seed": 6})]
+    assert served.image() == usual
 
 
 @pytest.mark.parametrize("preset", INPAINT)
@@ -89,7 +89,7 @@ def test_a_line_is_painted_however_thin(settings_of: Make, serve: Callable[..., 
     # Between the pixels that the pipeline looks at.
     line = (13, 0, 14, SIDE)
     served, start = serve(settings_of("sd15")), noise()
-    found = pixels_of(served.picture(image=text_of(start), mask=text_of(white(line)), mask_blur=0))
+    found = pixels_of(served.image(image=text_of(start), mask=text_of(white(line)), mask_blur=0))
     changed = (found != numpy.asarray(start)).any(axis=2)
     assert changed[:, 13].mean() > 0.95
     assert not changed[:, 14:].any()
@@ -113,7 +113,7 @@ def test_with_padding_the_pipeline_gets_the_part_alone() -> None:
 
 
 @pytest.mark.parametrize("padding", [0, 3, 1000])
-def test_the_part_lies_within_the_picture_and_has_its_shape(padding: int) -> None:
+def test_the_part_lies_within_the_image_and_has_its_shape(padding: int) -> None:
     generator = numpy.random.default_rng(0)
     for _ in range(2000):
         width, height = (int(side) for side in generator.integers(1, 60, 2))
@@ -127,23 +127,23 @@ def test_the_part_lies_within_the_picture_and_has_its_shape(padding: int) -> Non
         assert abs(scale * height - (y2 - y)) <= height / width + 1
 
 
-def clear(colour: tuple[int, int, int]) -> Image.Image:
-    """White on the left, and on the right clear, with a hidden colour."""
-    image = Image.new("RGBA", (SIDE, SIDE), (*colour, 0))
+def clear(color: tuple[int, int, int]) -> Image.Image:
+    """White on the left, and on the right clear, with a hidden color."""
+    image = Image.new("RGBA", (SIDE, SIDE), (*color, 0))
     image.paste((255, 255, 255, 255), (0, 0, 32, SIDE))
     return image
 
 
 HALF = white((0, 0, 32, SIDE))
 WHITES = {
-    "grey": text_of(HALF),
-    "two colours": text_of(HALF.convert("1")),
-    "colours": text_of(HALF.convert("RGB")),
+    "gray": text_of(HALF),
+    "two colors": text_of(HALF.convert("1")),
+    "colors": text_of(HALF.convert("RGB")),
     "palette": text_of(HALF.convert("P")),
     "16 bits": text_of(Image.fromarray(numpy.asarray(HALF).astype("uint16") * 257)),
     "clear, hidden black": text_of(clear((0, 0, 0))),
     "clear, hidden white": text_of(clear((255, 255, 255))),
-    "clear, grey": text_of(clear((255, 255, 255)).convert("LA")),
+    "clear, gray": text_of(clear((255, 255, 255)).convert("LA")),
     "WebP": text_of(clear((255, 255, 255)), "WEBP", lossless=True),
     "JPEG": text_of(HALF, "JPEG", quality=95),
     "larger": text_of(HALF.resize((512, 512))),
@@ -158,18 +158,16 @@ def test_what_is_white_to_see_is_painted(text: str) -> None:
 
 
 def test_the_mask_is_cropped_as_the_image_is() -> None:
-    # Marked by the same colours in both.
+    # Marked by the same colors in both.
     shape = white((40, 10, 60, 30), size=(160, 96))
-    image = numpy.asarray(picture.decode(text_of(shape.convert("RGB")), SIDE, SIDE))[..., 0]
+    image = numpy.asarray(images.decode(text_of(shape.convert("RGB")), SIDE, SIDE))[..., 0]
     assert (numpy.asarray(mask.decode(text_of(shape), SIDE, SIDE, 0)) == image).all()
 
 
-def test_grey_mixes_both(settings_of: Make, serve: Callable[..., Served]) -> None:
+def test_gray_mixes_both(settings_of: Make, serve: Callable[..., Served]) -> None:
     served, start = serve(settings_of("sd15")), noise()
     body = {"image": text_of(start), "mask_blur": 0}
-    painted, half = (
-        pixels_of(served.picture(**body, mask=text_of(Image.new("L", (8, 8), grey)))) for grey in (255, 128)
-    )
+    painted, half = (pixels_of(served.image(**body, mask=text_of(Image.new("L", (8, 8), gray)))) for gray in (255, 128))
     assert numpy.abs(half - (painted + numpy.asarray(start)) / 2).max() <= 2
 
 
@@ -256,8 +254,8 @@ def test_a_family_without_masks_says_so(settings_of: Make, serve: Callable[..., 
 def test_strength_is_whole_if_left_out(settings_of: Make, serve: Callable[..., Served]) -> None:
     served = serve(settings_of("sd15"))
     masked = {"image": IMAGE, "mask": MASK}
-    assert served.picture(**masked) == served.picture(**masked, strength=1.0)
-    assert served.picture(image=IMAGE) == served.picture(image=IMAGE, strength=0.6)
+    assert served.image(**masked) == served.image(**masked, strength=1.0)
+    assert served.image(image=IMAGE) == served.image(image=IMAGE, strength=0.6)
 
 
 def test_lcm_has_other_steps_with_a_mask(settings_of: Make, serve: Callable[..., Served]) -> None:
@@ -281,7 +279,7 @@ def test_what_is_scaled_up_is_said(settings_of: Make, serve: Callable[..., Serve
 
 
 def test_flux2_klein_paints_a_megapixel_at_once(settings_of: Make, serve: Callable[..., Served]) -> None:
-    """What the catalog says of it: a larger picture keeps its size, and the mask its place."""
+    """What the catalog says of it: a larger image keeps its size, and the mask its place."""
     served = serve(settings_of("flux2-klein-4b"))
     pipeline, sizes = served.masked, []
     true = pipeline.image_processor.numpy_to_pil

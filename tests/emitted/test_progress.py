@@ -73,7 +73,7 @@ def test_the_steps_that_are_told_are_those_that_run_and_the_result_is_the_plain_
         {"num_inference_steps": min(5, served.settings.limits.max_steps)},
     ]
     if served.settings.image_to_image:
-        start = served.picture()
+        start = served.image()
         most = min(10, served.settings.limits.max_steps)
         bodies += [{"image": start, "strength": strength, "num_inference_steps": most} for strength in (0.5, 1.0)]
     counts = []
@@ -106,7 +106,7 @@ def test_each_stage_has_its_own_seconds(
     from model import progress
 
     served = serve(settings_of(preset))
-    start = served.picture()
+    start = served.image()
     parts = served.pipeline.components
     clock, calls = [0], {"text": 0, "steps": 0, "decode": 0}
     # A clock that only these move, each by what no other can.
@@ -144,7 +144,7 @@ def test_a_client_that_leaves_ends_the_work_and_its_thread(
     settings_of: Make, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = serve(settings_of("sd15"))
-    usual = served.picture()
+    usual = served.image()
     steps = counted(served, monkeypatch)
     slow(served.pipeline.unet, "forward", 0.05, monkeypatch)
     response = served.ask(stream=True, num_inference_steps=50)
@@ -152,7 +152,7 @@ def test_a_client_that_leaves_ends_the_work_and_its_thread(
     text = asyncio.run(sent(response, leave=lambda part: b'"step": 2' in part)).decode()
     assert "result" not in text
     assert 2 <= len(steps) < 25
-    assert served.picture() == usual
+    assert served.image() == usual
 
 
 def test_a_client_that_leaves_before_its_turn_costs_no_step(
@@ -171,7 +171,7 @@ def test_a_client_that_leaves_before_its_turn_costs_no_step(
     # It waits for the thread.
     asyncio.run(ask_and_leave())
     assert steps == []
-    assert served.picture()
+    assert served.image()
 
 
 def test_a_long_wait_is_not_silent(
@@ -190,7 +190,7 @@ def test_a_long_wait_is_not_silent(
 
 def test_what_is_refused_is_refused_before_the_first_event(settings_of: Make, serve: Callable[..., Served]) -> None:
     served = serve(settings_of("sd15"))
-    whole = served.picture()
+    whole = served.image()
     for stream in (False, True):
         response = served.ask(stream=stream, image=whole[: len(whole) // 8 * 4], strength=1.0)
         assert response.status_code == 400
@@ -204,7 +204,7 @@ def test_a_fault_is_an_event_and_counts_as_without_a_stream(
     from test_faults import fail_once
 
     served = serve(settings_of("sd15"))
-    usual = served.picture()
+    usual = served.image()
     for _ in range(3):
         with monkeypatch.context() as patch:
             fail_once(served.pipeline.unet, "forward", 2, fault, patch)
@@ -214,4 +214,4 @@ def test_a_fault_is_an_event_and_counts_as_without_a_stream(
         assert words in data["error"]
         assert "asked" not in data["error"]
     assert served.healthy()
-    assert served.picture() == usual
+    assert served.image() == usual

@@ -340,7 +340,7 @@ def test_clip_skip_works_or_is_refused(preset: str, settings_of: Make, serve: An
     except SettingsError:
         assert preset in ("sd15", "sd21", "lcm-dreamshaper")
         return
-    assert served.picture()
+    assert served.image()
 
 
 @pytest.mark.parametrize(

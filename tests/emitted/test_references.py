@@ -1,4 +1,4 @@
-"""Pictures that the prompt may speak of: whole, several, without strength."""
+"""Images that the prompt may speak of: whole, several, without strength."""
 
 import base64
 import io
@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 import pytest
 from conftest import BLOCKS, FAMILIES, Make, Served, text_of
-from model import picture
+from model import images
 from PIL import Image
 from pipeline_settings import ReferenceImages
 from pydantic import ValidationError
@@ -33,15 +33,15 @@ def test_the_families_that_take_references() -> None:
 
 
 def test_each_reference_counts(served: Served) -> None:
-    usual = served.picture()
+    usual = served.image()
     one, other = noise(64, 64), noise(96, 64, 1)
-    made = [served.picture(image=image) for image in (one, [one], other, [one, other], [other, one])]
+    made = [served.image(image=image) for image in (one, [one], other, [one, other], [other, one])]
     assert made[0] == made[1]
     assert len({usual, *made}) == 5
-    size = Image.open(io.BytesIO(base64.b64decode(served.picture(image=other, width=128, height=64)))).size
+    size = Image.open(io.BytesIO(base64.b64decode(served.image(image=other, width=128, height=64)))).size
     assert size == (128, 64)
     # Without them, the model is as it was.
-    assert served.picture() == usual
+    assert served.image() == usual
 
 
 def test_the_pipeline_cuts_nothing_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,11 +69,11 @@ def test_the_pipeline_cuts_nothing_off(served: Served, monkeypatch: pytest.Monke
     ],
 )
 def test_a_reference_keeps_its_shape(size: tuple[int, int], scaled: tuple[int, int]) -> None:
-    found = picture.decode_reference(text_of(Image.linear_gradient("L").resize(size)), BOUNDS, 16)
+    found = images.decode_reference(text_of(Image.linear_gradient("L").resize(size)), BOUNDS, 16)
     assert (found.mode, found.size) == ("RGB", scaled)
-    grey = numpy.asarray(found)[..., 0].mean(axis=1)
-    assert grey[0] < 30
-    assert grey[-1] > 215
+    gray = numpy.asarray(found)[..., 0].mean(axis=1)
+    assert gray[0] < 30
+    assert gray[-1] > 215
 
 
 @pytest.mark.parametrize("side", range(1, 400, 7))
@@ -81,21 +81,21 @@ def test_whatever_is_let_through_the_pipeline_takes(side: int) -> None:
     from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 
     for ratio in (1.0, 2.5, 5.99, 6.0):
-        found = picture.decode_reference(text_of(Image.new("L", (int(side * ratio), side))), BOUNDS, 16)
+        found = images.decode_reference(text_of(Image.new("L", (int(side * ratio), side))), BOUNDS, 16)
         Flux2ImageProcessor.check_image_input(found)
         assert found.width * found.height <= BOUNDS.max_pixels
         assert all(each % 16 == 0 for each in found.size)
 
 
 def test_a_reference_is_laid_on_white_and_turned_upright() -> None:
-    clear = picture.decode_reference(text_of(Image.new("RGBA", (64, 64))), BOUNDS, 16)
+    clear = images.decode_reference(text_of(Image.new("RGBA", (64, 64))), BOUNDS, 16)
     assert clear.getextrema() == ((255, 255),) * 3
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     buffer = io.BytesIO()
     Image.new("RGB", (128, 64)).save(buffer, "JPEG", exif=exif.tobytes())
     turned = base64.b64encode(buffer.getvalue()).decode()
-    assert picture.decode_reference(turned, BOUNDS, 16).size == (64, 128)
+    assert images.decode_reference(turned, BOUNDS, 16).size == (64, 128)
 
 
 def test_a_reference_that_is_too_long_is_refused(served: Served) -> None:
@@ -135,8 +135,8 @@ def test_with_a_mask_image_is_what_is_painted_on(served: Served) -> None:
     start = noise(64, 64)
     body = {"image": start, "mask": text_of(mask), "mask_blur": 0}
     found, before = (
-        numpy.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in (served.picture(**body), start)
+        numpy.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in (served.image(**body), start)
     )
     assert (found[16:] == before[16:]).all()
     assert (found[:16] != before[:16]).any(axis=2).mean() > 0.95
-    assert served.picture(**body, strength=0.5) != served.picture(**body)
+    assert served.image(**body, strength=0.5) != served.image(**body)

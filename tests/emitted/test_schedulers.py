@@ -1,4 +1,4 @@
-"""Every scheduler that can be chosen makes a picture at every number of steps that limits allow."""
+"""Every scheduler that can be chosen makes an image at every number of steps that limits allow."""
 
 import base64
 import io
@@ -42,9 +42,9 @@ BOUNDS = {"LCMScheduler": (1, 50), "TCDScheduler": (1, 50)}
 
 
 def check(served: Served, steps: int, **body: object) -> str:
-    image = served.picture(num_inference_steps=steps, **body)
+    image = served.image(num_inference_steps=steps, **body)
     pixels = numpy.asarray(Image.open(io.BytesIO(base64.b64decode(image))))
-    assert pixels.min() < pixels.max(), f"{steps} steps make a constant picture"
+    assert pixels.min() < pixels.max(), f"{steps} steps make a constant image"
     return image
 
 

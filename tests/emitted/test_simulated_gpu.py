@@ -68,7 +68,7 @@ def settings_with_loras(base: Served, weights: Path, folder: Path, settings: Cal
 
 def ask(served: Served, **body: Any) -> str:
     """Return the image of a request with few steps."""
-    return served.picture(**{"num_inference_steps": 2, **body})
+    return served.image(**{"num_inference_steps": 2, **body})
 
 
 def test_all_is_on_the_gpu_in_the_dtype_of_production(family: Served) -> None:

@@ -89,7 +89,7 @@ def test_a_request_goes_through_as_it_is_and_a_bad_field_comes_back_as_the_model
     wish = {"prompt": "a boat", "loras": [{"name": "ink", "scale": 0.5}]}
     assert http.post("/generate", json=wish).json() == IMAGE
     assert json.loads(model.seen[-1].content) == wish
-    refused = http.post("/generate", json={"prompt": "a boat", "colour": 1, "self": 1})
+    refused = http.post("/generate", json={"prompt": "a boat", "color": 1, "self": 1})
     assert (refused.status_code, "Extra inputs" in refused.json()["error"]) == (400, True)
 
 

@@ -28,9 +28,7 @@ from fast_truss import Event, InvalidInput, Target, cli, errors, gateway
 KEY = "gateway-key"
 
 
-def picture(
-    mode: str = "RGB", size: tuple[int, int] = (8, 4), color: Any = 0, kind: str = "PNG", **saved: Any
-) -> bytes:
+def image(mode: str = "RGB", size: tuple[int, int] = (8, 4), color: Any = 0, kind: str = "PNG", **saved: Any) -> bytes:
     buffer = io.BytesIO()
     Image.new(mode, size, color).save(buffer, kind, **saved)
     return buffer.getvalue()
@@ -46,7 +44,7 @@ def clear_mask(size: tuple[int, int] = (8, 4)) -> bytes:
     return buffer.getvalue()
 
 
-PICTURE = picture()
+IMAGE = image()
 
 
 class Model:
@@ -76,7 +74,7 @@ class Model:
                 await asyncio.sleep(0.01)
             yield Event("step", {"image": 1, "step": 1, "of": 2, "seconds": 0.1})
             kind, seed = request.get("output_format", "png"), request.get("seed", 7)
-            made = base64.b64encode(PICTURE).decode()
+            made = base64.b64encode(IMAGE).decode()
             images = [{"image": made, "seed": seed + each} for each in range(request.get("num_images", 1))]
             yield Event("result", {"images": images, "content_type": f"image/{kind}", "warnings": ["one"]})
         finally:
@@ -149,7 +147,7 @@ def test_what_openai_names_goes_to_the_model_by_its_own_names(client: openai.Ope
         "num_inference_steps": 4,
         "loras": [{"name": "style"}],
     }
-    assert [base64.b64decode(image.b64_json) for image in answer.data] == [PICTURE] * 2
+    assert [base64.b64decode(image.b64_json) for image in answer.data] == [IMAGE] * 2
     assert [image.seed for image in answer.data] == [3, 4]
     assert (answer.size, answer.output_format, answer.background) == ("256x128", "webp", "opaque")
     assert answer.warnings == ["one"]
@@ -267,7 +265,7 @@ def test_a_stream_has_an_event_for_each_finished_image(client: openai.OpenAI, mo
     assert [event.type for event in events] == ["image_generation.completed"] * 2
     assert [event.seed for event in events] == [7, 8]
     for event in events:
-        assert base64.b64decode(event.b64_json) == PICTURE
+        assert base64.b64decode(event.b64_json) == IMAGE
         # What openai's types promise.
         type(event).model_validate(event.model_dump(), strict=True)
         assert (event.size, event.output_format) == ("64x32", "png")
@@ -323,9 +321,9 @@ def edit_asked(client: openai.OpenAI, asked_model: Model, **parameters: Any) -> 
 
 def test_an_edit_sends_the_files_and_the_types_of_the_model(client: openai.OpenAI, model: Model) -> None:
     extra = {"strength": 0.5, "seed": 3, "negative_prompt": "12", "loras": '[{"name": "style"}]'}
-    asked = edit_asked(client, model, image=PICTURE, n=2, size="64x64", model="12", user="13", extra_body=extra)
+    asked = edit_asked(client, model, image=IMAGE, n=2, size="64x64", model="12", user="13", extra_body=extra)
     asked.pop("timeout")
-    assert base64.b64decode(asked.pop("image")) == PICTURE
+    assert base64.b64decode(asked.pop("image")) == IMAGE
     assert asked == {
         "prompt": "a boat",
         "num_images": 2,
@@ -339,13 +337,13 @@ def test_an_edit_sends_the_files_and_the_types_of_the_model(client: openai.OpenA
 
 
 def test_several_images_are_a_list(client: openai.OpenAI, model: Model) -> None:
-    other = picture(color=255)
-    asked = edit_asked(client, model, image=[PICTURE, other])
-    assert [base64.b64decode(image) for image in asked["image"]] == [PICTURE, other]
+    other = image(color=255)
+    asked = edit_asked(client, model, image=[IMAGE, other])
+    assert [base64.b64decode(image) for image in asked["image"]] == [IMAGE, other]
 
 
 def test_what_is_clear_in_openai_s_mask_is_white_in_the_model_s(client: openai.OpenAI, model: Model) -> None:
-    asked = edit_asked(client, model, image=PICTURE, mask=clear_mask())
+    asked = edit_asked(client, model, image=IMAGE, mask=clear_mask())
     mask = Image.open(io.BytesIO(base64.b64decode(asked["mask"])))
     assert (mask.size, mask.mode) == ((8, 4), "L")
     assert mask.tobytes() == bytes([255] + 31 * [0])
@@ -354,7 +352,7 @@ def test_what_is_clear_in_openai_s_mask_is_white_in_the_model_s(client: openai.O
 def test_a_mask_fits_a_photo_as_people_see_it(client: openai.OpenAI, model: Model) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    photo = picture(size=(4, 8), kind="JPEG", exif=exif)
+    photo = image(size=(4, 8), kind="JPEG", exif=exif)
     assert "mask" in edit_asked(client, model, image=photo, mask=clear_mask((8, 4)))
 
 
@@ -362,11 +360,11 @@ def test_an_image_of_another_size_is_not_decoded_for_the_mask(monkeypatch: pytes
     # A few KB may be hundreds of MB then.
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
     with pytest.raises(InvalidInput, match="as wide and high"):
-        gateway.white_where_clear(clear_mask(), picture(size=(64, 64)))
+        gateway.white_where_clear(clear_mask(), image(size=(64, 64)))
 
 
 def test_an_edit_streams_its_own_events(client: openai.OpenAI) -> None:
-    with client.images.edit(prompt="a boat", image=PICTURE, stream=True) as stream:
+    with client.images.edit(prompt="a boat", image=IMAGE, stream=True) as stream:
         (event,) = stream
     assert event.type == "image_edit.completed"
     type(event).model_validate(event.model_dump(), strict=True)
@@ -376,17 +374,17 @@ def test_an_edit_streams_its_own_events(client: openai.OpenAI) -> None:
     ("parameters", "param", "words"),
     [
         ({"image": []}, "image", "must be one or more files"),
-        ({"image": PICTURE, "mask": PICTURE}, "mask", "must be a whole PNG, as wide and high as image"),
+        ({"image": IMAGE, "mask": IMAGE}, "mask", "must be a whole PNG, as wide and high as image"),
         (
-            {"image": PICTURE, "mask": picture("RGBA", color=(0, 0, 0, 255))},
+            {"image": IMAGE, "mask": image("RGBA", color=(0, 0, 0, 255))},
             "mask",
             "must be a whole PNG, as wide and high as image",
         ),
-        ({"image": PICTURE, "mask": clear_mask((4, 8))}, "mask", "must be a whole PNG, as wide and high as image"),
-        ({"image": PICTURE, "mask": b"no picture"}, "mask", "must be a whole PNG, as wide and high as image"),
-        ({"image": PICTURE, "mask": clear_mask()[:60]}, "mask", "must be a whole PNG, as wide and high as image"),
-        ({"image": PICTURE, "markup": PICTURE}, "markup", "cannot be used"),
-        ({"image": PICTURE, "input_fidelity": "high"}, "input_fidelity", "strength"),
+        ({"image": IMAGE, "mask": clear_mask((4, 8))}, "mask", "must be a whole PNG, as wide and high as image"),
+        ({"image": IMAGE, "mask": b"no image"}, "mask", "must be a whole PNG, as wide and high as image"),
+        ({"image": IMAGE, "mask": clear_mask()[:60]}, "mask", "must be a whole PNG, as wide and high as image"),
+        ({"image": IMAGE, "markup": IMAGE}, "markup", "cannot be used"),
+        ({"image": IMAGE, "input_fidelity": "high"}, "input_fidelity", "strength"),
     ],
 )
 def test_a_bad_edit_is_a_sentence(
@@ -549,7 +547,7 @@ def test_openai_s_client_goes_through_a_cold_start(real_platform: Platform) -> N
         assert base64.b64decode(event.b64_json) == images[0]
 
         # Red where it is kept: only the left half is painted.
-        red = picture(size=(64, 64), color=(255, 0, 0))
+        red = image(size=(64, 64), color=(255, 0, 0))
         mask = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
         mask.paste((0, 0, 0, 0), (0, 0, 32, 64))
         buffer = io.BytesIO()

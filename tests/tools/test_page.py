@@ -82,7 +82,7 @@ def open_app(platform: Platform, tmp_path: Path) -> Iterator[Open]:
         )
         command = [sys.executable, "-m", "fast_truss", "app", "--port", port.decode().strip(), *options]
         log = tmp_path / "log"
-        variables = {**platform.environment(), **environment, "GRADIO_TEMP_DIR": str(tmp_path / "pictures")}
+        variables = {**platform.environment(), **environment, "GRADIO_TEMP_DIR": str(tmp_path / "images")}
         with log.open("w") as output:
             process = subprocess.Popen(command, cwd=platform.project, stdout=output, stderr=output, env=variables)
         url = f"http://127.0.0.1:{port.decode().strip()}"
@@ -145,13 +145,13 @@ def text_of(browser: Any, element: str) -> str:
     return browser.execute_script(f"return {script}?.innerText.trim() ?? ''")
 
 
-def make_picture(browser: Any) -> str:
-    """Write a prompt, press the button, and return what the page says when the picture is there."""
+def make_image(browser: Any) -> str:
+    """Write a prompt, press the button, and return what the page says when the image is there."""
     browser.find_element("css selector", "#prompt textarea").send_keys("a red door")
     browser.find_element("id", "generate").click()
-    wait_for(lambda: text_of(browser, "message").startswith("Done"), "no picture: " + text_of(browser, "message"))
+    wait_for(lambda: text_of(browser, "message").startswith("Done"), "no image: " + text_of(browser, "message"))
     width = "return document.querySelector('#gallery img')?.naturalWidth"
-    wait_for(lambda: browser.execute_script(width) == 512, "the picture is not shown")
+    wait_for(lambda: browser.execute_script(width) == 512, "the image is not shown")
     return text_of(browser, "message")
 
 
@@ -181,7 +181,7 @@ def test_opening_the_page_wakes_the_model_before_the_visitor_types(
     wait_for(ready, f"never ready, but {seen}")
     assert seen[-3:] == ["Waking: getting a machine", "Waking: loading the model", "Ready"]
     assert text_of(browser, "head") == browser.title == "Lighthouse"
-    seed = make_picture(browser).removeprefix("Done. Seed ").removesuffix(".")
+    seed = make_image(browser).removeprefix("Done. Seed ").removesuffix(".")
     # What is typed is used. Enter sends, and with Shift it makes a line.
     browser.find_element("css selector", "#seed textarea, #seed input").send_keys(seed)
     prompt = browser.find_element("css selector", "#prompt textarea")
@@ -227,7 +227,7 @@ def test_the_page_fits_the_screen(
         browser.find_element("css selector", f"#{name} input[type=file]").send_keys(str(file))
         loaded = f"return document.querySelector('#{name} img')?.naturalWidth"
         wait_for(lambda script=loaded: browser.execute_script(script) == 512, f"{name} is not shown")
-    make_picture(browser)
+    make_image(browser)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     browser.save_screenshot(str(SCREENSHOTS / f"{width}-{theme}.png"))
     unfold(browser, "more")
@@ -237,7 +237,7 @@ def test_the_page_fits_the_screen(
     assert content <= window == width
     boxes = {name: browser.find_element("id", name).rect for name in ("prompt", "generate", "gallery", "width", "seed")}
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= width and box["width"] > 50 for box in boxes.values())
-    # Side by side, or the picture right below the button.
+    # Side by side, or the image right below the button.
     assert (boxes["gallery"]["x"] > boxes["prompt"]["x"] + 200) == (width == 1280)
     assert boxes["generate"]["y"] < boxes["width"]["y"]
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
@@ -271,8 +271,8 @@ def test_whatever_is_sent_to_the_page_it_answers_in_a_sentence(awake: Platform, 
 
     gallery, message = generate("good", num_inference_steps=20)
     assert "Done. Seed 3, 4." in message
-    assert [picture["image"]["path"].endswith(".jpg") for picture in gallery] == [False, False]
-    assert [picture["image"]["path"].endswith(".jpeg") for picture in gallery] == [True, True]
+    assert [image["image"]["path"].endswith(".jpg") for image in gallery] == [False, False]
+    assert [image["image"]["path"].endswith(".jpeg") for image in gallery] == [True, True]
     assert re.search(r"Image 2: step \d+ of \d+", "".join(seen))
     for number, (changes, sentence) in enumerate(
         [

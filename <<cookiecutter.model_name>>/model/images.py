@@ -1,4 +1,4 @@
-"""Pictures as base64 text: what a request may bring, and what an answer holds."""
+"""Images as base64 text: what a request may bring, and what an answer holds."""
 
 import base64
 import io
@@ -11,19 +11,19 @@ from pipeline_settings import ReferenceImages
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 DATA_URL = re.compile(r"data:[^,]{,100};base64,", re.IGNORECASE)  # of any type: the file says what it is
-# Of the text: what holds the size of most pictures. A multiple of four, as base64 comes in fours.
+# Of the text: what holds the size of most images. A multiple of four, as base64 comes in fours.
 HEADER_CHARACTERS = 2**21
-# How a JPEG begins. Pillow calls one MPO that has a second picture behind it, as phones write them.
+# How a JPEG begins. Pillow calls one MPO that has a second image behind it, as phones write them.
 JPEG = b"\xff\xd8"
 # A JPEG is scaled down while it is decoded, so it may be larger. Phones make 50 megapixels.
 JPEG_PIXELS = 4
-# Each scan of a progressive JPEG is a pass over the whole picture. Cameras and editors write about 10. The marker and
-# what follows it, as a video behind the picture holds the marker alone by chance.
+# Each scan of a progressive JPEG is a pass over the whole image. Cameras and editors write about 10. The marker and
+# what follows it, as a video behind the image holds the marker alone by chance.
 JPEG_SCANS, SCAN = 100, re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
 
 
 def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
-    """Raise ValueError with a sentence if the pictures cannot be used. Looks at their length and their headers only.
+    """Raise ValueError with a sentence if the images cannot be used. Looks at their length and their headers only.
 
     max_bytes: of all files. max_pixels: of all, before a pixel is decoded, so a decompression bomb stays folded.
     """
@@ -35,62 +35,62 @@ def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
     for whole in encoded:
         head = _bytes(whole[:HEADER_CHARACTERS])
         # Pillow opens a WebP only when it is whole, and a JPEG may have more metadata than that.
-        picture = _open(_bytes(whole) if head.startswith((b"RIFF", JPEG)) else head)
+        image = _open(_bytes(whole) if head.startswith((b"RIFF", JPEG)) else head)
         counts = 1 / JPEG_PIXELS if head.startswith(JPEG) else 1
-        if picture.width * picture.height * counts > max_pixels:
+        if image.width * image.height * counts > max_pixels:
             most = int(max_pixels / counts)
-            raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {most}: send a smaller one")
-        pixels += picture.width * picture.height * counts
+            raise ValueError(f"it has {image.width} x {image.height} pixels, more than {most}: send a smaller one")
+        pixels += image.width * image.height * counts
     if pixels > max_pixels:
         raise ValueError(f"the images together have more than {max_pixels} pixels: send smaller ones")
 
 
 def decode(text: str, width: int, height: int, background: str = "white") -> Any:
-    """Return the RGB picture in text: upright, laid on the background, scaled and cropped to width x height.
+    """Return the RGB image in text: upright, laid on the background, scaled and cropped to width x height.
 
     Its info tells the share that was cut off (cropped), and how many times as wide as high it was (shape). Raises
     ValueError with a sentence if it is damaged. It decodes whatever it is given: call check() first.
     """
     from PIL import ImageOps
 
-    return _decode(text, max(width, height), background, lambda picture: ImageOps.fit(picture, (width, height)))
+    return _decode(text, max(width, height), background, lambda image: ImageOps.fit(image, (width, height)))
 
 
 def decode_reference(text: str, bounds: ReferenceImages, multiple: int) -> Any:
-    """Return the RGB picture in text: upright, laid on white, whole, scaled to bounds and to sides that are multiples.
+    """Return the RGB image in text: upright, laid on white, whole, scaled to bounds and to sides that are multiples.
 
     Raises ValueError with a sentence if it is damaged or too long. As decode() does, it needs check() first.
     """
-    picture = _decode(text, math.isqrt(bounds.max_pixels), "white", lambda picture: picture)
-    if max(picture.size) > bounds.max_ratio * min(picture.size):
+    image = _decode(text, math.isqrt(bounds.max_pixels), "white", lambda image: image)
+    if max(image.size) > bounds.max_ratio * min(image.size):
         raise ValueError(f"it is more than {bounds.max_ratio} times as long as wide: crop it")
-    scale = min(1, math.sqrt(bounds.max_pixels / (picture.width * picture.height)))
-    scale = max(scale, bounds.min_side / min(picture.size))
+    scale = min(1, math.sqrt(bounds.max_pixels / (image.width * image.height)))
+    scale = max(scale, bounds.min_side / min(image.size))
     # Down to multiples, or the pipeline would cut off the rest.
-    sides = [max(int(side * scale) // multiple * multiple, bounds.min_side) for side in picture.size]
-    return picture.resize(sides)
+    sides = [max(int(side * scale) // multiple * multiple, bounds.min_side) for side in image.size]
+    return image.resize(sides)
 
 
 def _decode(text: str, side: int, background: str, fit: Callable[[Any], Any]) -> Any:
-    """Return fit(picture). side: no smaller than that is a JPEG scaled down while it is decoded."""
+    """Return fit(image). side: no smaller than that is a JPEG scaled down while it is decoded."""
     from PIL import Image, ImageOps
 
     file = _bytes(_encoded(text))
-    picture = _open(file)
-    size = picture.size
+    image = _open(file)
+    size = image.size
     if file.startswith(JPEG) and len(SCAN.findall(file)) > JPEG_SCANS:
         raise ValueError(f"it has more than {JPEG_SCANS} scans: save it as an ordinary JPEG")
     try:
         # A JPEG then comes at the least of 1/8, 1/4, 1/2 and 1 that is no smaller than asked, however it is turned.
-        picture.draft("RGB", (side, side))
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I"):
-            picture = picture.convert("I").point(lambda grey: grey * (255 / 65535)).convert("L")
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
-        made = fit(picture.convert("RGB"))
-        wide, high = sorted(size, reverse=picture.width > picture.height)
+        image.draft("RGB", (side, side))
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            image = image.convert("I").point(lambda gray: gray * (255 / 65535)).convert("L")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+        made = fit(image.convert("RGB"))
+        wide, high = sorted(size, reverse=image.width > image.height)
         fits = (wide * made.height) / (high * made.width)
         made.info |= {"shape": wide / high, "cropped": 1 - min(fits, 1 / fits)}
         return made
@@ -99,10 +99,10 @@ def _decode(text: str, side: int, background: str, fit: Callable[[Any], Any]) ->
         raise ValueError("it cannot be read: send a whole PNG, JPEG or WebP file") from error
 
 
-def encode(picture: Any, output_format: str, quality: int, compress_level: int) -> str:
+def encode(image: Any, output_format: str, quality: int, compress_level: int) -> str:
     """Return the file as base64. quality: 1 to 100, of jpeg and webp only. compress_level: 0 to 9, of png only."""
     buffer = io.BytesIO()
-    picture.save(buffer, format=output_format, quality=quality, compress_level=compress_level)
+    image.save(buffer, format=output_format, quality=quality, compress_level=compress_level)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -1,4 +1,4 @@
-"""What people send as a picture is taken as they see it, or refused before it costs anything."""
+"""What people send as an image is taken as they see it, or refused before it costs anything."""
 
 import base64
 import io
@@ -6,7 +6,7 @@ import io
 import numpy
 import pytest
 from conftest import text_of
-from model import picture
+from model import images
 from PIL import Image
 
 PIXELS = 4096 * 4096
@@ -14,14 +14,14 @@ BYTES = 10_000_000
 
 
 def taken(text: str, width: int = 64, height: int = 64) -> numpy.ndarray:
-    picture.check([text], BYTES, PIXELS)
-    found = picture.decode(text, width, height)
+    images.check([text], BYTES, PIXELS)
+    found = images.decode(text, width, height)
     assert (found.mode, found.size) == ("RGB", (width, height))
     return numpy.asarray(found)
 
 
 def hidden(mode: str) -> Image.Image:
-    """A clear picture whose hidden colour is black, but for one solid red or grey pixel block."""
+    """A clear image whose hidden color is black, but for one solid red or gray pixel block."""
     rgba = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     rgba.paste((255, 0, 0, 255), (0, 0, 32, 64))
     if mode == "P":
@@ -39,7 +39,7 @@ def test_what_is_clear_is_white(mode: str, file_format: str) -> None:
     assert pixels[32, 4].tolist() == ([76, 76, 76] if mode == "LA" else [255, 0, 0])
 
 
-def test_a_palette_with_a_clear_colour_is_laid_on_white() -> None:
+def test_a_palette_with_a_clear_color_is_laid_on_white() -> None:
     image = Image.new("P", (64, 64), 1)
     image.putpalette([255, 0, 0, 0, 0, 0])
     assert taken(text_of(image, transparency=1))[0, 0].tolist() == [255, 255, 255]
@@ -60,8 +60,8 @@ def test_a_large_jpeg_is_scaled_down_while_it_is_decoded(monkeypatch: pytest.Mon
     large = Image.linear_gradient("L").resize((6000, 4000)).convert("RGB")
     text = text_of(large, "JPEG", quality=30)
     sizes = []
-    true = picture._open
-    monkeypatch.setattr(picture, "_open", lambda file: sizes.append(true(file)) or sizes[-1])
+    true = images._open
+    monkeypatch.setattr(images, "_open", lambda file: sizes.append(true(file)) or sizes[-1])
     pixels = taken(text, 512, 512)
     assert sizes[-1].width * sizes[-1].height <= 1500 * 1000
     assert pixels[10].mean() < 20 < 235 < pixels[-10].mean()
@@ -94,15 +94,15 @@ def test_the_share_that_is_cropped_is_told(
     exif = Image.Exif()
     exif[0x0112] = turned
     text = text_of(Image.new("RGB", (width, height)), file_format, exif=exif.tobytes())
-    assert picture.decode(text, 64, 64).info["cropped"] == pytest.approx(cropped, abs=0.001)
+    assert images.decode(text, 64, 64).info["cropped"] == pytest.approx(cropped, abs=0.001)
     # In its own shape nothing is.
     size = (height, width) if turned == 6 else (width, height)
-    assert picture.decode(text, *size).info["cropped"] == pytest.approx(0, abs=1e-9)
+    assert images.decode(text, *size).info["cropped"] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_png_is_compressed_as_config_yaml_says() -> None:
     made = Image.linear_gradient("L").convert("RGB")
-    files = [picture.encode(made, "png", 90, level) for level in (0, 1, 9)]
+    files = [images.encode(made, "png", 90, level) for level in (0, 1, 9)]
     assert len(files[0]) > len(files[1]) > len(files[2])
     assert {taken(file, 256, 256).tobytes() for file in files} == {made.tobytes()}
 
@@ -124,7 +124,7 @@ def test_a_data_url_is_taken(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr"])
-def test_other_modes_keep_their_colours(mode: str) -> None:
+def test_other_modes_keep_their_colors(mode: str) -> None:
     image = Image.new("RGB", (64, 64), "white").convert(mode)
     pixels = taken(text_of(image, "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"))
     assert pixels.min() >= 250
@@ -143,13 +143,13 @@ def test_a_jpeg_of_many_scans_is_refused() -> None:
     taken(base64.b64encode(progressive(10)).decode())
     text = base64.b64encode(progressive(200)).decode()
     with pytest.raises(ValueError, match="more than 100 scans"):
-        picture.decode(text, 64, 64)
+        images.decode(text, 64, 64)
 
 
 def test_bytes_that_only_look_like_scans_are_none() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(buffer, "JPEG")
-    # As phones put the video of a moving photo behind the picture.
+    # As phones put the video of a moving photo behind the image.
     file = buffer.getvalue() + b"\xff\xda\x81" * 200
     assert taken(base64.b64encode(file).decode())[0, 0].tolist() == [254, 0, 0]
 
@@ -162,7 +162,7 @@ def noise(side: int) -> Image.Image:
 @pytest.mark.parametrize("lossless", [False, True])
 def test_a_webp_of_megabytes_is_taken(lossless: bool) -> None:
     text = text_of(noise(1500), "WEBP", quality=98, lossless=lossless, method=0)
-    assert len(text) > picture.HEADER_CHARACTERS
+    assert len(text) > images.HEADER_CHARACTERS
     taken(text)
 
 
@@ -170,16 +170,16 @@ def test_a_jpeg_with_megabytes_of_metadata_is_taken() -> None:
     file = base64.b64decode(text_of(Image.new("RGB", (64, 64), "red"), "JPEG"))
     segment = b"\xff\xe2\xff\xff" + bytes(65533)
     text = base64.b64encode(file[:2] + segment * 32 + file[2:]).decode()
-    assert len(text) > picture.HEADER_CHARACTERS
+    assert len(text) > images.HEADER_CHARACTERS
     assert taken(text)[0, 0].tolist() == [254, 0, 0]
 
 
 def test_the_check_decodes_no_pixel_and_not_the_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = text_of(Image.effect_noise((3000, 3000), 100))
-    assert len(noise) > 2 * picture.HEADER_CHARACTERS
+    assert len(noise) > 2 * images.HEADER_CHARACTERS
     loaded = []
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: loaded.append(1))
-    picture.check([noise], BYTES * 2, PIXELS)
+    images.check([noise], BYTES * 2, PIXELS)
     assert loaded == []
 
 
@@ -189,34 +189,34 @@ def test_the_check_decodes_no_pixel_and_not_the_whole_file(monkeypatch: pytest.M
 def test_too_many_pixels_are_refused_by_the_header(size: tuple[int, int], file_format: str) -> None:
     text = text_of(Image.new("L", size), file_format)
     with pytest.raises(ValueError, match="pixels, more than"):
-        picture.check([text], BYTES, PIXELS)
+        images.check([text], BYTES, PIXELS)
 
 
-def test_pictures_are_bounded_together() -> None:
+def test_images_are_bounded_together() -> None:
     png, jpeg = text_of(Image.new("L", (100, 100))), text_of(Image.new("L", (200, 200)), "JPEG")
-    picture.check([png, jpeg], BYTES, 20_000)
+    images.check([png, jpeg], BYTES, 20_000)
     with pytest.raises(ValueError, match="the images together have more than 19999 pixels"):
-        picture.check([png, jpeg], BYTES, 19_999)
+        images.check([png, jpeg], BYTES, 19_999)
     size = max(len(png), len(jpeg)) * 3 // 4
-    picture.check([png], size, PIXELS)
-    picture.check([jpeg], size, PIXELS)
+    images.check([png], size, PIXELS)
+    images.check([jpeg], size, PIXELS)
     with pytest.raises(ValueError, match=f"the images together are larger than {size} bytes: send smaller files"):
-        picture.check([png, jpeg], size, PIXELS)
+        images.check([png, jpeg], size, PIXELS)
 
 
-# As a phone writes it: a small picture behind the large one. Pillow calls that MPO.
-def test_a_jpeg_with_a_second_picture_is_a_jpeg() -> None:
+# As a phone writes it: a small image behind the large one. Pillow calls that MPO.
+def test_a_jpeg_with_a_second_image_is_a_jpeg() -> None:
     large = Image.linear_gradient("L").resize((6000, 4000)).convert("RGB")
     two = {"file_format": "MPO", "save_all": True, "append_images": [large.resize((64, 64))]}
     text = text_of(large, quality=30, **two)
-    assert picture._open(base64.b64decode(text)).format == "MPO"
+    assert images._open(base64.b64decode(text)).format == "MPO"
     pixels = taken(text)
     assert pixels[2].mean() < 20 < 235 < pixels[-2].mean()
     file = base64.b64decode(text_of(large.resize((64, 64)), progressive=True, **two))
     # Its last scan, again and again.
     first, second = file.split(b"\xff\xd9", 1)
     scan = first[first.rindex(b"\xff\xda") :]
-    many = base64.b64encode(first + scan * picture.JPEG_SCANS + b"\xff\xd9" + second).decode()
+    many = base64.b64encode(first + scan * images.JPEG_SCANS + b"\xff\xd9" + second).decode()
     with pytest.raises(ValueError, match="more than 100 scans"):
         taken(many)
 
@@ -227,15 +227,15 @@ def test_base64_may_have_line_breaks(side: int, ending: str) -> None:
     # A PNG of 1000 x 1000 such pixels is longer than what holds its size.
     noise = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (side, side, 3), dtype="uint8"))
     text = text_of(noise)
-    assert (len(text) > picture.HEADER_CHARACTERS) == (side == 1000)
+    assert (len(text) > images.HEADER_CHARACTERS) == (side == 1000)
     lines = base64.encodebytes(base64.b64decode(text)).decode().replace("\n", ending)
     assert (taken(lines) == taken(text)).all()
     # They are no bytes of the file.
     size = len(base64.b64decode(text))
-    picture.check([lines], size, PIXELS)
+    images.check([lines], size, PIXELS)
 
 
-def test_a_picture_of_billions_of_pixels_is_told_so() -> None:
+def test_an_image_of_billions_of_pixels_is_told_so() -> None:
     text = text_of(Image.new("1", (30_000, 30_000)))
     with pytest.raises(ValueError, match="far too many pixels"):
-        picture.check([text], BYTES, PIXELS)
+        images.check([text], BYTES, PIXELS)
