@@ -1,6 +1,7 @@
 """Bakes of the template, and its axes read from cookiecutter.json."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from cookiecutter.main import cookiecutter
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from truss.base.truss_config import TrussConfig
 
 TEMPLATE = Path(__file__).resolve().parent.parent
@@ -85,7 +86,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def render(file: str, **answers: str) -> str:
     """Return the text of a file of the emitted project: a bake writes the same, and takes longer."""
     first = {name: value[0] if isinstance(value, list) else value for name, value in CONTEXT.items()}
-    return JINJA.from_string((PROJECT / file).read_text("utf-8")).render(cookiecutter={**first, **answers})
+    return source(file).render(cookiecutter={**first, **answers})
+
+
+@functools.cache
+def source(file: str) -> Template:
+    return JINJA.from_string((PROJECT / file).read_text("utf-8"))
 
 
 def render_config(**answers: str) -> TrussConfig:
@@ -148,6 +154,7 @@ def preset_project(request: pytest.FixtureRequest, bake: Callable[..., BakedProj
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--preset", choices=PRESETS, help="Only the tests that are about this preset.")
+    parser.addoption("--modules", help="Only these of tests/emitted, in one process: test_lora.py,test_masks.py.")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

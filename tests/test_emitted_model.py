@@ -11,13 +11,24 @@ from conftest import MEASURED, PRESETS, BakedProject, render, render_config
 from platforms import PROJECT_PYTHON
 
 FOLDER = Path(__file__).parent / "emitted"
+MODULES = sorted(file.name for file in FOLDER.glob("test_*.py"))
+# Each process pays for its imports and for the tiny weights. These change torch for the whole of theirs.
+APART = ("test_compile.py", "test_simulated_gpu.py")
+TOGETHER = [name for name in MODULES if name not in APART]
+GROUPS = [*([name] for name in APART), TOGETHER[::2], TOGETHER[1::2]]
 pytestmark = pytest.mark.skipif(
     PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
 )
 
 
-@pytest.mark.parametrize("module", sorted(file.name for file in FOLDER.glob("test_*.py")))
-def test_emitted_model(module: str, bake: Callable[..., BakedProject], tmp_path: Path) -> None:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Ask for the groups, or for the modules that `--modules` names."""
+    named = metafunc.config.getoption("--modules")
+    groups = [named.split(",")] if named else GROUPS
+    metafunc.parametrize("modules", groups, ids=[group[0] if len(group) == 1 else f"{group[0]}..." for group in groups])
+
+
+def test_emitted_model(modules: list[str], bake: Callable[..., BakedProject], tmp_path: Path) -> None:
     blocks = tmp_path / "blocks.json"
     pipelines = {preset: render_config(preset=preset).model_metadata["pipeline"] for preset in PRESETS}
     blocks.write_text(json.dumps(pipelines), "utf-8")
@@ -34,7 +45,7 @@ def test_emitted_model(module: str, bake: Callable[..., BakedProject], tmp_path:
     }
     # Neither this repository's settings nor its conftest.py are those of that environment.
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={FOLDER}", f"--confcutdir={FOLDER}"]
-    options += ["-W", "ignore", f"--basetemp={tmp_path / 'own'}"]
-    command = [PROJECT_PYTHON, "-m", "pytest", *options, FOLDER / module]
+    options += ["-W", "ignore", "--durations=15", f"--basetemp={tmp_path / 'own'}"]
+    command = [PROJECT_PYTHON, "-m", "pytest", *options, *(FOLDER / name for name in modules)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

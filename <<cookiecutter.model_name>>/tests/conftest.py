@@ -1,9 +1,9 @@
 """One local Truss server for the whole session, on tiny weights or on those of --weights."""
 
 import dataclasses
+import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ import pytest
 import requests
 
 import local_server
+
+# Threads of torch that wait for each other make tiny images many times slower beside other work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +33,6 @@ class Server:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--weights", default="tiny", help="tiny, real or a folder: see local_server.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not any(item.get_closest_marker("gpu") for item in items):
-        return
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none"))
 
 
 @pytest.fixture(scope="session")
@@ -81,20 +72,6 @@ def server(app: Path, small: dict[str, Any]) -> Iterator[Server]:
         pytest.fail(f"{error}\n{log.read_text()}")
     finally:
         local_server.stop(process)
-
-
-@pytest.fixture(scope="session")
-def run_in_app(app: Path, config: dict[str, Any]) -> Callable[..., subprocess.CompletedProcess]:
-    """Run Python code where the server runs, with the environment that config.yaml declares."""
-
-    def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
-        # As the server finds /packages in the image.
-        found = {"PYTHONPATH": str(app / "packages")}
-        environment = {"PATH": "", "HOME": str(app), **found, **config["environment_variables"]}
-        command = [sys.executable, "-c", code, *arguments]
-        return subprocess.run(command, cwd=app, env=environment, capture_output=True, text=True, timeout=600)
-
-    return run
 
 
 @pytest.fixture(scope="session")

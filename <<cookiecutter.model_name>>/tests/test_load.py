@@ -6,7 +6,7 @@ import pickle
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,122 +15,10 @@ import yaml
 
 import local_server
 
-RunInApp = Callable[..., subprocess.CompletedProcess]
-
-# Loads the model, warms it up, and prints what it did on one line of JSON.
-LOAD = """
-import asyncio, json, sys
-touched = []
-NETWORK = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname")
-from model.model import SETTINGS, Model
-
-class Downloaded:
-    calls = 0
-    def block_until_download_complete(self):
-        Downloaded.calls += 1
-
-model = Model(Downloaded(), SETTINGS.model_copy(update={"warm_up": True}))
-assert not asyncio.run(model.is_healthy())
-sys.addaudithook(lambda event, _: touched.append(event) if event in NETWORK else None)
-model.load()
-network = list(touched)
-parts = model._pipelines[None].components
-import torch
-modules = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
-print(json.dumps({
-    "network": network,
-    "waited": Downloaded.calls,
-    "healthy": asyncio.run(model.is_healthy()),
-    "phases": list(model._cold_start.phases),
-    "compiler": "torch._inductor.compile_fx" in sys.modules,
-    "components": sorted(name for name, part in parts.items() if part is not None),
-    "devices": sorted({str(p.device.type) for m in modules for p in m.parameters()}),
-    "dtypes": sorted({str(p.dtype) for m in modules for p in m.parameters()}),
-}))
-"""
-
-
-# Loads the pipeline from the folder in argv[1] as it is, for requests with an image, and with a LoRA.
-PARTS = """
-import json, sys
-from pathlib import Path
-import torch
-opened = []
-is_pickle = lambda path: str(path).endswith((".bin", ".ckpt", ".pt"))
-sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" and is_pickle(args[0]) else None)
-from cold_start.pipeline import read_pipeline
-from cold_start.weights import WeightsError
-from model.model import SETTINGS
-from model.pipelines import on_same_weights
-from pipeline_settings import Lora
-sys.path.append(sys.argv[2])
-from tiny.make import make_lora
-
-def weights_of(pipeline):
-    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    return {(p.data_ptr(), str(p.dtype)) for module in modules for p in module.parameters()}
-
-settings = SETTINGS.model_copy(update={"weights_dir": sys.argv[1], "loras": []})
-plain = read_pipeline(settings, "cpu")
-found = {}
-# Where each tensor is put, without a GPU: a device that holds no bytes takes its place.
-placed = read_pipeline(settings, "meta")
-tensors = [t for p in placed.components.values() if hasattr(p, "parameters") for t in (*p.parameters(), *p.buffers())]
-found["devices"] = sorted({tensor.device.type for tensor in tensors})
-before = weights_of(plain)
-found["shared"] = all(weights_of(on_same_weights(plain, other)) == before for other in settings.others)
-found["shared"] &= weights_of(plain) == before
-name, path, added = make_lora(Path(sys.argv[1]), plain, "style")
-try:
-    style = Lora(name="style", scale=0.5, fused=True)
-    fused = read_pipeline(settings.model_copy(update={"loras": [style]}), "cpu")
-    before, after = (p.components[name].get_submodule(path).weight.float().cpu() for p in (plain, fused))
-    found["fused"] = torch.allclose(after, before + 0.5 * added, rtol=1e-2, atol=1e-2)
-    found["left"] = [n for n, _ in fused.components[name].named_parameters() if "lora" in n]
-except WeightsError as error:
-    found["refused"] = str(error)
-found["traps in place"] = []
-for folder in sorted({file.parent for file in Path(sys.argv[1], "pipeline").rglob("*.safetensors")}):
-    hidden = [file.rename(file.with_name(f"{file.name}.hidden")) for file in folder.glob("*.safetensors*")]
-    try:
-        read_pipeline(settings, "cpu")
-        found["traps in place"].append(folder.name)
-    except WeightsError as error:
-        assert folder.name in str(error)
-    for file in hidden:
-        file.rename(file.with_suffix(""))
-index = Path(sys.argv[1], "pipeline", "model_index.json")
-names = json.loads(index.read_text())
-index.unlink()
-index.write_text(json.dumps({**names, "scheduler": ["trap", "Trap"]}))
-try:
-    read_pipeline(settings, "cpu")
-    found["traps in place"].append("scheduler")
-except Exception:
-    pass  # what counts is whether the code ran: see mark
-found["opened"] = opened
-print(json.dumps(found))
-"""
-
-
-# Loads the pipeline from each of the folders in argv, and prints the sentence that each ends in.
-SENTENCES = """
-import json, sys
-from cold_start.pipeline import read_pipeline
-from model.model import SETTINGS
-from cold_start.weights import WeightsError, check_weights
-
-found = []
-for folder in sys.argv[1:]:
-    settings = SETTINGS.model_copy(update={"weights_dir": folder})
-    try:
-        check_weights(settings)
-        read_pipeline(settings, "cpu")
-        found.append("")
-    except WeightsError as error:
-        found.append(str(error))
-print(json.dumps(found))
-"""
+# How a file is damaged, and in which component. A text encoder is read by another library, which would fill the gap
+# with random numbers.
+DAMAGE = [(kind, "*") for kind in ("truncated", "garbage", "empty", "without a tensor")]
+DAMAGE.append(("without a tensor", "text_encoder*"))
 
 
 class Trap:
@@ -165,10 +53,36 @@ def exact_files(pipeline: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def loaded(run_in_app: RunInApp, weights: Path) -> dict[str, Any]:
-    result = run_in_app(LOAD, str(weights))
+def broken(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Path]]:
+    """Return copies of the weights with one damaged file each, and that file."""
+    return [break_weights(weights, tmp_path_factory.mktemp("broken"), *damage) for damage in DAMAGE]
+
+
+@pytest.fixture(scope="module")
+def loaded(
+    app: Path,
+    config: dict[str, Any],
+    weights: Path,
+    broken: list[tuple[Path, Path]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """Return what loading.py finds: to import what a start needs takes longer than all that it does."""
+    folder = tmp_path_factory.mktemp("trapped")
+    trapped, mark = link_copy(weights, folder, without="lora-*"), folder / "mark"
+    set_traps(trapped / "pipeline", mark)
+    # As the server finds model/ and /packages in the image, with the environment that config.yaml declares.
+    environment = {"PATH": "", "HOME": str(app), "PYTHONPATH": f"{app}:{app / 'packages'}"}
+    command = [sys.executable, Path(__file__).with_name("loading.py"), local_server.PROJECT, trapped]
+    result = subprocess.run(
+        [*map(str, command), *(str(each) for each, _ in broken)],
+        cwd=app,
+        env={**environment, **config["environment_variables"]},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    return {**json.loads(result.stdout.splitlines()[-1]), "ran": mark.exists()}
 
 
 def test_load_waits_for_the_download_and_touches_no_network(loaded: dict[str, Any]) -> None:
@@ -190,40 +104,32 @@ def test_load_takes_only_what_is_cached(loaded: dict[str, Any], pipeline: dict[s
     assert set(loaded["components"]) == folders | set(pipeline["components"])
 
 
-@pytest.fixture(scope="module")
-def parts(run_in_app: RunInApp, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("lora")
-    copy, mark = link_copy(weights, folder, without="lora-*"), folder / "mark"
-    set_traps(copy / "pipeline", mark)
-    result = run_in_app(PARTS, str(copy), str(local_server.PROJECT))
-    assert result.returncode == 0, result.stderr
-    return {**json.loads(result.stdout.splitlines()[-1]), "ran": mark.exists()}
+def test_no_pickle_is_opened_and_no_code_of_the_weights_runs(loaded: dict[str, Any]) -> None:
+    assert loaded["opened"] == []
+    assert loaded["traps in place"] == []
+    assert loaded["ran"] is False
 
 
-def test_no_pickle_is_opened_and_no_code_of_the_weights_runs(parts: dict[str, Any]) -> None:
-    assert parts["opened"] == []
-    assert parts["traps in place"] == []
-    assert parts["ran"] is False
+def test_requests_with_an_image_share_the_weights(loaded: dict[str, Any]) -> None:
+    assert loaded["shared"] is True
 
 
-def test_requests_with_an_image_share_the_weights(parts: dict[str, Any]) -> None:
-    assert parts["shared"] is True
-
-
-def test_a_lora_is_fused_or_refused(parts: dict[str, Any]) -> None:
-    if "refused" in parts:
-        assert "cannot take a LoRA" in parts["refused"]
+def test_a_lora_is_fused_or_refused(loaded: dict[str, Any]) -> None:
+    if "refused" in loaded:
+        assert "cannot take a LoRA" in loaded["refused"]
         return
-    assert parts["fused"] is True
-    assert parts["left"] == []
+    assert loaded["fused"] is True
+    assert loaded["left"] == []
 
 
-def test_every_component_is_put_on_the_device_that_was_asked(parts: dict[str, Any]) -> None:
-    assert parts["devices"] == ["meta"]
+def test_every_component_is_put_on_the_device_that_was_asked(loaded: dict[str, Any]) -> None:
+    assert loaded["placed"] == ["meta"]
 
 
 @pytest.mark.gpu
 def test_load_puts_half_precision_on_the_gpu(loaded: dict[str, Any], pipeline: dict[str, Any]) -> None:
+    if not loaded["cuda"]:
+        pytest.skip("needs a CUDA device, and torch finds none")
     assert loaded["devices"] == ["cuda"]
     packed = any((part["file"] or "").endswith(".gguf") for part in pipeline["components"].values())
     assert loaded["dtypes"] == [f"torch.{pipeline['dtype']}", *(["torch.uint8"] if packed else [])]
@@ -258,14 +164,8 @@ def test_load_needs_each_file_that_is_cached(weights: Path, tmp_path: Path, fold
         check_weights(SETTINGS.model_copy(update={"weights_dir": str(broken)}))
 
 
-def test_damaged_weights_are_named(run_in_app: RunInApp, weights: Path, tmp_path: Path) -> None:
-    kinds = ("truncated", "garbage", "empty", "without a tensor")
-    broken = [break_weights(weights, tmp_path / kind, kind) for kind in kinds]
-    # A text encoder is read by another library, which would fill the gap with random numbers.
-    broken.append(break_weights(weights, tmp_path / "encoder", "without a tensor", "text_encoder*"))
-    result = run_in_app(SENTENCES, *[str(folder) for folder, _ in broken])
-    assert result.returncode == 0, result.stderr
-    for (_, file), sentence in zip(broken, json.loads(result.stdout.splitlines()[-1]), strict=True):
+def test_damaged_weights_are_named(loaded: dict[str, Any], broken: list[tuple[Path, Path]]) -> None:
+    for (_, file), sentence in zip(broken, loaded["sentences"], strict=True):
         assert sentence.startswith(f"{file.parent.name} cannot be read from")
         assert sentence.endswith("check patterns and commit in config.yaml.")
 
@@ -294,14 +194,10 @@ def test_check_hashes_finds_one_wrong_byte(
     model_weights.check_weights(settings.model_copy(update={"check_hashes": False}))
 
 
-# A pattern such as transformer/* does not say that it needs weights: then the one who reads them does.
-@pytest.mark.parametrize(
-    ("damage", "sentence"), [("missing", "is missing from|cannot be read from"), ("truncated", "cannot be read from")]
-)
-def test_the_server_stops_with_a_sentence_when_a_weight_file_is(
-    app: Path, weights: Path, tmp_path: Path, damage: str, sentence: str
+def test_the_server_stops_with_a_sentence_when_a_weight_file_is_missing(
+    app: Path, weights: Path, tmp_path: Path
 ) -> None:
-    broken, file = break_weights(weights, tmp_path, damage)
+    broken, file = break_weights(weights, tmp_path, "missing")
     copy = tmp_path / "app"
     shutil.copytree(app, copy, ignore=shutil.ignore_patterns("context", "server.log"))
     config = yaml.safe_load((copy / "config.yaml").read_text())
@@ -312,7 +208,9 @@ def test_the_server_stops_with_a_sentence_when_a_weight_file_is(
         log = process.communicate(timeout=300)[0].decode()
     finally:
         local_server.stop(process)
-    assert any(file.parent.name in line and re.search(sentence, line) for line in log.splitlines()), log
+    # A pattern such as transformer/* does not say that it needs weights: then the library that reads them does.
+    sentences = [line for line in log.splitlines() if re.search("is missing from|cannot be read from", line)]
+    assert any(file.parent.name in line for line in sentences), log
 
 
 def break_weights(weights: Path, target: Path, damage: str, component: str = "*") -> tuple[Path, Path]:

@@ -21,9 +21,22 @@ pytestmark = [
 __all__ = ["hub"]
 
 
-def make(platform: Platform, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+@pytest.fixture(scope="session")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an environment in which check.py finds nothing: on tiny weights it takes ten seconds."""
+    venv = tmp_path_factory.mktemp("checked")
+    (venv / "bin").mkdir()
+    (venv / "bin" / "truss").symlink_to(Path(PROJECT_PYTHON).with_name("truss"))
+    (venv / "bin" / "python").write_text("#!/bin/sh\ntest $1 = check.py\n")
+    (venv / "bin" / "python").chmod(0o755)
+    return venv
+
+
+def make(
+    platform: Platform, *arguments: str, venv: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess:
     """Run make in the project, in the environment that is there: -o takes it for made, so nothing is installed."""
-    venv = Path(PROJECT_PYTHON).parent.parent
+    venv = venv or Path(PROJECT_PYTHON).parent.parent
     command = ["make", "-o", f"{venv}/.ready", f"VENV={venv}", "-o", f"{TOOLS}/.ready", f"TOOLS={TOOLS}", *arguments]
     around = {name: value for name, value in platform.environment().items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     options = {"cwd": platform.project, "env": {**around, **environment}}
@@ -37,16 +50,17 @@ def test_make_check_asks_nobody_unless_told_to(awake: Platform, hub: Hub) -> Non
     assert (awake.tell()["asked"], hub.tokens) == (asked, set())
 
 
-def test_make_check_online_asks_for_what_a_push_needs(awake: Platform, hub: Hub) -> None:
+def test_make_check_online_asks_for_what_a_push_needs(awake: Platform, hub: Hub, checked: Path) -> None:
     # Of a model that is not there yet, nothing is asked.
-    result = make(awake, "check", "ONLINE=1", HF_ENDPOINT=hub.url, HF_TOKEN="hub-token", BASETEN_MODEL_ID="other")
+    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hub-token", "BASETEN_MODEL_ID": "other"}
+    result = make(awake, "check", "ONLINE=1", venv=checked, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = [line.split(":")[0].split(maxsplit=1) for line in result.stdout.splitlines() if line.startswith("ok ")]
     repo = "weights of stable-diffusion-v1-5/stable-diffusion-v1-5"
     assert [name for _, name in lines] == ["config.yaml", "key and secrets", repo]
     assert hub.tokens == {"Bearer hub-token"}
     hub.gone = "gated"
-    result = make(awake, "check", "ONLINE=1", HF_ENDPOINT=hub.url)
+    result = make(awake, "check", "ONLINE=1", venv=checked, HF_ENDPOINT=hub.url)
     assert result.returncode != 0
     assert "ask for access and set HF_TOKEN" in " ".join(result.stdout.split())
 
@@ -68,7 +82,9 @@ def plane() -> Iterator[control_plane.ControlPlane]:
         yield plane
 
 
-def make_push(platform: Platform, plane: control_plane.ControlPlane, folder: Path, **changes: str) -> Any:
+def make_push(
+    platform: Platform, plane: control_plane.ControlPlane, folder: Path, venv: Path | None = None, **changes: str
+) -> Any:
     (folder / "sitecustomize.py").write_text(OTHER_ADDRESS)
     environment = {
         "HOME": str(folder),
@@ -79,7 +95,7 @@ def make_push(platform: Platform, plane: control_plane.ControlPlane, folder: Pat
         "TRUSS_NO_UPDATE_CHECK": "1",
     }
     (platform.project / "image.png").unlink(missing_ok=True)
-    return make(platform, "push", **{**environment, **changes})
+    return make(platform, "push", venv=venv, **{**environment, **changes})
 
 
 def test_make_push_ends_with_the_first_image_and_its_cold_start(
@@ -99,9 +115,9 @@ def test_make_push_ends_with_the_first_image_and_its_cold_start(
 
 
 def test_make_push_without_a_key_of_its_own_says_how_to_see_the_rest(
-    awake: Platform, plane: control_plane.ControlPlane, tmp_path: Path
+    awake: Platform, plane: control_plane.ControlPlane, tmp_path: Path, checked: Path
 ) -> None:
-    result = make_push(awake, plane, tmp_path, BASETEN_API_KEY="")
+    result = make_push(awake, plane, tmp_path, checked, BASETEN_API_KEY="")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == (
         "Pushed. To see its first image and cold start, put a key into BASETEN_API_KEY: "
@@ -118,31 +134,32 @@ def test_make_push_fails_where_the_push_does(
     awake: Platform,
     plane: control_plane.ControlPlane,
     tmp_path: Path,
+    checked: Path,
     statuses: list[str],
     key: str,
     said: str,
 ) -> None:
     plane.statuses = statuses
-    result = make_push(awake, plane, tmp_path, BASETEN_TRUSS_AUTH_API_KEY=key)
+    result = make_push(awake, plane, tmp_path, checked, BASETEN_TRUSS_AUTH_API_KEY=key)
     assert result.returncode != 0
     assert said in result.stderr
     assert not (awake.project / "image.png").exists()
 
 
 def test_make_push_fails_where_what_was_pushed_makes_no_image(
-    awake: Platform, plane: control_plane.ControlPlane, tmp_path: Path
+    awake: Platform, plane: control_plane.ControlPlane, tmp_path: Path, checked: Path
 ) -> None:
     awake.set(faults=[["model", 500, "x"]])
-    result = make_push(awake, plane, tmp_path)
+    result = make_push(awake, plane, tmp_path, checked)
     assert result.returncode != 0
     assert "failed  image: The model failed" in result.stdout
 
 
 def test_make_push_asks_for_a_key_where_there_is_none(
-    awake: Platform, plane: control_plane.ControlPlane, tmp_path: Path
+    awake: Platform, plane: control_plane.ControlPlane, tmp_path: Path, checked: Path
 ) -> None:
     nowhere = {"BASETEN_TRUSS_AUTH_REMOTE_URL": "", "BASETEN_TRUSS_AUTH_API_KEY": "", "BASETEN_API_KEY": ""}
-    result = make_push(awake, plane, tmp_path, **nowhere)
+    result = make_push(awake, plane, tmp_path, checked, **nowhere)
     assert result.returncode != 0
     # `truss login` asks on a terminal, and here there is none.
     assert "--browser or --api-key" in " ".join((result.stdout + result.stderr).split())
