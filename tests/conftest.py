@@ -99,7 +99,7 @@ def render_config(**answers: str) -> TrussConfig:
     text = render("config.yaml", **answers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return TrussConfig.model_validate(yaml.safe_load(text))
+        return TrussConfig.model_validate(yaml.load(text, catalog.LOADER))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ class BakedProject:
 
     @property
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / "config.yaml").read_text("utf-8"))
+        return yaml.load((self.path / "config.yaml").read_text("utf-8"), catalog.LOADER)
 
     def files(self) -> dict[str, bytes]:
         return {
