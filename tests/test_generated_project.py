@@ -38,16 +38,17 @@ def first_of_its_family(preset: str) -> bool:
     return preset == next(name for name in PRESETS if CATALOG[name]["pipeline"] == pipeline)
 
 
-@pytest.mark.parametrize(
-    "preset_project", [preset for preset in PRESETS if ALL or first_of_its_family(preset)], indirect=True
-)
+# Together they run the lines of model/: with an image and a mask, with shards, without an image, with references.
+OWN = ("sdxl", "sd3-medium", "pixart-sigma", "flux2-klein-4b")
+
+
+@pytest.mark.parametrize("preset_project", PRESETS if ALL else OWN, indirect=True)
 def test_its_own_tests_pass(
     preset_project: tuple[str, BakedProject], presets: list[str], bake: Callable[..., BakedProject], tmp_path: Path
 ) -> None:
     preset, project = preset_project
     environment = {}
-    # Together they run the lines of model/: with shards, with a component of its own, and without image to image.
-    if preset in ("sdxl", "sdxl-lightning", "sd3-medium", "pixart-sigma"):
+    if preset in OWN:
         project = bake(preset=preset)
         measured(project)
         environment = MEASURED
@@ -98,8 +99,8 @@ case "$1 $2" in
 esac
 rm -rf "$4" && mkdir -p "$4/bin"
 printf '#!/bin/sh\\nexec {python} "$@"\\n' > "$4/bin/python"
-printf '#!/bin/sh\\necho "$*" >> {log}; test ! -e {log}.fail\\n' > "$4/bin/pip"
-chmod +x "$4/bin/python" "$4/bin/pip"
+printf '#!/bin/sh\\necho "$*" >> {log}; test ! -e {log}.fail\\n' | tee "$4/bin/pip" > {log}.uv
+chmod +x "$4/bin/python" "$4/bin/pip" {log}.uv
 """
 
 
@@ -112,14 +113,16 @@ def test_the_environment_is_made_anew_when_what_it_should_hold_changes(
     python.chmod(0o755)
     config, old = project.path / "config.yaml", project.path / ".venv" / "left-by-a-package"
 
-    def make(edit: tuple[str, str] = ("", ""), expected: int = 0) -> tuple[int, str]:
+    def make(edit: tuple[str, str] = ("", ""), expected: int = 0, uv: str = "") -> tuple[int, str]:
         """Edit config.yaml and make the environment. Returns how often pip ran, and what was said."""
         config.write_text(config.read_text("utf-8").replace(*edit), "utf-8")
         log.write_text("")
-        command = ["make", ".venv/.ready", f"PYTHON={python}"]
+        command = ["make", ".venv/.ready", f"PYTHON={python}", f"UV={uv}"]
         result = subprocess.run(command, cwd=project.path, capture_output=True, text=True)
         assert result.returncode == expected, result.stdout + result.stderr
-        return len(log.read_text().splitlines()), result.stdout + result.stderr
+        asked = log.read_text().splitlines()
+        assert all(("--python .venv/bin/python" in line) is bool(uv) for line in asked), asked
+        return len(asked), result.stdout + result.stderr
 
     installs, said = make()
     assert installs == 2
@@ -135,7 +138,7 @@ def test_the_environment_is_made_anew_when_what_it_should_hold_changes(
     Path(f"{log}.fail").touch()
     assert "Step 1 of 2 failed" in make(("pillow==13.0.0", "pillow==12.0.0"), expected=2)[1]
     Path(f"{log}.fail").unlink()
-    assert make()[0] == 2
+    assert make(uv=f"{log}.uv")[0] == 2
     assert make()[0] == 0
     # A wrong config.yaml is said in one sentence, before anything is installed.
     installs, said = make(("accelerator: T4", "accelerator: T5"), expected=2)
