@@ -28,6 +28,8 @@ DEMO = TEMPLATE / "<<cookiecutter.model_name>>" / "tiny" / "demo"
 # The block model_metadata.pipeline of each preset.
 BLOCKS = json.loads(Path(os.environ["PIPELINE_BLOCKS"]).read_text("utf-8"))
 READMES = json.loads(Path(os.environ["READMES"]).read_text("utf-8"))
+# `make test-all`: what finds rare things, and takes long.
+ALL = "TEST_ALL" in os.environ
 FAMILIES = list({block["class_name"]: preset for preset, block in reversed(BLOCKS.items())}.values())
 sys.path[:0] = [str(PROJECT), str(PROJECT / "packages"), str(TEMPLATE)]
 
