@@ -12,7 +12,7 @@ DEMO = build/my-stable-diffusion
 REQUIRED = $$($(BIN)/python -m catalog --requirements)
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test test-all test-bake test-preset test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu bench-memory train-demo judge-demo
+.PHONY: help demo test test-all test-bake test-preset test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu bench-memory train-demo judge-demo release
 help:
 	@echo "make demo   generate the default project, start its server, make one image"
 	@echo "make test   every test of the template and of the projects that it emits"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench-loras   what LoRAs to choose from add to load(), and one to an image: about 15 minutes"
 	@echo "make train-demo   train the demo's weights, which the template holds, its LoRA, and judge them: half an hour on one core"
 	@echo "make judge-demo   how many of 200 images of the demo are right: half a minute"
+	@echo "make release VERSION=1.1.0   set the version and the date in the changelog, commit, tag"
 	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 40 minutes"
 
 demo: $(DEMO)/config.yaml
@@ -56,7 +57,7 @@ test-all: test
 # What needs neither a server nor the emitted project's environment.
 test-bake: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/test_answers.py tests/test_bake.py tests/test_catalog.py tests/test_hooks.py \
-	  tests/test_python_version.py tests/test_readme.py tests/test_template.py tests/test_types.py tests/test_update.py tests/test_workflows.py
+	  tests/test_python_version.py tests/test_readme.py tests/test_release.py tests/test_template.py tests/test_types.py tests/test_update.py tests/test_workflows.py
 
 # Writes what follows from the catalog first. Its server runs on its own tiny pipeline.
 test-preset: $(VENV)/.ready $(DEMO)/config.yaml
@@ -109,6 +110,9 @@ train-demo: $(DEMO)/config.yaml
 judge-demo: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(PROJECT_VENV)/bin/python demo/evaluate.py
+
+release: $(VENV)/.ready
+	$(BIN)/python release.py $(or $(VERSION),$(error Name one: make release VERSION=1.1.0))
 
 .venv-bench/.ready: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench

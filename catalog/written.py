@@ -3,13 +3,15 @@
 cookiecutter.json      the choices and their labels; the rest of it is written by hand
 templates/catalog/     all that config.yaml and README.md of a project import: a file for each preset
 templates/tiny/        what a project's tiny/pipeline.yaml includes: the same
+templates/version.jinja  the version in pyproject.toml, which a project's README names
 hooks/                 the facts that the hooks check and print: they cannot import templates
-README.md, docs/       the table of the presets, and what could not be confirmed
+README.md, docs/       the table of the presets, what could not be confirmed, and the version to check out
 """
 
 import json
 import math
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +213,9 @@ def with_lists(text: str, lists: dict[str, str]) -> str:
 def outputs(root: Path = ROOT) -> dict[Path, str]:
     """Return the text of each file that is written from the catalog. Raises CatalogError."""
     presets, gpus = load(root), accelerators(root)
-    found = {}
+    version = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    # A variable of cookiecutter.json would keep the old version under `cookiecutter --replay`.
+    found = {root / "templates" / "version.jinja": f'<% set version = "{version}" %>\n'}
     for name, preset in presets.items():
         facts = json.dumps(entry(preset), indent=1)
         found[root / "templates" / "catalog" / name] = f"<% set null = none %>\n<% set preset = {facts} %>\n"
@@ -227,7 +231,8 @@ def outputs(root: Path = ROOT) -> dict[Path, str]:
         found[path] = with_facts(path.read_text("utf-8"), facts_of_hook)
     lists = {"top": top(presets), "table": table(presets, gpus), "unverified": unverified(presets)}
     for page in (root / "README.md", root / "docs" / "presets.md"):
-        found[page] = with_lists(page.read_text("utf-8"), lists)
+        text = with_lists(page.read_text("utf-8"), lists)
+        found[page] = re.sub(r"--checkout v[\d.]+", f"--checkout v{version}", text)
     return found
 
 

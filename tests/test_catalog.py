@@ -212,7 +212,7 @@ def copy(tmp_path: Path) -> Path:
     """What the catalog is read from and written to."""
     for name in ("catalog", "hooks", "templates", "docs"):
         shutil.copytree(TEMPLATE / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("cookiecutter.json", "README.md"):
+    for name in ("cookiecutter.json", "README.md", "pyproject.toml"):
         shutil.copy2(TEMPLATE / name, tmp_path / name)
     return tmp_path
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def test_the_first_screen_shows_what_one_gets() -> None:
         "docs/page-390-dark.png",
         "benchmarks/coldstart.png",
     ]
-    assert commands(first) == ["uvx cookiecutter gh:org/fast-truss"]
+    version = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert commands(first) == [f"uvx cookiecutter gh:org/fast-truss --checkout v{version}"]
     assert len(first.splitlines()) < 20
 
 
