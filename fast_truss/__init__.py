@@ -1,4 +1,4 @@
-"""Everything that happens after the push: wake, watch and call the model. `fast-truss --help` shows the commands.
+"""Wake, watch and call the model after the push. `fast-truss --help` shows the commands.
 
     from fast_truss import AsyncClient, Client, Target
 
@@ -8,8 +8,8 @@
     for event in client.events("a lighthouse"):    # the same, step by step; the last event holds the answer
         print(event.kind, event.data.get("step"))
 
-Transport, paths and models are those of Baseten's SDK. This adds what it lacks: waiting until the model is ready,
-going through a cold start, and sentences for people. It is not pushed.
+Transport, paths and models come from Baseten's SDK. This package adds waiting until the model is ready, retries through
+a cold start, and readable errors. It is not pushed.
 """
 
 from fast_truss.blocking import Client as Client

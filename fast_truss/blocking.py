@@ -1,4 +1,4 @@
-"""Client: AsyncClient for code without asyncio. Its event loop runs in a thread, so Jupyter's own is no hindrance."""
+"""Client: AsyncClient for code without asyncio. Its event loop runs in a thread, so it also works in Jupyter."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 def _call(
     method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, Result]],
 ) -> Callable[Concatenate["Client", P], Result]:
-    """Return a method that returns what the method of AsyncClient does."""
+    """Return the blocking version of a coroutine method of AsyncClient."""
 
     @functools.wraps(method)
     def call(self: "Client", /, *arguments: P.args, **named: P.kwargs) -> Result:
@@ -30,7 +30,7 @@ def _call(
 def _each(
     method: Callable[Concatenate[AsyncClient, P], AsyncGenerator[Result, None]],
 ) -> Callable[Concatenate["Client", P], Generator[Result, None, None]]:
-    """Return a generator of what the method of AsyncClient yields."""
+    """Return the blocking version of an async generator method of AsyncClient."""
 
     @functools.wraps(method)
     def each(self: "Client", /, *arguments: P.args, **named: P.kwargs) -> Generator[Result, None, None]:
@@ -40,7 +40,7 @@ def _each(
                 while (item := _result(portal, anext, items, end)) is not end:
                     yield item
             finally:
-                # One that Ctrl-C ended may still be at its end.
+                # After Ctrl-C the generator may still be closing.
                 with contextlib.suppress(RuntimeError):
                     _result(portal, items.aclose)
 
@@ -48,7 +48,7 @@ def _each(
 
 
 def _result(portal: Any, ask: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the result of ask, run in the portal's thread. What ends the wait for it, such as Ctrl-C, ends it."""
+    """Return the result of ask, run in the portal's thread. An exception in the wait, such as Ctrl-C, cancels it."""
     future = portal.start_task_soon(ask, *arguments)
     try:
         return future.result()
@@ -58,9 +58,9 @@ def _result(portal: Any, ask: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class Client:
-    """Wakes, watches and calls the model. Ctrl-C ends the running call, and closes its connection.
+    """Wakes, watches and calls the model. Ctrl-C cancels the running call and closes its connection.
 
-    In a `with` block it keeps its connections; outside, each call makes its own. on_pause runs in another thread.
+    In a `with` block it reuses connections; outside, each call opens its own. on_pause runs in another thread.
     """
 
     def __init__(

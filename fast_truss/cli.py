@@ -1,4 +1,4 @@
-"""The command line: `fast-truss --help`. Each command lives in its module, and imports what it alone needs."""
+"""The command line: `fast-truss --help`. Each command has a module, which imports heavy packages only when it runs."""
 
 import os
 import sys
@@ -13,18 +13,18 @@ from fast_truss.options import Where, on_target
 from fast_truss.plan.command import plan
 
 app = typer.Typer(
-    help="Wake, watch, call and measure this model, on Baseten or on a local server.",
+    help="Wake, watch, call and measure a model on Baseten or on a local server.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Fields of the model are options, too: see fields.py.
+# The model's fields are options too: see fields.py.
 ANY_FIELD: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 def main() -> None:
-    """Run one command. What goes wrong is one sentence on stderr: status 2 if the caller can mend it, else 1."""
+    """Run one command. An error is one sentence on stderr, with exit status 2 for invalid input and 1 otherwise."""
     try:
         app(prog_name="fast-truss")
     except (ClientError, OSError) as error:
@@ -41,18 +41,20 @@ def add(command: Callable[..., None], example: str, name: str | None = None, **s
 
 def gateway(
     where: Where,
-    listen: Annotated[str, typer.Option(help="If others reach this address, it needs a key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
-    key_file: Annotated[typer.FileText | None, typer.Option(help="Else FAST_TRUSS_GATEWAY_KEY has the key.")] = None,
+    listen: Annotated[str, typer.Option(help="Address to listen on. A public one needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8080,
+    key_file: Annotated[
+        typer.FileText | None, typer.Option(help="File with the gateway's key. Default: $FAST_TRUSS_GATEWAY_KEY.")
+    ] = None,
 ) -> None:
-    """Serve OpenAI's Images API in front of the model, for programs that speak it. It wakes the model."""
+    """Serve OpenAI's Images API in front of the model. A request wakes the model."""
     try:
         from fast_truss.gateway import serve
     except ModuleNotFoundError as error:
         raise InvalidInput(f'{error.name} is not installed: pip install "fast-truss[gateway]"') from None
     key = key_file.read().strip() if key_file else os.environ.get("FAST_TRUSS_GATEWAY_KEY", "")
     if not key and (key_file or (listen != "127.0.0.1" and sys.stdin.isatty())):
-        key = typer.prompt("The key of this gateway", hide_input=True)
+        key = typer.prompt("Key for this gateway", hide_input=True)
     serve(where.async_client(), listen, port, key, where.timeout)
 
 
@@ -65,6 +67,6 @@ add(on_target(coldstart.coldstart), "coldstart --png coldstart.png")
 add(on_target(load.load), "load --requests 100 --rate 0.5 --width 512", **ANY_FIELD)
 add(on_target(doctor.doctor), "doctor --project . --no-image")
 add(doctor.pushed, "pushed .pushed.json")
-app.command()(plan)  # its own help has an example
+app.command()(plan)  # its docstring has an example
 add(on_target(hosting.serve), "app --listen 0.0.0.0", name="app")
 add(on_target(gateway), "gateway --port 8080")

@@ -15,14 +15,14 @@ from fast_truss.errors import ClientError, InvalidInput, NotFound, NotReady, Req
 from fast_truss.events import Event
 from fast_truss.policy import Deadline, Kind, Wait
 
-# The paths of Truss's server begin with this.
+# Prefix of the paths of Truss's server.
 SERVER = "/v1/models/model"
 
 
 class AsyncClient:
     """Wakes, watches and calls the model.
 
-    In an `async with` block it keeps its connections; outside, each call makes its own.
+    In an `async with` block it reuses connections; outside, each call opens its own.
     """
 
     def __init__(
@@ -32,8 +32,8 @@ class AsyncClient:
         on_pause: Callable[[Wait], None] | None = None,
         transport: Any = None,
     ) -> None:
-        """url: of a local server, in place of Baseten. on_pause: called before each new try. transport: for tests."""
-        # Here, and not above: the SDK takes half a second, which `--help` need not wait for.
+        """url: a local server instead of Baseten. on_pause: called before each retry. transport: for tests."""
+        # Importing the SDK takes half a second, which `--help` does not need.
         from fast_truss.transport import route_to
 
         self.target, self.local = target, url is not None
@@ -59,13 +59,13 @@ class AsyncClient:
             await self._raise_if_failed(deadline)
 
     async def status(self, timeout: float = policy.ASK_SECONDS) -> Status:
-        """Return the status now."""
+        """Return the current status."""
         return await self._status(Deadline(timeout))
 
     async def watch(
         self, timeout: float = policy.WAIT_SECONDS, until: Callable[[Status], bool] = operator.attrgetter("ready")
     ) -> AsyncGenerator[Status, None]:
-        """Yield each new status until one is as asked, for at most timeout seconds."""
+        """Yield each new status until `until` is true for one. Raises TimedOut after timeout seconds."""
         deadline = Deadline(timeout)
         seen: Status | None = None
         async with self._kept() as client:
@@ -78,17 +78,17 @@ class AsyncClient:
                     return
                 now.raise_if_failed()
                 if deadline.left() <= policy.LEAST_PAUSE:
-                    raise TimedOut(f"The model is still {now.status} after {policy.shown(timeout)}: gave up waiting.")
+                    raise TimedOut(f"The model is still {now.status} after {policy.shown(timeout)}: wait longer.")
                 await asyncio.sleep(policy.LEAST_PAUSE)
 
     async def wait_until_ready(self, timeout: float = policy.WAIT_SECONDS) -> Status:
-        """Return when a replica can answer, after at most timeout seconds. It wakes nothing: see wake()."""
+        """Return when a replica can answer. Raises TimedOut after timeout seconds. Wakes nothing: see wake()."""
         return [status async for status in self.watch(timeout)][-1]
 
     async def generate(self, /, prompt: str, timeout: float = policy.WAIT_SECONDS, **request: Any) -> dict[str, Any]:
-        """Return the model's answer: see image_bytes(). request: the other fields, see schema().
+        """Return the model's answer: see image_bytes(). request: other fields, see schema().
 
-        Goes through a cold start: it tries again, for at most timeout seconds.
+        Retries through a cold start, for at most timeout seconds.
         """
         answer: dict[str, Any] = await self._predict(_body(prompt, request), Deadline(timeout))
         return answer
@@ -96,9 +96,9 @@ class AsyncClient:
     async def events(
         self, /, prompt: str, timeout: float = policy.WAIT_SECONDS, **request: Any
     ) -> AsyncGenerator[Event, None]:
-        """Yield each Event of a request: its steps, and at last the answer. Closed before, the work on it ends.
+        """Yield each Event of a request: its steps, then the answer. Closing the generator cancels the request.
 
-        Goes through a cold start like generate(). What broke off after the first event is not asked for again.
+        Retries through a cold start like generate(), but not after the first event.
         """
         deadline, body = Deadline(timeout), _body(prompt, request)
         async with self._kept() as client:
@@ -107,7 +107,7 @@ class AsyncClient:
             except RequestRefused as error:
                 if "`stream`" not in str(error):
                     raise
-                # A deployment that is older than this client: it has made nothing yet.
+                # The deployment is older than streaming, and has not generated anything yet.
                 yield Event("result", await client._predict(body, deadline))
                 return
             whole = Deadline(min(policy.PREDICT_SECONDS, deadline.left()))
@@ -116,22 +116,22 @@ class AsyncClient:
                     yield event
 
     async def schema(self, timeout: float = policy.ASK_SECONDS) -> dict[str, Any]:
-        """Return the JSON schema of a request, from the deployment itself. Raises NotFound where it gives none.
+        """Return the JSON schema of a request, from the deployment. Raises NotFound if it has none.
 
         On Baseten this wakes the deployment, as any request does.
         """
-        # Baseten passes on what comes below /sync.
+        # Baseten forwards paths below /sync to the server.
         path = f"{SERVER}/schema" if self.local else f"{self.target.path}/sync{SERVER}/schema"
         answer = await self._ask(Kind.READ, lambda to: to.json("GET", path), Deadline(timeout))
         found = answer.get("input_schema")
         if not isinstance(found, dict) or not isinstance(found.get("properties"), dict):
-            raise NotFound("The deployment gives no schema of its requests.")
+            raise NotFound("The deployment has no schema of its requests: push it again with a newer template.")
         return found
 
     async def autoscaling(self, /, timeout: float = policy.ASK_SECONDS, **changes: int) -> Settings:
-        """Return the autoscaling settings as Baseten gives them, after the changes if there are any.
+        """Apply the changes, if any, and return Baseten's autoscaling settings.
 
-        Their names are those of the SDK's UpdateAutoscalingSettings.
+        The names are the fields of the SDK's UpdateAutoscalingSettings.
         """
         request, deadline = checked_autoscaling(changes), Deadline(timeout)
         found = await self._describe(deadline)
@@ -140,7 +140,7 @@ class AsyncClient:
         if self.target.environment:
             from baseten.client.managementapi import UpdateEnvironmentRequest
 
-            # Those of its deployment alone would be gone with the next one that is promoted.
+            # Settings of the deployment alone would be lost when the next one is promoted.
             method = "patch_models_environments"
             arguments = {**self.target.names, "request": UpdateEnvironmentRequest(autoscaling_settings=request)}
         else:
@@ -148,33 +148,33 @@ class AsyncClient:
             arguments = {**self.target.names, "deployment_id": found.id, "request": request}
         answer = await self._sdk(Kind.CHANGE, method, deadline, arguments)
         settings = settings_of(getattr(answer, "environment", None) or await self._describe(deadline))
-        # vars(): the SDK calls both deprecated in the answer of an environment.
+        # vars(): the SDK marks both as deprecated in an environment's answer.
         settings.answered, settings.message = (vars(answer).get(name) for name in ("status", "message"))
         return settings
 
     async def startups(
         self, /, deployment_id: str, timeout: float = policy.ASK_SECONDS, **window: Any
     ) -> list[Any] | None:
-        """Return a list of the newest startups, as the SDK's StartupAttempt. None: Baseten keeps no record."""
-        # The SDK asks for both, though the API does not.
+        """Return the newest startups as the SDK's StartupAttempt. None: Baseten keeps no record."""
+        # The SDK requires both, though the API does not.
         window = {"sort_by": "STARTED_AT", "direction": "desc", **window}
         found = await self._recorded("startups", deployment_id, Deadline(timeout), window)
         return found.items if found else None
 
     async def startups_summary(self, /, timeout: float = policy.ASK_SECONDS, **window: int) -> Any:
-        """Return the SDK's StartupSummary. None: there is no record."""
+        """Return the SDK's StartupSummary. None: Baseten keeps no record."""
         deadline = Deadline(timeout)
         single = "" if self.target.environment else (await self._status(deadline)).deployment_id
         return await self._recorded("startups_summary", single, deadline, window)
 
     async def ask_management(self, /, method: str, timeout: float = policy.ASK_SECONDS, **arguments: Any) -> Any:
-        """Return the answer to a reading method of the SDK's management API, such as get_secrets."""
+        """Call a read-only method of the SDK's management API, such as get_secrets."""
         return await self._sdk(Kind.READ, method, Deadline(timeout), arguments)
 
     async def change_management(self, /, method: str, timeout: float = policy.ASK_SECONDS, **arguments: Any) -> Any:
-        """Call a changing method of that API, such as delete_models_deployments_replicas.
+        """Call a method of that API with side effects, such as delete_models_deployments_replicas.
 
-        It is tried again only where the first request was certainly not carried out.
+        Retried only if the first request certainly had no effect.
         """
         return await self._sdk(Kind.ONCE, method, Deadline(timeout), arguments)
 
@@ -202,12 +202,12 @@ class AsyncClient:
 
     async def _sdk(self, kind: Kind, method: str, deadline: Deadline, arguments: Any, **how: Any) -> Any:
         if self.local:
-            raise InvalidInput("This exists on Baseten only: leave out --url.")
+            raise InvalidInput("Only Baseten has this: leave out --url.")
         self.target.check_names(**{name: value for name, value in arguments.items() if isinstance(value, str)})
         return await self._ask(kind, lambda to: getattr(to.management, method)(**arguments), deadline, **how)
 
     async def _recorded(self, what: str, deployment_id: str, deadline: Deadline, window: dict[str, Any]) -> Any:
-        """Return what is read in the record of startups, or None where there is no record."""
+        """Return the answer of one of the API's startup methods, or None if Baseten keeps no record."""
         from baseten.client import managementapi
 
         kind, names = "environments", dict(self.target.names)
@@ -218,12 +218,12 @@ class AsyncClient:
         try:
             return await self._sdk(Kind.READ, method, deadline, {**names, "params": params})
         except ClientError as error:
-            if error.status in (403, 404):  # it is off
+            if error.status in (403, 404):  # the beta is off
                 return None
             raise
 
     async def _raise_if_failed(self, deadline: Deadline) -> None:
-        """Raise DeploymentFailed if that is the status. Any other answer, and none, is as good as no look."""
+        """Raise DeploymentFailed if the deployment failed. Ignores errors of the status request itself."""
         glance = Deadline(min(policy.GLANCE_SECONDS, deadline.left()))
         try:
             now = status_of(self.target, await self._describe(glance, told=ClientError))
@@ -239,9 +239,9 @@ class AsyncClient:
         seconds: float = policy.OTHER_SECONDS,
         told: type[ClientError] | tuple[()] = (),
     ) -> Any:
-        """Return the answer of ask, a request on a transport.Reach, after as many tries as policy.py allows.
+        """Return the answer of ask, a request on a transport.Reach, retrying as policy.py allows.
 
-        told: an error that is an answer to the caller, and ends the tries.
+        told: errors that are raised without a retry.
         """
         async with self._kept() as client:
             for tries in itertools.count(1):
@@ -253,7 +253,7 @@ class AsyncClient:
                     raise
                 except ClientError as error:
                     deadline.answered |= error.status is not None
-                    # A request is tried for as long as a cold start takes, and a failed deployment never starts.
+                    # Retries last as long as a cold start, but a failed deployment never starts.
                     unlikely = isinstance(error, NotFound) or (tries > 1 and error.status is not None)
                     if unlikely and not self.local and kind in (Kind.PREDICT, Kind.WAKE):
                         await client._raise_if_failed(deadline)
@@ -263,7 +263,7 @@ class AsyncClient:
                 await asyncio.sleep(wait.seconds)
 
     async def _once(self, ask: Callable[[Any], Any], seconds: float) -> Any:
-        """Return the answer to one request, which may take so many seconds in all."""
+        """Return the answer to one request, which may take at most this many seconds."""
         from fast_truss.transport import fitting
 
         try:
@@ -273,7 +273,7 @@ class AsyncClient:
             return fitting(error, self._route.key)
 
     def _kept(self) -> contextlib.AbstractAsyncContextManager["AsyncClient"]:
-        """Return a client that keeps its connections in an `async with` block: this one, if it is in one."""
+        """Return this client if it is inside `async with`, or a copy to enter."""
         if self._reach:
             return contextlib.nullcontext(self)
         return copy.copy(self)
@@ -281,10 +281,10 @@ class AsyncClient:
 
 def _body(prompt: str, request: dict[str, Any]) -> dict[str, Any]:
     if "stream" in request:
-        raise InvalidInput("stream is not a field to give: use events(), which asks for it and reads the answer.")
+        raise InvalidInput("stream cannot be set: use events(), which streams the answer.")
     body = {"prompt": prompt, **request}
     try:
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"The request holds what JSON cannot: {error}.") from None
+        raise InvalidInput(f"The request cannot be written as JSON: {error}.") from None
     return body

@@ -1,4 +1,4 @@
-"""Measure a whole cold start, up to the first image. No setting is changed: one replica ends, and the next starts."""
+"""Measure a whole cold start, up to the first image: end one replica and follow the next. Changes no settings."""
 
 import contextlib
 import json
@@ -15,32 +15,32 @@ from fast_truss.options import AsJson, Where
 from fast_truss.policy import Deadline
 
 PROMPT = "a lighthouse on a cliff at dawn"
-# How long a replica may take to end, and the record of a startup to be there.
+# How long to wait for a replica to end, and for Baseten's record of a startup to appear.
 END_SECONDS, RECORD_SECONDS = 120.0, 20.0
 DAY = 24 * 3600.0
 ENDS = "This ends the only replica: requests wait until the next one is ready."
-NO_RECORD = "Baseten has no record of this startup (a beta): its phases are what the status showed, once a second."
-NO_SERVER = "The server's own phases are missing: another request got the first answer of the replica."
+NO_RECORD = "Baseten has no record of this startup (a beta): the phases come from the status, polled once a second."
+NO_SERVER = "The server's own phases are missing: another request received the replica's first answer."
 
 
 def coldstart(
     where: Where,
-    replica: Annotated[str | None, typer.Option(help="The ID of the replica to end. Default: the newest.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Also draw the chart into this file.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    replica: Annotated[str | None, typer.Option(help="ID of the replica to end. Default: the newest.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Also save the chart as a PNG.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Wake a model that is at zero, or end one replica, and show the whole cold start. Changes no setting."""
+    """Wake a model at zero, or end one replica, and show the whole cold start by phase. Changes no settings."""
     if png:
         waterfall.check(png)
     with where.client() as client:
         if client.local:
-            raise InvalidInput("coldstart measures a deployment on Baseten: leave out --url, or use `make image`.")
+            raise InvalidInput("coldstart measures a deployment on Baseten: leave out --url, or run `make image`.")
         before, ended = client.status(where.ask), None
         if before.ready:
             ended = _end_replica(client, before, replica, yes)
         elif before.status != "SCALED_TO_ZERO":
-            raise InvalidInput(f"The model is {before.status}: measure when it is ready, or at zero.")
+            raise InvalidInput(f"The model is {before.status}: wait until it is ready or scaled to zero.")
         bars = _follow(client, before, ended, where.timeout)
     ready, image = bars[-1].start, bars[-1].start + bars[-1].seconds
     if as_json:
@@ -53,14 +53,14 @@ def coldstart(
 
 
 def _end_replica(client: Client, before: Status, replica: str | None, yes: bool) -> str:
-    """Return the ID of the replica that was ended. Raises ClientError if none was."""
+    """End a replica and return its ID. Raises ClientError if there is none to end."""
     if before.replicas == 1 and not yes:
         if not sys.stdin.isatty():
-            raise InvalidInput(f"{ENDS} If you mean it, add --yes.")
-        typer.confirm(f"{ENDS} Go on?", abort=True, err=True)
+            raise InvalidInput(f"{ENDS} Add --yes to confirm.")
+        typer.confirm(f"{ENDS} Continue?", abort=True, err=True)
     candidates = [replica]
     if not replica:
-        # Baseten has no list of replicas: those that started last, of which some may have ended since.
+        # Baseten lists no replicas, so try those that started last: some may have ended since.
         found = client.startups(before.deployment_id, **_window(time.time() - 89 * DAY)) or []
         candidates = [each.replica_id for each in found if each.outcome == "SUCCESS" and each.replica_id][:10]
     names: dict[str, Any] = {"model_id": client.target.model_id, "deployment_id": before.deployment_id}
@@ -72,16 +72,16 @@ def _end_replica(client: Client, before: Status, replica: str | None, yes: bool)
         console().print(f"Replica {candidate} ends: {replicas(before.replicas - 1)} left.", markup=False)
         return str(candidate)
     sentence = f"There is no replica {replica}" if replica else "Baseten's record of startups names no running replica"
-    raise ClientError(f"{sentence}: give the ID of one, which its log on Baseten shows, with --replica.")
+    raise ClientError(f"{sentence}: set --replica to an ID from the log on Baseten.")
 
 
 def _follow(client: Client, before: Status, ended: str | None, timeout: float) -> list[waterfall.Bar]:
-    """Wait until the replica is gone, wake the model, and make the first image."""
+    """Wait until the replica is gone, wake the model, and generate the first image."""
     deadline, began, started, seen = Deadline(timeout), time.time(), time.monotonic(), []
     if ended:
         left = min(timeout, END_SECONDS)
         seen = show_progress(client, left, started, lambda now: not now.ready or now.replicas < before.replicas)
-    client.wake(min(deadline.left(), 60))  # the platform may leave it at zero
+    client.wake(min(deadline.left(), 60))  # the platform may not replace it by itself
     wanted = max(before.replicas, 1)
     seen += show_progress(client, deadline.left(), started, lambda now: now.ready and now.replicas >= wanted)
     ready = time.monotonic() - started
@@ -98,9 +98,9 @@ def _follow(client: Client, before: Status, ended: str | None, timeout: float) -
 
 
 def _recorded(client: Client, deployment_id: str, ended: str | None, began: float) -> list[waterfall.Bar]:
-    """Return the bars of the attempt that belongs to this start. Empty: what was measured is shown without it."""
+    """Return the bars of Baseten's record of this startup, or none if there is no record."""
     deadline = Deadline(RECORD_SECONDS)
-    with contextlib.suppress(ClientError):  # also of a field that is missing
+    with contextlib.suppress(ClientError):  # a missing field raises one too
         while deadline.left() > 0:
             found = client.startups(deployment_id, RECORD_SECONDS, **_window(began - 5))
             done = [each for each in found or [] if each.ready_at_epoch_millis is not None and each.replica_id != ended]

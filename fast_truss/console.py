@@ -1,4 +1,4 @@
-"""What the commands write for people. Progress goes to stderr, answers to stdout."""
+"""Terminal output of the commands. Progress goes to stderr, answers to stdout."""
 
 import functools
 import time
@@ -18,7 +18,7 @@ def console() -> Any:
 
 
 def tell_pause(wait: Any) -> None:
-    """Say why the client waits, and how long."""
+    """Print why the client waits, and how long."""
     console().print(f"{wait.reason} Trying again in {wait.seconds:.0f} s.", markup=False)
 
 
@@ -29,16 +29,16 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> 
 
     table = Table(*columns, title=title or None, title_justify="left")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # what others wrote is no markup
+        table.add_row(*(Text(printable(cell)) for cell in row))  # untrusted text: no markup
     Console(highlight=False).print(table)
 
 
 def show_progress(
     client: Client, timeout: float, started: float, until: Callable[[Status], bool] = lambda status: status.ready
 ) -> list[tuple[float, Status]]:
-    """Show each status and the seconds since started, until one is as asked. Returns both."""
+    """Print each new status and the seconds since started, until `until` is true. Returns both."""
     seen = []
-    with console().status("asking"):
+    with console().status("checking the status"):
         for status in client.watch(timeout, until):
             seconds = time.monotonic() - started
             console().print(f"{seconds:7.1f} s  {status.status}, {replicas(status.replicas)}", markup=False)
@@ -47,12 +47,12 @@ def show_progress(
 
 
 def show_steps(events: Iterator[Event], images: int) -> dict[str, Any]:
-    """Show a bar while images are made. Returns the answer."""
+    """Show a progress bar while images are generated. Returns the answer."""
     from rich.progress import Progress
 
     answer: dict[str, Any] = {}
     with Progress(console=console(), transient=True) as bar:
-        task = bar.add_task("generating: a cold start may come first", total=None)
+        task = bar.add_task("waiting for the model, possibly through a cold start", total=None)
         for event in events:
             answer = event.data
             if event.kind == "step":

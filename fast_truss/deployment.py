@@ -1,4 +1,4 @@
-"""Which deployment of a model, and what Baseten says of it: its status and its autoscaling settings."""
+"""A deployment of a model: how it is addressed, its status and its autoscaling settings."""
 
 import dataclasses
 import re
@@ -9,8 +9,8 @@ from fast_truss.errors import DeploymentFailed, InvalidInput, UnexpectedAnswer, 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 KINDS = ("environment", "regional", "deployment", "development")
 READY = "ACTIVE"
-# States that no replica leaves by itself. UNHEALTHY and UPDATING are not among them: a replica that fails its health
-# checks is restarted, and an update ends.
+# States that need a person. UNHEALTHY and UPDATING are not among them: Baseten restarts a replica that fails its health
+# checks, and an update ends.
 FAILED = ("BUILD_FAILED", "BUILD_STOPPED", "DEACTIVATED", "DEACTIVATING", "DEPLOY_FAILED", "FAILED", "INACTIVE")
 
 
@@ -18,7 +18,7 @@ FAILED = ("BUILD_FAILED", "BUILD_STOPPED", "DEACTIVATED", "DEACTIVATING", "DEPLO
 class Target:
     """kind: environment, regional (an environment on its own host), deployment or development.
 
-    name: of the environment, or the id of the deployment. Raises InvalidInput for a name that is none.
+    name: the environment's name or the deployment's id. Raises InvalidInput for an invalid name.
     """
 
     model_id: str
@@ -32,14 +32,14 @@ class Target:
 
     @staticmethod
     def check_names(**names: Any) -> None:
-        """Raise InvalidInput for a part of a path that is no name: with `..` it would be the path of something else."""
+        """Raise InvalidInput unless each is a plain name: `..` in a path would address something else."""
         for field, value in names.items():
             if not isinstance(value, str) or not NAME.fullmatch(value):
                 raise InvalidInput(f"{field} is {value!r}: use letters, digits, '_' and '-' only.")
 
     @property
     def environment(self) -> str | None:
-        """The name of the environment; None for a single deployment."""
+        """The environment's name; None for a single deployment."""
         return self.name if self.kind in ("environment", "regional") else None
 
     @property
@@ -48,13 +48,13 @@ class Target:
 
     @property
     def path(self) -> str:
-        """The path of the deployment on its inference host, to which /predict and the like are added."""
+        """The deployment's path on its inference host, the prefix of /predict and /wake."""
         single = {"regional": "", "development": "/development", "deployment": f"/deployment/{self.name}"}
         return single.get(self.kind, "/production" if self.is_production else f"/environments/{self.name}")
 
     @property
     def names(self) -> dict[str, str]:
-        """The arguments by which the SDK's management API knows this target."""
+        """The arguments of the SDK's management API that name this target."""
         if self.environment:
             return {"model_id": self.model_id, "env_name": self.environment}
         return {"model_id": self.model_id, "deployment_id": self.name if self.kind == "deployment" else "development"}
@@ -63,7 +63,7 @@ class Target:
         return {"deployment": f"deployment {self.name}", "development": "development"}.get(self.kind, self.name)
 
     def arguments(self) -> list[str]:
-        """Return what names this target on the command line."""
+        """Return the command-line options that name this target."""
         where = {
             "deployment": ["--deployment", self.name],
             "development": ["--development"],
@@ -74,9 +74,9 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """status: Baseten's own word, such as SCALED_TO_ZERO, WAKING_UP, LOADING_MODEL or ACTIVE.
+    """status: as Baseten reports it, such as SCALED_TO_ZERO, WAKING_UP, LOADING_MODEL or ACTIVE.
 
-    autoscaling: the known settings by name, of the environment or of the single deployment. None: not given.
+    autoscaling: settings by name, of the environment or the single deployment. None: Baseten did not report them.
     """
 
     status: str
@@ -90,14 +90,14 @@ class Status:
         return self.status == READY and self.replicas >= 1
 
     def raise_if_failed(self) -> None:
-        """Raise DeploymentFailed if the deployment never becomes ready by itself."""
+        """Raise DeploymentFailed if the deployment cannot become ready without a person."""
         if self.status in FAILED:
             cure = "activate it on Baseten" if self.status.startswith(("INACTIVE", "DEACTIVAT")) else "see its log"
             raise DeploymentFailed(f"The deployment is {self.status}: {cure}, or push again.")
 
 
 class Settings(dict[str, int]):
-    """Autoscaling settings by name. answered, message: of a change, ACCEPTED, QUEUED or UNCHANGED if Baseten says."""
+    """Autoscaling settings by name. answered, message: of a change; ACCEPTED, QUEUED or UNCHANGED, if reported."""
 
     answered: str | None = None
     message: str | None = None
@@ -117,13 +117,13 @@ def status_of(target: Target, found: Any) -> Status:
 
 
 def settings_of(found: Any) -> Settings:
-    """Return the settings in the SDK's Environment or Deployment, empty if there are none."""
+    """Return the autoscaling settings in the SDK's Environment or Deployment, empty if it has none."""
     settings = getattr(found, "autoscaling_settings", None)
     return Settings(settings.model_dump(exclude_none=True, warnings=False) if settings else {})
 
 
 def checked_autoscaling(changes: dict[str, int]) -> Any:
-    """Return the SDK's UpdateAutoscalingSettings. Raises InvalidInput for an unknown name or a value of another type.
+    """Return the SDK's UpdateAutoscalingSettings. Raises InvalidInput for an unknown name or a wrong type.
 
     Baseten checks the bounds.
     """

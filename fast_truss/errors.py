@@ -1,18 +1,18 @@
-"""What can go wrong, as types: each holds one sentence for a person, and what a program needs to decide."""
+"""Exceptions: each has one sentence for a person, and what a program needs to react."""
 
 import json
 import re
 import textwrap
 from typing import Any
 
-# Truss's server marks what it answers itself with this: the model's own errors, and "not ready".
+# Truss's server sets this header on its own errors: the model's, and "not ready".
 SOURCE_HEADER, MODEL = "X-BASETEN-ERROR-SOURCE", "04"
 
 
 class ClientError(Exception):
-    """status: of the HTTP answer, if there was one. retry_after: the seconds that it asks to wait, if it does."""
+    """status: HTTP status, if there was an answer. retry_after: seconds to wait, if the answer names them."""
 
-    retryable = False  # True: the same call may succeed later
+    retryable = False  # True if the same call may succeed later
 
     def __init__(self, sentence: str, status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(printable(sentence))
@@ -21,20 +21,20 @@ class ClientError(Exception):
 
 
 def printable(text: str) -> str:
-    """Return text without control characters: those of an answer must not reach a terminal."""
+    """Return text without control characters, which a server could use to change the terminal."""
     return "".join(each for each in text if each.isprintable() or each == "\n")
 
 
 class InvalidInput(ClientError):
-    """What the caller gave is wrong. Nothing was sent."""
+    """The caller's input is invalid. Nothing was sent."""
 
 
 class RequestRefused(ClientError):
-    """The model or Baseten refuses this request: 400, 413, 422 and the like. A visitor can change it."""
+    """The model or Baseten refused this request with 400, 413, 422 or similar. The user can change it."""
 
 
 class KeyRefused(ClientError):
-    """Baseten refuses the key: 401 or 403."""
+    """Baseten refused the key: 401 or 403."""
 
 
 class NotFound(ClientError):
@@ -42,15 +42,15 @@ class NotFound(ClientError):
 
 
 class ModelFailed(ClientError):
-    """The model's own error: the same request would fail again."""
+    """The model failed: the same request would fail again."""
 
 
 class DeploymentFailed(ClientError):
-    """The deployment is in a state in which it never becomes ready."""
+    """The deployment cannot become ready without a person."""
 
 
 class UnexpectedAnswer(ClientError):
-    """The answer is not what Baseten or a model of fast-truss gives."""
+    """The answer is not one of Baseten or of a fast-truss model."""
 
 
 class Unavailable(ClientError):
@@ -60,7 +60,7 @@ class Unavailable(ClientError):
 
 
 class NotReady(Unavailable):
-    """A server answers, and its model is still loading."""
+    """The server answers, but the model is still loading."""
 
 
 class Unreachable(ClientError):
@@ -70,19 +70,19 @@ class Unreachable(ClientError):
 
 
 class ConnectionLost(ClientError):
-    """The connection broke or was silent: what was sent may have been carried out."""
+    """The connection broke or timed out: the request may have been carried out."""
 
     retryable = True
 
 
 class TimedOut(ClientError):
-    """The time that the caller gave is over."""
+    """The caller's timeout has passed."""
 
     retryable = True
 
 
 def of_answer(status: int, headers: Any, content: bytes) -> ClientError:
-    """Return the error that an answer of 300 or above means. headers: httpx.Headers, or any mapping like them."""
+    """Return the error for an answer with status 300 or above. headers: httpx.Headers or a similar mapping."""
     body = _object(content)
     reason = _reason(body)
     shown = f"{status}: {reason}" if reason else f"{status}"
@@ -93,16 +93,16 @@ def of_answer(status: int, headers: Any, content: bytes) -> ClientError:
     if status in (401, 403):
         return KeyRefused(f"Baseten refused the key ({shown}): check BASETEN_API_KEY and its workspace.", **known)
     if status == 404:
-        return NotFound("There is no such model or deployment, or it is deactivated (404): check its id.", **known)
+        return NotFound("The model or deployment does not exist or is deactivated (404): check its ID.", **known)
     if own and status >= 500:
-        return ModelFailed(f"The model failed ({shown}). The same request would fail again.", **known)
+        return ModelFailed(f"The model failed ({shown}). The same request would fail again: see its log.", **known)
     if not own and (status in (408, 429) or status >= 500):
         return Unavailable(f"Baseten cannot answer now ({shown}).", **known)
     return RequestRefused(f"The request was refused ({shown}).", **known)
 
 
 def retry_after(header: str | None, body: dict[str, Any]) -> float | None:
-    """Return the seconds to wait that an answer names, in Retry-After or as retry_after in its body. A date is none."""
+    """Return the seconds to wait from the Retry-After header or retry_after in the body. Ignores a date."""
     for holder in (body, body.get("error")):
         said = holder.get("retry_after") if isinstance(holder, dict) else None
         if isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said < 1e6:
@@ -122,8 +122,8 @@ def _reason(body: dict[str, Any]) -> str:
     found = body.get("error") or body.get("detail") or body.get("message") or ""
     if isinstance(found, dict):
         found = found.get("message") or found
-    # At a blank: what is cut within a word may be a part of the key, which nobody could then take out.
+    # Cut between words: half a key could no longer be found and masked.
     text = textwrap.shorten(str(found), 500, break_on_hyphens=False, placeholder=" ...")
-    # Truss's own prefix says nothing to a person.
+    # Truss's prefix tells the user nothing.
     text = re.sub(r"^Input Parsing Errors?:", "", text)
     return text.replace(": Value error, ", ": ").lstrip().rstrip(" .")

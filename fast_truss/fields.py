@@ -1,4 +1,4 @@
-"""The fields of a request, as the deployment's own /schema describes them: on the command line and on the page."""
+"""The fields of a request from the deployment's /schema, for the command line and the page."""
 
 import base64
 import dataclasses
@@ -11,16 +11,16 @@ from fast_truss import Client, InvalidInput, NotFound
 from fast_truss.console import print_table
 from fast_truss.options import AsJson, Where
 
-HELP = "What the image shows, and any field of the model, such as --width 512. `fast-truss fields` lists them."
+HELP = "The prompt, and any field of the model, such as --width 512. `fast-truss fields` lists them."
 LIMITS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf", "maxLength", "maxItems", "enum")
-# Where a name says too little to a visitor.
+# Labels where the field's name tells a visitor too little.
 LABELS = {
-    "mask": "Mask: white is painted over, the rest is kept",
+    "mask": "Mask: white is repainted, black is kept",
     "loras": "Styles",
     "num_images": "Images",
     "num_inference_steps": "Steps",
 }
-# In the schema they are text.
+# The schema types them as strings.
 FILES = ("image", "mask")
 KINDS = {"string": "text", "boolean": "switch", "integer": "integer", "number": "number"}
 READERS: dict[str, Callable[[str], Any]] = {"text": str.strip, "choice": str, "integer": int, "number": float}
@@ -29,7 +29,7 @@ PROMPT_ALONE = {"properties": {"prompt": {"type": "string"}}, "required": ["prom
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """kind: text, file, styles, choice, switch, integer, number or json. schema: of a value that is not null."""
+    """kind: text, file, styles, choice, switch, integer, number or json. schema: that of a non-null value."""
 
     name: str
     label: str
@@ -39,7 +39,7 @@ class Field:
     choices: Sequence[str] = ()
 
     def read(self, text: str) -> Any:
-        """Return the value that a text means, of styles NAME or NAME:SCALE. Raises ValueError, or OSError of a file."""
+        """Parse text; a style is NAME or NAME:SCALE. Raises ValueError, or OSError for a file."""
         if self.kind == "file":
             return base64.b64encode(Path(text).read_bytes()).decode()
         if self.kind == "styles":
@@ -49,11 +49,11 @@ class Field:
 
 
 def fields_of(root: dict[str, Any]) -> list[Field]:
-    """Return the fields that leave a person something to choose. root: the schema of a request."""
+    """Return the fields that a user can set. root: the schema of a request."""
     fields = []
     for name, found in root["properties"].items():
         schema = _value(found, root)
-        # The client itself asks for a stream.
+        # The client sets stream itself.
         if name == "stream" or schema.get("minimum", 0) == schema.get("maximum"):
             continue
         styles = _value(schema.get("items", {}), root).get("properties", {}).get("name", {}).get("enum")
@@ -65,7 +65,7 @@ def fields_of(root: dict[str, Any]) -> list[Field]:
 
 
 def _value(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a value that is not null, without references. Of a file or a list of them: with maxItems."""
+    """Return the schema of a non-null value with references resolved; a file or a list of files keeps maxItems."""
     choices = [each for each in schema.get("anyOf", []) if each.get("type") != "null"]
     merged = {key: value for each in [*choices[::-1], schema] for key, value in each.items() if key != "anyOf"}
     reference = merged.pop("$ref", "").rsplit("/", 1)[-1]
@@ -73,7 +73,7 @@ def _value(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(where: Where, as_json: AsJson = False) -> None:
-    """Show the fields of a request: type, bounds, default and description. Goes through a cold start."""
+    """Show the fields of a request with type, bounds, default and description. Wakes the model."""
     schema = where.client().schema(where.timeout)
     if as_json:
         return print(json.dumps(schema))
@@ -105,17 +105,17 @@ def given(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
 def request_of(client: Client, options: dict[str, list[str]], timeout: float) -> dict[str, Any]:
     """Return the fields that the options name. Raises InvalidInput; the model checks the rest."""
     if not options:
-        return {}  # there is nothing to ask the deployment for
+        return {}
     try:
         fields = {field.name: field for field in fields_of(client.schema(timeout))}
-    except NotFound:  # a deployment that does not describe its fields
+    except NotFound:  # the deployment has no /schema
         fields = {name: Field(name, name, "file" if name in FILES else "json", {}) for name in options}
     request: dict[str, list[Any]] = {}
     for name, texts in options.items():
         option = f"--{name.replace('_', '-')}"
-        field = fields.get(name) or fields.get(f"{name}s")  # each of `loras` is a --lora
+        field = fields.get(name) or fields.get(f"{name}s")  # `loras` is given as --lora, repeatedly
         if field is None:
-            raise InvalidInput(f"{option} is not a field of this model, which takes {', '.join(fields)}.")
+            raise InvalidInput(f"{option} is not a field of this model: use one of {', '.join(fields)}.")
         request.setdefault(field.name, []).extend(_given_value(field, option, text) for text in texts)
     lists = {name for name, field in fields.items() if field.schema.get("type") == "array"}
     return {name: each if name in lists or len(each) > 1 else each[0] for name, each in request.items()}
@@ -128,12 +128,12 @@ def _given_value(field: Field, option: str, text: str) -> Any:
         raise InvalidInput(f"{option} is {text[:200]!r}: it cannot be read ({error.strerror}).") from None
     except (RecursionError, ValueError):
         if field.kind == "json":
-            return text  # nothing is known of it but by the model
+            return text  # the model checks it
         raise InvalidInput(f"{option} is {text[:200]!r}: it cannot be read as {field.kind}.") from None
 
 
 def request_of_form(fields: list[Field], values: dict[str, Any]) -> dict[str, Any]:
-    """Return the request of a form that holds these values. Raises InvalidInput; the model checks the rest."""
+    """Return the request for the values of a form. Raises InvalidInput; the model checks the rest."""
     request = {}
     for field in fields:
         value = values.get(field.name)
@@ -143,7 +143,7 @@ def request_of_form(fields: list[Field], values: dict[str, Any]) -> dict[str, An
             raise InvalidInput(f"{field.label} cannot be read as {field.kind}: fill it in again.") from None
         if field.required and not found:
             raise InvalidInput(f"{field.label} is empty: fill it in first.")
-        # A default is left out: some follow another field, and some are refused where they have no effect.
+        # Leave out defaults: some depend on another field, and some are refused where they have no effect.
         if found not in (None, "", field.schema.get("default")):
             request[field.name] = found
     return request
@@ -153,7 +153,7 @@ def _form_value(field: Field, value: Any) -> Any:
     if field.kind == "styles":
         return [field.read(each) for each in value]
     if field.kind == "file" and isinstance(value, list):
-        # A gallery gives each with its caption.
+        # A gallery returns (path, caption) pairs.
         files = [field.read(path) for path, _ in value]
         return files if len(files) > 1 else files[0]
     return field.read(value) if isinstance(value, str) or field.kind == "text" else value

@@ -1,4 +1,4 @@
-"""Generate images: check everything first, then ask, then write the files."""
+"""Generate images: check the input, send the request, write the files."""
 
 import json
 import time
@@ -18,15 +18,17 @@ FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 def generate(
     where: Where,
     words: Annotated[list[str], typer.Argument(metavar="PROMPT [--FIELD VALUE]...", help=fields.HELP)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = Path("image.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .png, .jpg or .webp.")] = Path(
+        "image.png"
+    ),
     as_json: AsJson = False,
 ) -> None:
-    """Generate images, through a cold start if there is one. Fields left out have the defaults of config.yaml."""
+    """Generate images, waiting through a cold start. Other fields keep the defaults of config.yaml."""
     given, prompts = fields.given(words)
     if len(prompts) != 1:
-        raise InvalidInput(f"There are {len(prompts)} prompts: give one, in quotes.")
+        raise InvalidInput(f"There are {len(prompts)} prompts: use one, in quotes.")
     if "output_format" in given:
-        raise InvalidInput("--output-format: leave it out, the suffix of --output sets it.")
+        raise InvalidInput("--output-format cannot be set: the suffix of --output decides.")
     check_file("--output", output, FORMATS)
     with where.client() as client:
         request = {"prompt": prompts[0], **fields.request_of(client, given, where.timeout)}
@@ -34,7 +36,7 @@ def generate(
 
 
 def ask(client: Client, request: dict[str, Any], output: Path, timeout: float, as_json: bool) -> None:
-    """Send a request, and write the files. A terminal shows each step."""
+    """Send a request and write the files. A terminal shows each step."""
     count, started = request.get("num_images", 1), time.monotonic()
     count = count if isinstance(count, int) else 1
     for file in files_of(output, min(count, 100)):
@@ -55,7 +57,7 @@ def ask(client: Client, request: dict[str, Any], output: Path, timeout: float, a
         print(printable(f"{each['file']} (seed {each['seed']})"))
     for warning in answer.get("warnings") or []:
         console().print(printable(str(warning)), style="yellow", markup=False)
-    # Only the first answer of a replica holds them.
+    # Only a replica's first answer has them.
     if phases := (answer.get("timings") or {}).get("cold_start"):
         shown = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items())
         console().print(printable(f"cold start: {shown}"), markup=False)

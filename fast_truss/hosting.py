@@ -1,4 +1,4 @@
-"""The command `app`: what the page needs to know, where it listens, and who may open it."""
+"""The command `app`: where the page listens, who may open it, and what it shows."""
 
 import asyncio
 import contextlib
@@ -16,16 +16,16 @@ from fast_truss.fields import PROMPT_ALONE, Field, fields_of
 from fast_truss.options import Where
 
 LOGIN = "FAST_TRUSS_APP_LOGIN"
-LISTEN = f"The address to listen on. Any but this machine's own, such as 0.0.0.0, needs a login: {LOGIN}=user:password."
-NO_FIELDS = "This deployment does not describe its fields (/schema): only the prompt can be set here."
+LISTEN = f"Address to listen on. A public one, such as 0.0.0.0, needs a login: {LOGIN}=user:password."
+NO_FIELDS = "This deployment has no /schema: only the prompt can be set here."
 
 
 def serve(
     where: Where,
     listen: Annotated[str, typer.Option(help=LISTEN)] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port of the page.")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 7860,
 ) -> None:
-    """Serve a page for colleagues, which wakes the model when it is opened."""
+    """Serve a page for colleagues. Opening it wakes the model."""
     client, login = where.async_client(), login_of(listen)
     try:
         socket.create_server((listen, port), family=socket.AF_INET6 if ":" in listen else socket.AF_INET).close()
@@ -35,7 +35,7 @@ def serve(
         from fast_truss import page
     except ModuleNotFoundError as error:
         raise InvalidInput(f"{error.name} is not installed: pip install 'fast-truss[page]'.") from None
-    # When it starts, gradio asks its own address: that must not go through a proxy.
+    # gradio requests its own address at startup, which must not go through a proxy.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", listen]))
     blocks = page.page(client, *asyncio.run(describe(client, where.timeout)))
@@ -43,18 +43,18 @@ def serve(
     shown: dict[str, Any] = {"css_paths": css, "footer_links": [], "quiet": True, "prevent_thread_lock": True}
     blocks.launch(server_name=listen, server_port=port, auth=login, **shown)
     hosts = ["127.0.0.1", socket.gethostname()] if listen in ("0.0.0.0", "::") else [listen]
-    print("The page:", *(f"http://{f'[{host}]' if ':' in host else host}:{port}" for host in hosts), flush=True)
+    print("Open", *(f"http://{f'[{host}]' if ':' in host else host}:{port}" for host in hosts), flush=True)
     blocks.block_thread()
 
 
 def login_of(listen: str) -> tuple[str, str] | None:
-    """Return user and password of the page. None: only this machine reaches it. Raises InvalidInput."""
+    """Return user and password of the page, None if it listens only on this machine. Raises InvalidInput."""
     given = os.environ.get(LOGIN, "")
     with contextlib.suppress(ValueError):
         if not given and (listen == "localhost" or ipaddress.ip_address(listen).is_loopback):
             return None
     if not given and sys.stdin.isatty():
-        user = typer.prompt("User of the page", err=True)
+        user = typer.prompt("User for the page", err=True)
         given = f"{user}:{typer.prompt('Password', hide_input=True, err=True)}"
     user, _, password = given.partition(":")
     if not user or not password:
@@ -63,9 +63,9 @@ def login_of(listen: str) -> tuple[str, str] | None:
 
 
 async def describe(client: AsyncClient, timeout: float) -> tuple[str, list[Field], str]:
-    """Return the title, the fields and the note of the page. It wakes the model, which alone knows its fields."""
+    """Return the title, the fields and the note of the page. Wakes the model, which serves its schema."""
     if not (status := await client.status()).ready:
-        print(f"The model is {status.status}. Waking it, as it describes the fields of the page.", file=sys.stderr)
+        print(f"The model is {status.status}. Waking it to read its fields.", file=sys.stderr)
         await client.wake()
         await client.wait_until_ready(timeout)
     title = "Text to image"

@@ -1,4 +1,4 @@
-"""A bounded load test: how long requests take when many come at once, and what 1,000 images cost."""
+"""A bounded load test: latency of many requests, and what 1,000 images cost."""
 
 import asyncio
 import collections
@@ -18,17 +18,17 @@ from fast_truss import AsyncClient, Client, ClientError, InvalidInput, fields, i
 from fast_truss.console import console, print_table
 from fast_truss.options import AsJson, Where
 
-GIVE_UP_AFTER = 10  # you pay for each request, and what fails so often in a row goes on failing
+GIVE_UP_AFTER = 10  # each request costs money, and so many failures in a row will not end
 LOOK_SECONDS = 2.0
 PROMPT = "a lighthouse on a cliff at dawn"
-CLOSED = "In a closed loop nobody asks while all wait, so few requests meet a stall: see max, or use --rate."
+CLOSED = "A closed loop sends nothing while all requests wait, so few of them meet a stall: see max, or use --rate."
 
 
 @dataclasses.dataclass
 class Result:
-    """seconds: of each request that gave images, since it was due. failed: how many of the last requests gave none.
+    """seconds: latency of each successful request, from when it was due. failed: failures in a row.
 
-    wall: seconds in all. replicas: how many were active at each look.
+    wall: duration of the test in seconds. replicas: active replicas at each poll.
     """
 
     seconds: list[float] = dataclasses.field(default_factory=list)
@@ -42,18 +42,20 @@ class Result:
 def load(
     where: Where,
     context: typer.Context,
-    requests: Annotated[int, typer.Option(min=1, max=10_000, help="How many in all.")] = 100,
-    concurrency: Annotated[int, typer.Option(min=1, max=100, help="Requests at once: a closed loop.")] = 4,
-    rate: Annotated[float | None, typer.Option(min=0.001, max=100, help="Requests a second: an open loop.")] = None,
+    requests: Annotated[int, typer.Option(min=1, max=10_000, help="Number of requests.")] = 100,
+    concurrency: Annotated[int, typer.Option(min=1, max=100, help="Requests at once (closed loop).")] = 4,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, max=100, help="Requests per second (open loop), instead of concurrency.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send many requests, and show how long they took and what 1,000 images cost. You pay for each one.
+    """Send many requests, and show their latency and what 1,000 images cost. Each request costs money.
 
-    Takes any field of the model, such as --prompt "a boat" or --width 512. Ctrl-C prints the report so far.
+    Accepts any field of the model, such as --prompt "a boat" or --width 512. Ctrl-C prints the report so far.
     """
     given, rest = fields.given(context.args)
     if rest:
-        raise InvalidInput(f"{rest[0]!r} belongs to no option: give the prompt with --prompt.")
+        raise InvalidInput(f"{rest[0]!r} belongs to no option: set the prompt with --prompt.")
     client, result, code = where.client(), Result(), 0
     asked = fields.request_of(client, given, where.timeout)
     each = [{"prompt": PROMPT, "seed": number, "timeout": where.timeout, **asked} for number in range(requests)]
@@ -61,18 +63,18 @@ def load(
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         client.wake(where.ask)
-        client.wait_until_ready(where.timeout)  # the cold start is not what is measured here
+        client.wait_until_ready(where.timeout)  # leave the cold start out of the measurement
         asyncio.run(run(where.async_client(), result, each, concurrency, rate))
     except KeyboardInterrupt:
         code = 130
-    report(result, price, f"open loop, {rate:g} a second" if rate else f"closed loop, {concurrency} at once", as_json)
+    report(result, price, f"open loop, {rate:g} per second" if rate else f"closed loop, {concurrency} at once", as_json)
     sys.exit(code or bool(result.errors))
 
 
 async def run(
     client: AsyncClient, result: Result, requests: list[dict[str, Any]], concurrency: int, rate: float | None
 ) -> None:
-    """Send the requests to a model that is ready, until too many fail in a row."""
+    """Send the requests to a ready model, until too many fail in a row."""
     from rich.progress import Progress
 
     slots = asyncio.Semaphore(len(requests) if rate else concurrency)
@@ -94,7 +96,7 @@ async def run(
             bar.advance(task)
 
     with Progress(console=console()) as bar:
-        task = bar.add_task("asking", total=len(requests))
+        task = bar.add_task("sending requests", total=len(requests))
         async with client:
             looking, started = asyncio.create_task(_count_replicas(client, result)), time.monotonic()
             try:
@@ -113,12 +115,12 @@ async def _count_replicas(client: AsyncClient, result: Result) -> None:
 
 
 def percentile(values: list[float], percent: int) -> float | None:
-    """Return the smallest value that is not below percent of them: the nearest rank."""
+    """Return the percentile by the nearest-rank method, None without values."""
     return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)] if values else None
 
 
 def price_per_minute(client: Client) -> float | None:
-    """Return USD a minute of one replica. None: Baseten does not tell, or it is a local server."""
+    """Return USD per minute of one replica. None: a local server, or Baseten does not list the price."""
     try:
         names: dict[str, Any] = {"model_id": client.target.model_id, "deployment_id": client.status().deployment_id}
         kind = client.ask_management("get_models_deployments_deployment_id", **names).instance_type_name
@@ -129,8 +131,8 @@ def price_per_minute(client: Client) -> float | None:
 
 
 def report(result: Result, price: float | None, loop: str, as_json: bool) -> None:
-    """Print what came out. price: USD a minute of one replica."""
-    replica_seconds = result.wall * statistics.mean(result.replicas or [1])  # it was ready just before
+    """Print the report. price: USD per minute of one replica."""
+    replica_seconds = result.wall * statistics.mean(result.replicas or [1])  # at least the one that was ready
     cost = None
     if price is not None and result.images:
         cost = price / 60 * replica_seconds / result.images * 1000
@@ -146,7 +148,7 @@ def report(result: Result, price: float | None, loop: str, as_json: bool) -> Non
         console().print(f"Gave up after {result.failed} failures in a row.")
     if as_json:
         return print(json.dumps({"loop": loop, **found, "errors": result.errors}))
-    known = {name: "not known" if value is None else str(round(value, 2)) for name, value in found.items()}
+    known = {name: "unknown" if value is None else str(round(value, 2)) for name, value in found.items()}
     rows = [[name.replace("_", " "), value] for name, value in known.items()]
     rows += [[f"{count} failed", sentence] for sentence, count in result.errors.items()]
     print_table("Times in seconds, and the cost at this load", ("", loop), rows)

@@ -1,4 +1,4 @@
-"""The page for colleagues. Opening it wakes the model, before anybody has typed a word. The key stays on this side."""
+"""The page for colleagues. Opening it wakes the model, while the visitor still types. The key stays on the server."""
 
 import asyncio
 import contextlib
@@ -18,20 +18,20 @@ from fast_truss.errors import ClientError
 from fast_truss.fields import Field, request_of_form
 from fast_truss.watcher import Watcher
 
-# While a page is open, it asks so often whether the model is still there. That wakes nothing.
+# How often an open page checks the status. That does not wake the model.
 LOOK_SECONDS = 15.0
 KEYS = "a lighthouse on a cliff at dawn, oil painting\n\nEnter sends, Shift+Enter makes a new line"
 
 
 def page(client: AsyncClient, title: str, fields: list[Field], note: str = "") -> gradio.Blocks:
-    """Return the page, with a component for each field. note: a sentence below the title."""
+    """Return the page with a component for each field. note: a sentence below the title."""
     watcher, left = Watcher(client), {field.name: field for field in fields}
     parts: dict[str, Any] = {}
 
     def add(*names: str) -> None:
         parts.update({name: _component(left.pop(name)) for name in names if name in left})
 
-    # Images older than a day go; it looks once an hour.
+    # Delete images older than a day, checking once an hour.
     blocks = gradio.Blocks(title=title, delete_cache=(3600, 86400))
     with blocks:
         gradio.Markdown(f"# {html.escape(title)}\n\n{note}", elem_id="head")
@@ -75,15 +75,15 @@ def page(client: AsyncClient, title: str, fields: list[Field], note: str = "") -
                             words = "Image {image}: step {step} of {of}".format(**event.data)
                             yield gradio.skip(), _line("waking", words)
                 with tempfile.TemporaryDirectory() as folder:
-                    # gradio copies them into its own cache, from which it deletes them.
+                    # gradio copies the files into its cache, and deletes them there.
                     files, seeds = _write(event.data, Path(folder))
                     done = " ".join([f"Done. Seed {', '.join(seeds)}.", *event.data.get("warnings", ())])
                     yield files, _line("ready", done)
             except ClientError as error:
                 yield gradio.skip(), _line("error", str(error))
 
-        # Hidden from the API: the model has its own, and opening this would wake a GPU for whoever calls it. No limit:
-        # a waiting visitor costs no thread, and Baseten queues what its replicas cannot take yet.
+        # Hidden from gradio's API, which would be a second way to wake a GPU. No concurrency limit: a waiting visitor
+        # costs no thread, and Baseten queues requests.
         hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
         blocks.load(wake_and_watch, outputs=state, **hidden)
         gradio.Timer(LOOK_SECONDS).tick(look, outputs=state, **hidden)
@@ -97,14 +97,14 @@ def _component(field: Field) -> Any:
     schema, choices, default = field.schema, list(field.choices), field.schema.get("default")
     known: dict[str, Any] = {"label": field.label, "elem_id": field.name, "min_width": 120}
     if field.kind == "file":
-        # The file as it is: the model knows what its clear parts are.
+        # Send the file unchanged: the model handles transparency.
         known |= {"type": "filepath", "sources": ["upload", "clipboard"], "height": 220}
         if "maxItems" not in schema:
             return gradio.Image(image_mode=None, **known)
         known["label"] += f": at most {schema['maxItems']}"
         return gradio.Gallery(interactive=True, file_types=["image"], columns=4, buttons=[], **known)
     if field.kind == "styles":
-        known |= {"info": f"Choose, or type one with its strength: {choices[0]}:0.8", "allow_custom_value": True}
+        known |= {"info": f"Choose one, or type one with its scale: {choices[0]}:0.8", "allow_custom_value": True}
         return gradio.Dropdown(choices, value=[], multiselect=True, max_choices=schema.get("maxItems"), **known)
     if field.name not in ("prompt", "width", "height", "seed", "num_images"):
         known["info"] = schema.get("description")
@@ -115,7 +115,7 @@ def _component(field: Field) -> Any:
     if {"minimum", "maximum"} <= schema.keys() and default is not None:
         step = schema.get("multipleOf", 1 if field.kind == "integer" else 0.1)
         return gradio.Slider(schema["minimum"], schema["maximum"], default, step=step, **known)
-    # gradio.Number shows and sends 0 where it is empty.
+    # Not gradio.Number, which sends 0 when empty.
     known["placeholder"] = {"prompt": KEYS, "seed": "random"}.get(field.name)
     return gradio.Textbox(default, max_lines=8, max_length=schema.get("maxLength"), **known)
 

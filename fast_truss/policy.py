@@ -1,4 +1,4 @@
-"""How long to try, what may be tried again, and after which pause."""
+"""How long to retry, what may be retried, and after which pause."""
 
 import dataclasses
 import enum
@@ -9,45 +9,45 @@ from fast_truss.errors import ClientError, ConnectionLost, NotReady, TimedOut, U
 # Baseten lets a synchronous request live for 1200 s.
 PREDICT_SECONDS = 1200.0
 OTHER_SECONDS = 30.0
-# A look beside a request, whose answer is not needed.
+# An optional status check beside a request.
 GLANCE_SECONDS = 10.0
 ASK_SECONDS = 60.0
 WAIT_SECONDS = 1800.0
-# No answer makes the client ask more often than this.
+# The shortest pause, whatever Retry-After says.
 LEAST_PAUSE = 1.0
 MOST_PAUSE = 10.0
-# Baseten's documents ask for 30 to 60 s after a 500, which is what a request gets that was parked for too long.
+# Baseten's docs ask for 30 to 60 s after a 500, the answer to a request that was parked too long.
 PARKED_PAUSE = 30.0
 BUSY_PAUSE = 5.0
-# An address from which no answer ever came is likely wrong: it is tried so often, and no longer.
+# Tries for an address that has never answered: it is probably wrong.
 STRANGER_TRIES = 3
 
 
 class Kind(enum.Enum):
-    """What a request does, and so what a second one would do."""
+    """What a request does, which decides whether it may be sent twice."""
 
-    READ = "reads only"
+    READ = "read only"
     WAKE = "starts a replica if there is none"
-    PREDICT = "makes an image, which costs"
-    CHANGE = "sets values, twice as once"
-    ONCE = "does something each time, such as ending a replica"
+    PREDICT = "generates an image, which costs money"
+    CHANGE = "idempotent update"
+    ONCE = "not idempotent, such as ending a replica"
 
 
 @dataclasses.dataclass(frozen=True)
 class Wait:
-    """A pause. reason: what went wrong before it."""
+    """A pause. reason: the error before it."""
 
     seconds: float
     reason: ClientError
 
 
 def shown(seconds: float) -> str:
-    """Return seconds for a sentence."""
+    """Format seconds for a sentence."""
     return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:g} s"
 
 
 class Deadline:
-    """The end of what a caller is ready to wait for. answered: whether there was any answer until now."""
+    """The end of the caller's timeout. answered: whether the server has answered at all."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -59,7 +59,7 @@ class Deadline:
 
 
 def may_try_again(kind: Kind, error: ClientError) -> bool:
-    """Return whether the same request may succeed, and does no harm if the first was carried out after all."""
+    """Return whether a retry may succeed, and does no harm if the first request was carried out after all."""
     if kind is Kind.ONCE:
         return isinstance(error, Unreachable) or error.status == 429
     if kind is Kind.PREDICT and isinstance(error, ConnectionLost):
@@ -68,7 +68,7 @@ def may_try_again(kind: Kind, error: ClientError) -> bool:
 
 
 def pause(kind: Kind, error: ClientError, tries: int) -> float:
-    """Return the seconds until the next try: what the answer says, or what fits the kind of request."""
+    """Return the seconds until the next try: Retry-After, or what suits the kind of request."""
     if error.retry_after is not None:
         return max(error.retry_after, LEAST_PAUSE)
     if kind is Kind.PREDICT and isinstance(error, Unavailable) and not isinstance(error, NotReady):
@@ -77,7 +77,7 @@ def pause(kind: Kind, error: ClientError, tries: int) -> float:
 
 
 def next_pause(kind: Kind, error: ClientError, tries: int, deadline: Deadline) -> float:
-    """Return the seconds until the next try. Raises the error if it is for good, TimedOut if the time is over."""
+    """Return the seconds until the next try. Raises error if it is permanent, TimedOut if the time is over."""
     stranger = isinstance(error, Unreachable | ConnectionLost) and not deadline.answered and tries >= STRANGER_TRIES
     if stranger or not may_try_again(kind, error):
         raise error
@@ -86,5 +86,5 @@ def next_pause(kind: Kind, error: ClientError, tries: int, deadline: Deadline) -
         return seconds
     sentence = f"There was no answer within {shown(deadline.seconds)}"
     if error.retry_after is not None:
-        sentence = f"The answer asks to wait {shown(seconds)}, and {left:.0f} s of {shown(deadline.seconds)} are left"
-    raise TimedOut(f"{sentence}. The last try: {error}", error.status, error.retry_after)
+        sentence = f"The server asks to wait {shown(seconds)}, but {left:.0f} s of {shown(deadline.seconds)} are left"
+    raise TimedOut(f"{sentence}. Last error: {error}", error.status, error.retry_after)

@@ -11,8 +11,8 @@ from fast_truss.errors import printable
 from fast_truss.options import AsJson, Where
 
 
-def wake(where: Where, wait: Annotated[bool, typer.Option("--wait", help="Return when it is ready.")] = False) -> None:
-    """Start a replica before somebody asks."""
+def wake(where: Where, wait: Annotated[bool, typer.Option("--wait", help="Wait until it is ready.")] = False) -> None:
+    """Start a replica before a request comes."""
     started = time.monotonic()
     with where.client() as client:
         client.wake(where.ask)
@@ -22,7 +22,7 @@ def wake(where: Where, wait: Annotated[bool, typer.Option("--wait", help="Return
         now = client.status(where.ask)
     now.raise_if_failed()
     starting = "Baseten is starting a replica. `fast-truss status` shows when it is ready."
-    print("The model is awake already." if now.ready else starting)
+    print("The model is already awake." if now.ready else starting)
 
 
 def status(where: Where, as_json: AsJson = False) -> None:
@@ -36,15 +36,17 @@ def status(where: Where, as_json: AsJson = False) -> None:
 
 def autoscaling(
     where: Where,
-    min_replica: Annotated[int | None, typer.Option(help="0: scale to zero.")] = None,
-    max_replica: Annotated[int | None, typer.Option(help="Upper limit of replicas.")] = None,
-    autoscaling_window: Annotated[int | None, typer.Option(help="Seconds of traffic to look at.")] = None,
+    min_replica: Annotated[int | None, typer.Option(help="Fewest replicas. 0 scales to zero.")] = None,
+    max_replica: Annotated[int | None, typer.Option(help="Most replicas.")] = None,
+    autoscaling_window: Annotated[int | None, typer.Option(help="Seconds of traffic to average.")] = None,
     scale_down_delay: Annotated[int | None, typer.Option(help="Seconds without traffic before a replica ends.")] = None,
-    concurrency_target: Annotated[int | None, typer.Option(help="Requests at once for one replica.")] = None,
+    concurrency_target: Annotated[int | None, typer.Option(help="Requests at once per replica.")] = None,
     target_utilization_percentage: Annotated[
         int | None, typer.Option(help="Percent of the target at which to scale up.")
     ] = None,
-    max_scale_down_rate: Annotated[int | None, typer.Option(help="Percent of the replicas, 1 to 50.")] = None,
+    max_scale_down_rate: Annotated[
+        int | None, typer.Option(help="Percent of excess replicas to end at once, 1 to 50.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show or change the autoscaling settings, then print the result."""
@@ -53,9 +55,9 @@ def autoscaling(
     found = where.client().autoscaling(where.ask, **changes)
     if as_json:
         return print(json.dumps({**found, **({"status": found.answered, "message": found.message} if changes else {})}))
-    if found.answered:  # the SDK calls it deprecated
+    if found.answered:  # deprecated in the SDK, so it may go
         print(printable(f"{found.answered}: {found.message}"))
     for name, value in found.items():
-        # It waits in a queue, or was capped.
+        # The change is queued or was capped.
         asked = f" (you asked for {changes[name]})" if changes.get(name, value) != value else ""
         print(f"{name}: {value}{asked}")

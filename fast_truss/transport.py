@@ -1,6 +1,6 @@
-"""HTTP: where Baseten and the local server are, with which key, and what their answers mean as errors.
+"""HTTP: addresses of Baseten and the local server, the key, and errors for their answers.
 
-The key is read from BASETEN_API_KEY and goes into a header, never into an address, a log or an error.
+The key comes from BASETEN_API_KEY and goes into a header, never into a URL, a log or an error.
 """
 
 import contextlib
@@ -27,21 +27,21 @@ from fast_truss.errors import ClientError, ConnectionLost, InvalidInput, Unexpec
 CONNECT_SECONDS = 5.0
 OBJECT = TypeAdapter(dict[str, Any])
 MISSING = object()
-# Made once: it reads all certificates, and that takes longer than many a request.
+# Cached: reading the certificates takes longer than a short request.
 _tls = functools.cache(httpx.create_ssl_context)
-# Why a connection is not made.
+# Likely causes of a failed connection.
 LIKELY: tuple[tuple[type[BaseException], str], ...] = (
-    (socket.gaierror, "its name is not known here. Check the network, and the spelling of the address"),
+    (socket.gaierror, "the host name cannot be resolved. Check the network and the address"),
     (ConnectionRefusedError, "nothing listens there. Check that the server runs, and its port"),
-    (ssl.SSLError, "TLS fails. Check https or http, and the certificates that a proxy may need (SSL_CERT_FILE)"),
-    (httpx.ConnectTimeout, "it does not answer. Check the network, and a firewall or proxy between"),
-    (httpx.ProxyError, "the proxy refuses. Check HTTP_PROXY or HTTPS_PROXY, and the login in it"),
+    (ssl.SSLError, "TLS failed. Check https or http, and the certificates that a proxy may need (SSL_CERT_FILE)"),
+    (httpx.ConnectTimeout, "it does not answer. Check the network, firewall and proxy"),
+    (httpx.ProxyError, "the proxy refused. Check HTTP_PROXY or HTTPS_PROXY, and its login"),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Addresses without a slash at the end. server: of the deployment on Baseten, or of the local server."""
+    """Base URLs without a trailing slash. server: the deployment on Baseten, or the local server."""
 
     server: str
     management: str
@@ -49,7 +49,7 @@ class Route:
 
 
 def route_to(target: Target, url: str | None) -> Route:
-    """Return the addresses of a target, or of the local server at url. Raises InvalidInput."""
+    """Return the base URLs of a target, or of the local server at url. Raises InvalidInput."""
     if url is not None:
         try:
             return Route(str(HttpUrl(url if "://" in url else f"http://{url}")).rstrip("/"), "")
@@ -58,7 +58,7 @@ def route_to(target: Target, url: str | None) -> Route:
             raise InvalidInput(f"--url is {url!r}: {wanted}.") from None
     regional = target.name if target.kind == "regional" else None
     server = InferenceClient.default_base_url(model_id=target.model_id, environment=regional)
-    # For tests and for proxies of one's own.
+    # For tests and custom proxies.
     if override := os.environ.get("BASETEN_INFERENCE_URL"):
         host = f"{target.model_id}-{regional}" if regional else target.model_id
         server = override.replace("{model_id}", host).rstrip("/")
@@ -66,51 +66,51 @@ def route_to(target: Target, url: str | None) -> Route:
     return Route(server, management, _key())
 
 
-# The newest answer of this task, for one that does not fit the SDK's models.
+# The task's last answer, needed if it does not fit the SDK's models.
 _answer: contextvars.ContextVar[httpx.Response | None] = contextvars.ContextVar("_answer", default=None)
 
 
 async def raise_for_error(response: httpx.Response) -> None:
-    """Raise what an answer of 300 or above means. With this hook the SDK sees none of them."""
+    """Raise the error for an answer with status 300 or above, before the SDK sees it."""
     _answer.set(None)
     if response.status_code >= 300:
         await response.aread()
-        # Only a local server is asked without the key.
+        # Only requests to a local server carry no key.
         if response.status_code in (401, 403, 404) and "Authorization" not in response.request.headers:
             where = f"{response.url.scheme}://{response.url.netloc.decode()}"
-            raise errors.NotFound(f"{where} is not the server of a model ({response.status_code}): check its port.")
+            raise errors.NotFound(f"{where} is not a model server ({response.status_code}): check the port.")
         raise errors.of_answer(response.status_code, response.headers, response.content)
     _answer.set(response)
 
 
 class Reach:
-    """What requests can reach: the server itself, and the SDK's management API. To be closed: see http."""
+    """The server and the SDK's management API, on one httpx client, `http`, which the caller closes."""
 
     def __init__(self, route: Route, transport: httpx.AsyncBaseTransport | None) -> None:
-        """transport: in place of the network and its proxies. Raises InvalidInput for an environment that is wrong."""
+        """transport: replaces the network and its proxies. Raises InvalidInput for a wrong environment variable."""
         try:
             self.http = httpx.AsyncClient(
                 base_url=route.server,
                 headers={"Authorization": f"Api-Key {route.key}"} if route.key else {},
                 transport=transport,
-                # A server of one's own needs no proxy, whatever HTTP_PROXY and NO_PROXY say.
+                # A local server needs no proxy, whatever HTTP_PROXY and NO_PROXY say.
                 trust_env=not _is_local(httpx.URL(route.server).host),
                 event_hooks={"response": [raise_for_error]},
                 verify=_tls(),
-                # The caller ends a whole request in time.
+                # The caller limits the whole request.
                 timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
             )
         except OSError as error:
             raise InvalidInput(f"SSL_CERT_FILE or SSL_CERT_DIR names no certificates: {error.strerror}.") from None
-        # A proxy of SOCKS without its package, one of no known kind, or no address.
+        # A SOCKS proxy without its package, an unknown scheme, or an invalid URL.
         except (ImportError, ValueError, httpx.InvalidURL) as error:
-            raise InvalidInput(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from None
+            raise InvalidInput(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is invalid: {error}") from None
         self.management = managementapi.AsyncApiClient(self.http, base_url=route.management)
 
     async def send(
         self, method: str, path: str, body: Any = None, expected: tuple[int, ...] = (200,), stream: bool = False
     ) -> httpx.Response:
-        """Return the answer, open if it is a stream of events."""
+        """Return the answer, still open if it is an event stream."""
         headers = {"Accept": "text/event-stream"} if stream else {}
         request = self.http.build_request(method, path, json=body, headers=headers)
         response = await self.http.send(request, stream=stream)
@@ -120,15 +120,15 @@ class Reach:
         return response
 
     async def json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """Send a request as send() does. Returns the JSON object that is the answer."""
+        """Send a request and return the JSON object in the answer."""
         response = await self.send(method, path, body)
         return OBJECT.validate_json(response.content)
 
 
 def fitting(error: Exception, key: str) -> Any:
-    """Return the answer that the SDK refused with error, without what does not fit. Raises ClientError if nothing is.
+    """Return the parts that fit of an answer that the SDK rejected with error. Raises ClientError if there is none.
 
-    key: never shown.
+    key: masked in the error.
     """
     response, kind = _answer.get(), getattr(managementapi, getattr(error, "title", ""), None)
     with contextlib.suppress(ValueError, RecursionError):
@@ -139,13 +139,13 @@ def fitting(error: Exception, key: str) -> Any:
 
 
 class FieldMissing(UnexpectedAnswer, AttributeError):
-    """The answer lacks a field that is read."""
+    """The answer lacks a required field."""
 
 
 def lenient(kind: Any, value: Any) -> Any:
-    """Return value, of JSON, as kind, or MISSING. Reading a field that does not fit raises FieldMissing.
+    """Return the JSON value as kind, or MISSING. Reading a field that did not fit raises FieldMissing.
 
-    A field that is deprecated in the SDK's models, and yet required there, may go at any time.
+    The SDK's models require fields that are deprecated, and those may disappear at any time.
     """
     with contextlib.suppress(ValidationError):
         return TypeAdapter(kind).validate_python(value)
@@ -165,29 +165,29 @@ def lenient(kind: Any, value: Any) -> Any:
 def _class(kind: type[BaseModel]) -> type[BaseModel]:
     def __getattr__(self: BaseModel, name: str) -> Any:
         if name in kind.model_fields:
-            raise FieldMissing(f"Baseten's answer lacks `{name}` of {kind.__name__}, which is needed here.")
+            raise FieldMissing(f"Baseten's answer lacks `{name}` of {kind.__name__}: update fast-truss.")
         raise AttributeError(name)
 
     return type(kind.__name__, (kind,), {"__getattr__": __getattr__, "__module__": kind.__module__})
 
 
 def as_client_error(error: Exception, key: str) -> ClientError:
-    """Return what an exception of httpx or of the SDK means. Raises what is neither."""
+    """Return the ClientError for an exception of httpx or the SDK. Raises any other again."""
     if isinstance(error, ClientError):
         if key and key in str(error):
             error.args = (str(error).replace(key, "[key]"),)
         return error
     if isinstance(error, httpx.HTTPError):
         return _network_error(error)
-    if isinstance(error, TimeoutError):  # of asyncio
+    if isinstance(error, TimeoutError):  # from asyncio.timeout
         return ConnectionLost("The server did not answer in time: try again.")
     if isinstance(error, managementapi.ResponseError):
-        # What is 300 or above never gets so far.
-        sentence = f"The answer is {error.status_code}, which is not what Baseten gives here: check the address."
+        # Statuses of 300 and above were raised by raise_for_error.
+        sentence = f"The answer has the unexpected status {error.status_code}: check the address."
         return UnexpectedAnswer(sentence, error.status_code)
-    # pydantic's ValidationError is one: an answer that does not fit the SDK's models.
+    # Includes pydantic's ValidationError: the answer does not fit the SDK's models.
     if isinstance(error, ValueError):
-        return UnexpectedAnswer("The answer is not whole, or not what Baseten gives: try again.")
+        return UnexpectedAnswer("The answer is incomplete or not from Baseten: try again.")
     raise error
 
 
@@ -198,11 +198,11 @@ def _network_error(error: httpx.HTTPError) -> ClientError:
         return Unreachable(f"{where} cannot be reached: {_likely(error)}.")
     if isinstance(error, httpx.TimeoutException):
         return ConnectionLost(f"{where} did not answer in time: try again.")
-    return ConnectionLost(f"The connection to {where} broke in the middle of the answer: try again.")
+    return ConnectionLost(f"The connection to {where} broke during the answer: try again.")
 
 
 def _likely(error: BaseException | None) -> str:
-    """Return the likely cause of a connection that was not made."""
+    """Return the likely cause of a failed connection."""
     while error is not None:
         for kind, words in LIKELY:
             if isinstance(error, kind):
@@ -214,8 +214,8 @@ def _likely(error: BaseException | None) -> str:
 def _key() -> str:
     key = os.environ.get("BASETEN_API_KEY", "")
     if not re.fullmatch(r"[!-~]+", key):
-        found = "is not a key: it holds blanks or other characters that no key has" if key else "is not set"
-        raise InvalidInput(f"BASETEN_API_KEY {found}. Use a key of your Baseten workspace.")
+        found = "contains spaces or other characters that no key has" if key else "is not set"
+        raise InvalidInput(f"BASETEN_API_KEY {found}: use an API key of your Baseten workspace.")
     return key
 
 

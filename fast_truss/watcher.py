@@ -1,4 +1,4 @@
-"""One watcher for all visitors of a page: it wakes the model, follows its start, and tells it in words."""
+"""One watcher for all visitors of a page: it wakes the model and describes its start."""
 
 import asyncio
 import time
@@ -7,12 +7,12 @@ from fast_truss import AsyncClient, Status
 from fast_truss.errors import ClientError
 
 PHASES = {"WAKING_UP": "Waking: getting a machine", "LOADING_MODEL": "Waking: loading the model"}
-# A visitor who comes so soon after the last look sees what it saw.
+# How long a status is reused for other visitors.
 FRESH_SECONDS = 10.0
 
 
 class Watcher:
-    """However many visitors wait, Baseten is asked once a second, and not at all while nobody waits or looks."""
+    """Polls Baseten once a second for any number of visitors, and never while nobody waits or looks."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -22,13 +22,13 @@ class Watcher:
         self._error: str | None = None
 
     def start(self) -> None:
-        """Wake the model and watch it, unless that is under way or just done."""
+        """Wake the model and watch it, unless that is running or has just ended."""
         if not self.waiting and not (self.kind == "ready" and self._fresh):
             self._started, self._status, self._error = time.monotonic(), None, None
             self._task = asyncio.create_task(self._follow())
 
     async def look(self) -> None:
-        """Ask for the status, which wakes nothing, unless somebody just did."""
+        """Refresh the status, unless it is recent. Does not wake the model."""
         if self.waiting or self._fresh:
             return
         self._ended = time.monotonic()
@@ -51,7 +51,7 @@ class Watcher:
         return "waking" if self.waiting else "asleep"
 
     def words(self) -> str:
-        """Return the error, or the phase and the seconds so far."""
+        """Return the error, or the phase with the seconds so far."""
         phase = PHASES.get(self._status.status if self._status else "", "Waking the model")
         waking = f"{phase} ({time.monotonic() - self._started:.0f} s)"
         asleep = "Asleep: the next image wakes the model"

@@ -1,4 +1,4 @@
-"""A chart of a cold start, up to the first image: the platform's phases, and the server's inside."""
+"""A chart of a cold start up to the first image: the platform's phases, with the server's phases inside."""
 
 import dataclasses
 from pathlib import Path
@@ -8,13 +8,12 @@ from fast_truss import InvalidInput, Status
 from fast_truss.errors import printable
 from fast_truss.options import check_file
 
-# Colors of the bars by level: the platform, the server inside it, and the first image.
 COLORS = {"platform": "#3b82f6", "server": "#f59e0b", "image": "#16a34a"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """start, seconds: since the cold start began. level: a key of COLORS."""
+    """start: seconds since the cold start began. seconds: its length. level: a key of COLORS."""
 
     name: str
     start: float
@@ -36,8 +35,8 @@ def bars_of(
 ) -> list[Bar]:
     """Return the bars from top to bottom.
 
-    record: of the platform, empty if it has none. seen: when each status was first seen, in order. server: its own
-    phases, as its first answer tells them.
+    record: the platform's bars, or empty. seen: when each status was first seen, in order. server: the server's phases
+    from its first answer.
     """
     bars = list(record)
     if not record:
@@ -46,7 +45,7 @@ def bars_of(
             if not now.ready:
                 bars.append(Bar(now.status, start, end - start, "platform"))
     inside = {name: seconds for name, seconds in server.items() if name != "first_image"}
-    # They begin with the process. Where that is not recorded: they end when it is ready.
+    # The server's phases begin with its process. Without a record, assume that they end when the model is ready.
     start = bars[-1].start if record else max(0.0, ready - sum(inside.values()))
     for name, seconds in inside.items():
         bars.append(Bar(name, start, seconds, "server"))
@@ -55,7 +54,7 @@ def bars_of(
 
 
 def show(bars: list[Bar], console: Any = None) -> None:
-    """Draw the bars into a rich console, stdout if None."""
+    """Draw the bars on a rich console. Default: stdout."""
     from rich.bar import Bar as Drawn
     from rich.console import Console
     from rich.table import Table
@@ -70,7 +69,7 @@ def show(bars: list[Bar], console: Any = None) -> None:
 
 
 def check(file: Path) -> None:
-    """Raise InvalidInput, before anything is measured, if save() could not write file."""
+    """Raise InvalidInput, before measuring, if save() could not write file."""
     check_file("--png", file, (".png",))
     try:
         import matplotlib.figure  # noqa: F401
@@ -79,7 +78,7 @@ def check(file: Path) -> None:
 
 
 def save(bars: list[Bar], title: str, file: Path) -> None:
-    """Draw the bars into a PNG."""
+    """Save the bars as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 1.2 + 0.32 * len(bars)), dpi=120, layout="constrained")

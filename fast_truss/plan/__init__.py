@@ -1,1 +1,1 @@
-"""Which settings fit the traffic of a model: simulates what users would wait and what a month would cost."""
+"""Find the settings that fit a model's traffic, by simulating how long users wait and what a month costs."""

@@ -1,4 +1,4 @@
-"""The settings to choose from, what comes of each, which of them is recommended, and the commands that set it."""
+"""Candidate settings, their simulated results, the recommended one, and the commands that apply it."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ MONTH = 365.25 / 12 * 86400
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Settings, in words, and what the command line sets. window: of the schedule, with the time to start before it."""
+    """A candidate. name: the settings in words. window: the schedule's, including the time to start before it."""
 
     name: str
     settings: Settings
@@ -24,7 +24,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What every choice is tried with. price: USD an hour of one replica. goal: seconds that 95 of 100 may wait."""
+    """What all choices share. price: USD per hour of one replica. goal: highest acceptable p95 in seconds."""
 
     traffic: Traffic
     machine: Machine
@@ -36,10 +36,10 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What comes of a choice. mean, p50, p95, p99: seconds from the request until the image is there.
+    """The result of a choice. mean, p50, p95, p99: seconds from the request to its image.
 
-    usd, cold_starts: of a month. late: the share of users that wait longer than the goal. front: no other choice is
-    better in one of usd and p95 and as good in the other.
+    usd, cold_starts: per month. late: share of users who wait longer than the goal. front: on the Pareto front of usd
+    and p95.
     """
 
     choice: Choice
@@ -54,10 +54,10 @@ class Row:
 
 
 def choices_for(found: Traffic, machine: Machine, most: int, hours: Hours | None) -> list[Choice]:
-    """Return the settings to try. most: replicas at most. hours: of a schedule."""
+    """Return the settings to try. most: highest number of replicas. hours: those of a schedule."""
     choices = [Choice(f"always on, {replicas(count)}", Settings(count, count)) for count in range(1, most + 1)]
-    more = f", {most} at most" if most > 1 else ""
-    # The replica is to be there when the first user is.
+    more = f", at most {most}" if most > 1 else ""
+    # Start early enough to be ready for the first user.
     early = 300.0 * math.ceil(machine.cold_start / 300)
     window = dataclasses.replace(hours, start=max(hours.start - early, 0.0)) if hours else None
     windows = found.windows(window) if window else ()
@@ -65,22 +65,22 @@ def choices_for(found: Traffic, machine: Machine, most: int, hours: Hours | None
         settings = Settings(0, most, delay, wakes=wakes)
         if most > 1 and not wakes:
             choices.append(Choice(f"always 1{more}, delay {delay} s", dataclasses.replace(settings, min_replica=1)))
-        sleeps, woken = f"to zero after {delay} s", ", woken by the app" if wakes else ""
+        sleeps, woken = f"to zero after {delay} s", ", app wakes it" if wakes else ""
         choices.append(Choice(sleeps + more + woken, settings))
         for count in sorted({1, 1 if wakes else most} if window else ()):
             on = dataclasses.replace(settings, windows=windows, window_replicas=count)
-            choices.append(Choice(f"{replicas(count)} {window}{more}, else {sleeps}{woken}", on, window))
+            choices.append(Choice(f"{replicas(count)} {window}{more}, otherwise {sleeps}{woken}", on, window))
     return choices
 
 
 def enough_replicas(found: Traffic, image: float) -> int:
-    """Return how many replicas the busiest hour keeps busy for 70 percent of it: from 1 to 10."""
+    """Return how many replicas serve the busiest hour at 70 percent utilization, from 1 to 10."""
     busiest = max(Counter(int(at / 3600) for at in found.arrivals).values())
     return min(max(math.ceil(busiest * image / 3600 / 0.7), 1), 10)
 
 
 def rows_of(choices: Sequence[Choice], case: Case) -> list[Row]:
-    """Simulate each choice. Returns the rows, the cheapest first."""
+    """Simulate each choice. Returns the rows, cheapest first."""
     found, image = case.traffic, case.machine.image
     opened_at, months = opened(found.arrivals, case.typing, case.seed), MONTH / found.span
     rows = []
@@ -89,14 +89,14 @@ def rows_of(choices: Sequence[Choice], case: Case) -> list[Row]:
         p50, p95, p99 = (outcome.percentile(percent) + image for percent in (50, 95, 99))
         usd, starts = outcome.billed / 3600 * case.price * months, outcome.cold_starts * months
         rows.append(Row(choice, usd, outcome.mean() + image, p50, p95, p99, starts, outcome.late(case.goal - image)))
-    # As they are shown: a hundredth of a second more is no reason to pay.
+    # Compare rounded values, as shown: nobody pays for a hundredth of a second.
     rows.sort(key=lambda row: (round(row.usd, 2), round(row.p95, 1)))
     quickest = [math.inf, *itertools.accumulate((round(row.p95, 1) for row in rows), min)]
     return [dataclasses.replace(row, front=round(row.p95, 1) < best) for row, best in zip(rows, quickest, strict=False)]
 
 
 def recommended(rows: Sequence[Row], goal: float) -> Row:
-    """Return the cheapest row with p95 within the goal, in seconds; if none is, the one with the least p95."""
+    """Return the cheapest row with p95 within the goal (seconds), or the row with the lowest p95."""
     return next((row for row in rows if row.p95 <= goal), min(rows, key=lambda row: row.p95))
 
 
@@ -105,11 +105,11 @@ def replicas(count: int) -> str:
 
 
 def command_line(choice: Choice, target: Sequence[str], timezone: str) -> str:
-    """Return the command that sets the choice; with a schedule, a second line that says it as a comment."""
+    """Return the command that applies the choice, and for a schedule a second line with a comment."""
     settings, window = choice.settings, choice.window
     line = (
         f"{' '.join(['fast-truss autoscaling', *target])} --min-replica {settings.min_replica} --max-replica "
         f"{settings.max_replica} --scale-down-delay {settings.scale_down_delay:.0f} --concurrency-target 1"
     )
     said = f"an autoscaling schedule for {window} ({timezone}) with {replicas(settings.window_replicas)}"
-    return f"{line}\n# and in Baseten, {said}" if window else line
+    return f"{line}\n# and on Baseten, {said}" if window else line

@@ -1,4 +1,4 @@
-"""Reads traffic that one line describes, such as "weekdays 9 to 18, 40 an hour": it fits the grammar, or is refused."""
+"""Parses traffic such as "weekdays 9 to 18, 40 an hour". Text outside the grammar is refused."""
 
 import datetime
 import math
@@ -9,12 +9,12 @@ from fast_truss.errors import InvalidInput
 from fast_truss.plan.command import EXAMPLE
 from fast_truss.plan.traffic import DAY, DAYS, MOST_REQUESTS, WEEK, Hours, Traffic
 
-# A month is drawn, or more weeks up to so many requests, or one week of very much.
+# Draw four weeks, more for fewer than FEW requests, and one for more than MANY.
 FEW, MANY = 1000, 250_000
 NAME, CLOCK = f"(?:{'|'.join(DAYS)})", r"\d\d?(?::[0-5]\d)?"
 SOME = f"{NAME}(?:-{NAME})?"
 GROUPS = {"weekdays": "mon-fri", "weekends": "sat-sun", "daily": "mon-sun"}
-# No thousands and at most two decimals: what 1.000 means depends on the country.
+# No thousands separators and at most two decimals: 1.000 means different numbers in different countries.
 PART = re.compile(
     rf"(?:(?P<days>{'|'.join(GROUPS)}|{SOME}(?:,{SOME})*),? )?"
     rf"(?:(?P<start>{CLOCK}) ?(?:to|-) ?(?P<end>{CLOCK}),? )?"
@@ -24,9 +24,9 @@ PART = re.compile(
 
 
 def read_pattern(text: str, seed: int) -> Traffic:
-    """Return four weeks of what text says (more if requests are few, one if many), as a Poisson process.
+    """Draw four weeks of traffic (more if requests are few, one if many) as a Poisson process.
 
-    text: days, hours and a rate, such as EXAMPLE; more parts after `;` add to it. Raises InvalidInput.
+    text: days, hours and a rate, such as EXAMPLE; parts after `;` are added. Raises InvalidInput.
     """
     parts = [_part(text, part) for part in text.split(";")]
     weekly, busiest = sum(part[0] for part in parts), max(parts, key=lambda part: part[0])[2]
@@ -41,7 +41,7 @@ def read_pattern(text: str, seed: int) -> Traffic:
             while at < day * DAY + hours.end:
                 arrivals.append(at)
                 at += chance.expovariate(rate)
-    # A Monday, in UTC: the pattern is in local time, and has no change of clocks.
+    # A Monday in UTC: the pattern is in local time and ignores daylight saving.
     origin = datetime.datetime(2027, 1, 4, tzinfo=datetime.UTC)
     source = f"{'1 week' if weeks == 1 else f'{weeks} weeks'} of {text!r}"
     always = busiest.end - busiest.start == DAY and len(busiest.days) == 7
@@ -49,12 +49,12 @@ def read_pattern(text: str, seed: int) -> Traffic:
 
 
 def _part(text: str, part: str) -> tuple[float, float, Hours]:
-    """Return the requests a week of a part, those a second in its hours, and these. Raises InvalidInput."""
+    """Return the requests per week of a part, the rate per second in its hours, and the hours. Raises InvalidInput."""
     found = PART.fullmatch(" ".join(part.lower().split()))
     start, end = (_seconds(found["start"] or "0"), _seconds(found["end"] or "24")) if found else (0.0, 0.0)
     if not found or not start < end <= DAY:
         raise InvalidInput(
-            f'--pattern is {text!r}: write days, hours (from 0 to 24, the lower first) and a rate, as in "{EXAMPLE}" '
+            f'--pattern is {text!r}: use days, hours (0 to 24, the earlier first) and a rate, as in "{EXAMPLE}" '
             'or "mon-fri 9:30-18 40/hour; sat,sun 100 a day".'
         )
     days = _days(found["days"] or "daily")

@@ -1,10 +1,10 @@
-"""What users wait and what replicas cost under autoscaling settings, by the rules of Baseten's documents.
+"""Simulates waits and costs under autoscaling settings, by the rules of Baseten's docs. Times: seconds since the start.
 
-Seconds from the start of the traffic. deployment/autoscaling/overview: requests in flight, averaged over
-autoscaling_window, over concurrency_target x target_utilization_percentage, rounded up, are the replicas wanted. More
-start at once. Load must stay lower for a scale_down_delay before max_scale_down_rate percent of what is too much ends,
-and so on. deployment/autoscaling/cold-starts: after scale_down_delay without traffic all replicas end, and the next
-request, which waits in a queue, starts one. organization/billing: by the minute, from when a replica is up on a node.
+deployment/autoscaling/overview: the wanted replicas are the requests in flight, averaged over autoscaling_window,
+divided by concurrency_target x target_utilization_percentage, rounded up. New replicas start at once. When load was
+lower for scale_down_delay, max_scale_down_rate percent of the excess replicas end, and so on.
+deployment/autoscaling/cold-starts: after scale_down_delay without traffic all replicas end; the next request waits in a
+queue and starts one. organization/billing: by the minute, from when a replica is up on a node.
 """
 
 import bisect
@@ -17,19 +17,19 @@ from collections import deque
 from collections.abc import Sequence
 
 MINUTE = 60.0
-# What the documents leave open.
+# What the docs leave open.
 ASSUMPTIONS = (
     "Requests wait in one queue, first come first served, and a replica makes one image at a time "
-    "(predict_concurrency 1). Nobody leaves, nothing fails. All images take the same time, and so do all cold starts.",
-    "The last replica ends when scale_down_delay has passed since the last image, wake, start or end of a schedule; "
-    "decisions about more than one replica fall once per autoscaling_window.",
-    "A replica that is no longer wanted finishes its image first. It is paid for in whole minutes.",
+    "(predict_concurrency 1). Nobody leaves and nothing fails. All images take the same time, and so do cold starts.",
+    "The last replica ends scale_down_delay after the last image, wake, start or end of a schedule. Scaling between "
+    "one and more replicas is decided once per autoscaling_window.",
+    "A replica that is no longer wanted finishes its image first. Replicas are billed in whole minutes.",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Seconds from the wake until a replica answers, those of them before its container runs, and of one image."""
+    """Seconds: cold_start from wake to ready, image for one image, unbilled before the container runs."""
 
     cold_start: float
     image: float
@@ -38,9 +38,9 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Baseten's autoscaling settings, and wakes: the app wakes the model when it is opened.
+    """Baseten's autoscaling settings. wakes: whether the app wakes the model when it opens.
 
-    windows: (start, end) of a schedule, in order and apart, in which window_replicas are the least.
+    windows: (start, end) of a schedule, sorted and disjoint, with window_replicas as the minimum.
     """
 
     min_replica: int
@@ -57,7 +57,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """When each request came and when its image was begun, in order; replicas that were started; seconds billed."""
+    """arrivals, starts: when each request came and when its image began, sorted. billed: seconds."""
 
     arrivals: Sequence[float]
     starts: Sequence[float]
@@ -66,7 +66,7 @@ class Outcome:
 
     @functools.cached_property
     def delays(self) -> list[float]:
-        """Seconds from each request until its image was begun, the shortest first."""
+        """Seconds from each request to the start of its image, shortest first."""
         return sorted(map(operator.sub, self.starts, self.arrivals))
 
     def late(self, seconds: float) -> float:
@@ -77,7 +77,7 @@ class Outcome:
         return sum(self.delays) / max(len(self.delays), 1)
 
     def percentile(self, percent: int) -> float:
-        """Return the smallest delay that is not below percent of them (the nearest rank); 0 without requests."""
+        """Return the percentile of the delays by the nearest-rank method, 0 without requests."""
         return self.delays[max(-(-len(self.delays) * percent // 100) - 1, 0)] if self.delays else 0.0
 
 
@@ -86,8 +86,8 @@ def simulate(
 ) -> Outcome:
     """Serve the requests under the settings.
 
-    arrivals: when each request is sent, in order, within 0 to span. opened: when the app was opened, in order; it is
-    read only where settings.wakes. What is not served at span is served to its end, and billed until span alone.
+    arrivals: when each request is sent, sorted, from 0 to span. opened: when the app was opened, sorted; used only with
+    settings.wakes. Requests still waiting at span are served to the end, but billed only until span.
     """
     run = _Run(arrivals, span, settings, machine, opened if settings.wakes else ())
     changes = []
@@ -114,19 +114,19 @@ class _Run:
     ) -> None:
         self.arrivals, self.span, self.settings, self.machine, self.opened = arrivals, span, settings, machine, opened
         self.least = settings.min_replica
-        self.free = [0.0] * self.least  # a heap: when each replica is free; of one that starts, when it is ready
-        self.born = deque(self.free)  # when each of them began to be paid for, oldest first
-        self.starts: list[float] = []  # when the image of each request was begun: they are served in order
-        self.asleep = math.inf if self.least else -math.inf  # not before this do the last replicas end
-        # Without room between the least and the most there is nothing to decide.
+        self.free = [0.0] * self.least  # heap: when each replica is free, or ready if it is starting
+        self.born = deque(self.free)  # when billing of each replica began, oldest first
+        self.starts: list[float] = []  # when the image of each request began; served in order
+        self.asleep = math.inf if self.least else -math.inf  # the last replicas end no earlier than this
+        # If minimum and maximum are equal there is nothing to decide.
         most = max(settings.max_replica, settings.window_replicas if settings.windows else 0)
         self.decision = settings.autoscaling_window if most > max(self.least, 1) else math.inf
         self.below_since: float | None = None
-        self.came = self.finished = self.cold_starts = 0  # the first two: before the last decision
+        self.came = self.finished = self.cold_starts = 0  # came, finished: as of the last decision
         self.billed = 0.0
 
     def serve(self, until: float) -> None:
-        """Begin the images of those who come, as far as a replica is free until then."""
+        """Begin the images of arriving requests while a replica is free before `until`."""
         last = bisect.bisect_right(self.arrivals, until, len(self.starts))
         for place in range(len(self.starts), last):
             at = self.arrivals[place]
@@ -141,7 +141,7 @@ class _Run:
             heapq.heapreplace(self.free, start + self.machine.image)
 
     def fall_asleep(self, now: float) -> None:
-        """End what had no traffic for the whole delay, and let the app wake it, until now."""
+        """Scale to zero after the delay without traffic, and let the app wake the model, until now."""
         while now > self.asleep:
             place = bisect.bisect_right(self.opened, self.asleep)
             if self.free:
@@ -163,13 +163,13 @@ class _Run:
         self.cold_starts += count
 
     def end(self, at: float, count: int) -> None:
-        """End those that are free first. One that is busy finishes its image."""
+        """End the replicas that are free first. A busy one finishes its image."""
         for _ in range(count):
             until = max(at, min(heapq.heappop(self.free), self.span))
             self.billed += MINUTE * math.ceil(max(0.0, until - self.born.popleft()) / MINUTE - 1e-9)
 
     def change_least(self, now: float, least: int) -> None:
-        """A window of the schedule begins or ends."""
+        """Apply the new minimum when a window of the schedule begins or ends."""
         self.least = least
         self.asleep = math.inf if least else now + self.settings.scale_down_delay
         self.begin(now, max(0, least - len(self.free)))
@@ -178,14 +178,14 @@ class _Run:
             self.decision = min(self.decision, math.ceil(now / window) * window)
 
     def decide(self, now: float) -> None:
-        """Compare what is wanted with what is there, and start or end replicas."""
+        """Compare the wanted with the running replicas, and start or end some."""
         settings, there, came, finished = self.settings, len(self.free), self.came, self.finished
         window, ended = settings.autoscaling_window, now - self.machine.image
         self.came = bisect.bisect_right(self.arrivals, now, came)
         self.finished = bisect.bisect_right(self.starts, ended, finished)
         seconds = (came - finished) * window + sum(now - at for at in self.arrivals[came : self.came])
         seconds -= sum(ended - start for start in self.starts[finished : self.finished])
-        # To zero it comes by itself, when there was no traffic for the whole delay.
+        # fall_asleep() scales to zero.
         wanted = max(wanted_replicas(seconds / window, settings), self.least, 1)
         wanted = min(wanted, max(settings.max_replica, self.least))
         self.decision = now + window
@@ -199,12 +199,12 @@ class _Run:
         if wanted > there > 0:
             self.begin(now, wanted - there)
         elif self.came == self.finished and there <= max(self.least, 1):
-            # Until the next request comes there is nothing to decide.
+            # Nothing to decide until the next request.
             upcoming = min([self.span, *self.arrivals[self.came : self.came + 1]])
             self.decision = (upcoming // window + 1) * window
 
 
 def wanted_replicas(in_flight: float, settings: Settings) -> int:
-    """Return how many replicas so many requests in flight call for, without the bounds."""
+    """Return the replicas for this many requests in flight, before applying the bounds."""
     capacity = settings.concurrency_target * settings.target_utilization_percentage / 100
     return math.ceil(in_flight / capacity - 1e-9)

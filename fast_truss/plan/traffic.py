@@ -1,4 +1,4 @@
-"""Traffic: when requests come, and the hours of the week in which most of them do."""
+"""Traffic: when requests arrive, and the busy hours of the week."""
 
 import dataclasses
 import datetime
@@ -12,14 +12,14 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY = 86400.0
 WEEK = 7 * DAY
 MOST_REQUESTS = 2_000_000
-# Fewer say nothing of a month, or little.
+# Below the first, a month cannot be planned; below the second, the plan has a warning.
 FEWEST_REQUESTS, ENOUGH_REQUESTS = 20, 200
-TYPING_SIGMA = 0.6  # of the natural logarithm of the seconds that a visitor types
+TYPING_SIGMA = 0.6  # sigma of the log-normal distribution of a visitor's typing time
 
 
 @dataclasses.dataclass(frozen=True)
 class Hours:
-    """A window on each of some days. days: 0 is Monday. start, end: seconds after midnight."""
+    """The same window on some days of the week. days: 0 is Monday. start, end: seconds after midnight."""
 
     days: tuple[int, ...]
     start: float
@@ -27,7 +27,7 @@ class Hours:
 
     @property
     def weekdays(self) -> str:
-        """Such as mon-fri, mon,wed or daily."""
+        """The days in words, such as mon-fri, mon,wed or daily."""
         names = [DAYS[day] for day in self.days]
         if len(names) == 7:
             return "daily"
@@ -35,16 +35,16 @@ class Hours:
         return f"{names[0]}-{names[-1]}" if in_a_row else ",".join(names)
 
     def __str__(self) -> str:
-        # Baseten's schedules know no 24:00.
+        # Baseten's schedules have no 24:00.
         ends = (datetime.timedelta(seconds=min(seconds, DAY - 60)) for seconds in (self.start, self.end))
         return f"{self.weekdays} {' to '.join(f'{datetime.datetime.min + end:%H:%M}' for end in ends)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """arrivals: seconds since origin, in order. span: seconds that they stand for. origin: in the local time zone.
+    """arrivals: seconds since origin, sorted. span: seconds that they cover. origin: in the local time zone.
 
-    hours: when most requests come, if known; else busy_hours() finds it. notes: what was assumed, in sentences.
+    hours: the busy hours if known, otherwise busy_hours() finds them. notes: assumptions, as sentences.
     """
 
     arrivals: list[float]
@@ -55,7 +55,7 @@ class Traffic:
     notes: tuple[str, ...] = ()
 
     def by_hour(self) -> Counter[tuple[int, int]]:
-        """Return how many requests came on each day of the week, where 0 is Monday, in each hour."""
+        """Count the requests by (day of the week, hour), where day 0 is Monday."""
         start, zone = self.origin.timestamp(), self.origin.tzinfo
         moments = (datetime.datetime.fromtimestamp(start + at, zone) for at in self.arrivals)
         return Counter((moment.weekday(), moment.hour) for moment in moments)
@@ -65,7 +65,7 @@ class Traffic:
         midnight = datetime.datetime.combine(self.origin, datetime.time(), self.origin.tzinfo)
         found = []
         for number in range(-1, int(self.span / DAY) + 2):
-            # Such sums are of local time, also where clocks change.
+            # Adding to a local datetime keeps the local time across a change of clocks.
             ends = [midnight + datetime.timedelta(number, seconds) for seconds in (hours.start, hours.end)]
             start, end = (moment.timestamp() - self.origin.timestamp() for moment in ends)
             if ends[0].weekday() in hours.days and end > 0 and start < self.span:
@@ -73,26 +73,26 @@ class Traffic:
         return tuple(found)
 
     def warnings(self) -> list[str]:
-        """Return a sentence if it says little of a month. Raises InvalidInput if it says nothing."""
+        """Return a warning if there is little traffic. Raises InvalidInput if there is too little to plan a month."""
         count, days = len(self.arrivals), self.span / DAY
         holds = f"{self.source} holds {count} requests in {days:.2g} days"
         enough = f"Use {ENOUGH_REQUESTS} requests and a week to rely on it"
         if count < FEWEST_REQUESTS or days < 0.95:
-            least = f"too little to plan a month ({FEWEST_REQUESTS} in a day are the least)"
-            raise InvalidInput(f"{holds}, {least}. {enough}, or --pattern. --days says what a file stands for.")
+            least = f"too few to plan a month (at least {FEWEST_REQUESTS} in a day)"
+            raise InvalidInput(f"{holds}, {least}. {enough}, or use --pattern. --days sets what a file covers.")
         return [f"Little data: {holds}. {enough}."] if count < ENOUGH_REQUESTS or days < 6.95 else []
 
 
 def opened(arrivals: Sequence[float], typing: float, seed: int) -> list[float]:
-    """Return when the visitors opened the app, in order: they typed for a log-normal time with the median typing."""
+    """Draw when visitors opened the app, sorted: each typed for a log-normal time with the median `typing`."""
     chance = random.Random(seed)
     return sorted(max(0.0, at - typing * chance.lognormvariate(0.0, TYPING_SIGMA)) for at in arrivals)
 
 
 def busy_hours(traffic: Traffic) -> Hours | None:
-    """Return the shortest whole hours with 90 percent of the requests of their days; None: it is around the clock."""
+    """Return the shortest window of whole hours with 90 percent of the requests on busy days; None: no such window."""
     counts = traffic.by_hour()
-    # Those with at least half of what an average day brings.
+    # Busy days have at least half the requests of an average day.
     days = [day for day in range(7) if sum(counts[day, hour] for hour in range(24)) >= counts.total() / 14]
     by_hour = [sum(counts[day, hour] for day in days) for hour in range(24)]
     for length in range(1, 20):

@@ -456,14 +456,14 @@ def test_an_answer_that_asks_for_more_time_than_there_is_ends_the_tries(
 ) -> None:
     busy = httpx.Response(429, headers={"Retry-After": "120"})
     answer, _ = answers(httpx.Response(429, headers={"Retry-After": "20"}), busy, glance=httpx.Response(403))
-    with pytest.raises(fast_truss.TimedOut, match="asks to wait 120 s, and 40 s of 60 s are left") as caught:
+    with pytest.raises(fast_truss.TimedOut, match="asks to wait 120 s, but 40 s of 60 s are left") as caught:
         call(answer, "generate", "a boat", timeout=60)
     assert (caught.value.status, caught.value.retry_after) == (429, 120.0)
     assert slept == [20.0]
 
 
 def test_generate_gives_up_in_a_sentence(call: Callable[..., Any], slept: list[float]) -> None:
-    with pytest.raises(fast_truss.TimedOut, match=r"no answer within 10 s\. The last try: Baseten cannot answer now"):
+    with pytest.raises(fast_truss.TimedOut, match=r"no answer within 10 s\. Last error: Baseten cannot answer now"):
         call(lambda _: httpx.Response(500), "generate", "a boat", timeout=10)
     with pytest.raises(fast_truss.TimedOut):
         call(lambda _: httpx.Response(429, headers={"Retry-After": "0"}), "generate", "a boat", timeout=10)
@@ -473,7 +473,7 @@ def test_generate_gives_up_in_a_sentence(call: Callable[..., Any], slept: list[f
 @pytest.mark.parametrize("request_", [{"guidance_scale": float("nan")}, {"negative_prompt": "\udce9"}, {"x": b"x"}])
 def test_what_json_cannot_hold_is_refused_before_it_is_sent(call: Callable[..., Any], request_: dict[str, Any]) -> None:
     answer, seen = answers()
-    with pytest.raises(fast_truss.InvalidInput, match="what JSON cannot"):
+    with pytest.raises(fast_truss.InvalidInput, match="cannot be written as JSON"):
         call(answer, "generate", "a boat", **request_)
     assert seen == []
 
@@ -614,19 +614,19 @@ def test_events_go_through_a_cold_start_and_a_broken_stream_is_not_asked_for_aga
     ("body", "kind", "sentence"),
     [
         (told("queued", "step", "error"), fast_truss.ModelFailed, r"failed \(503: The GPU has too little memory\)"),
-        (told("queued"), fast_truss.ConnectionLost, "ended before the images were there"),
-        (b"", fast_truss.ConnectionLost, "ended before the images were there"),
-        (b"event: step\ndata:\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
-        (b"event: step\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
-        (b"event: step\ndata: " + b"[" * 100_000 + b"\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
-        (b"event: step\ndata: {\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
-        (b"event: step\ndata: 5\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
-        (b"event: error\ndata: []\n\n", fast_truss.UnexpectedAnswer, "is not whole"),
-        (b'event: step\ndata: {"image": 1, "step": 1, "of": null}\n\n', fast_truss.UnexpectedAnswer, "is not whole"),
-        (b'event: step\ndata: {"step": 1}\n\n', fast_truss.UnexpectedAnswer, "is not whole"),
-        (b'event: error\ndata: {"status": 1e400}\n\n', fast_truss.UnexpectedAnswer, "is not whole"),
-        (b'event: error\ndata: {"status": "x"}\n\n', fast_truss.UnexpectedAnswer, "is not whole"),
-        (b"<html>", fast_truss.ConnectionLost, "ended before the images were there"),
+        (told("queued"), fast_truss.ConnectionLost, "ended before the images arrived"),
+        (b"", fast_truss.ConnectionLost, "ended before the images arrived"),
+        (b"event: step\ndata:\n\n", fast_truss.UnexpectedAnswer, "malformed event"),
+        (b"event: step\n\n", fast_truss.UnexpectedAnswer, "malformed event"),
+        (b"event: step\ndata: " + b"[" * 100_000 + b"\n\n", fast_truss.UnexpectedAnswer, "malformed event"),
+        (b"event: step\ndata: {\n\n", fast_truss.UnexpectedAnswer, "malformed event"),
+        (b"event: step\ndata: 5\n\n", fast_truss.UnexpectedAnswer, "malformed event"),
+        (b"event: error\ndata: []\n\n", fast_truss.UnexpectedAnswer, "malformed event"),
+        (b'event: step\ndata: {"image": 1, "step": 1, "of": null}\n\n', fast_truss.UnexpectedAnswer, "malformed event"),
+        (b'event: step\ndata: {"step": 1}\n\n', fast_truss.UnexpectedAnswer, "malformed event"),
+        (b'event: error\ndata: {"status": 1e400}\n\n', fast_truss.UnexpectedAnswer, "malformed event"),
+        (b'event: error\ndata: {"status": "x"}\n\n', fast_truss.UnexpectedAnswer, "malformed event"),
+        (b"<html>", fast_truss.ConnectionLost, "ended before the images arrived"),
     ],
 )
 def test_what_goes_wrong_in_a_stream_is_a_sentence(
@@ -692,7 +692,7 @@ def test_a_stream_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_answer_without_events_is_a_sentence(follow: Callable[..., Any]) -> None:
     answer, _ = answers(httpx.Response(200, html="<html>"))
-    with pytest.raises(fast_truss.UnexpectedAnswer, match="not a stream of events"):
+    with pytest.raises(fast_truss.UnexpectedAnswer, match="not an event stream"):
         follow(answer)
 
 
@@ -705,7 +705,7 @@ def test_stream_is_no_field_of_a_plain_request(call: Callable[..., Any]) -> None
 
 @pytest.mark.parametrize("content", [{"content": b'{"images": ['}, {"json": [1]}, {"text": "hello"}])
 def test_an_answer_that_is_none_is_a_sentence(call: Callable[..., Any], content: dict[str, Any]) -> None:
-    with pytest.raises(fast_truss.UnexpectedAnswer, match="not whole"):
+    with pytest.raises(fast_truss.UnexpectedAnswer, match="incomplete or not from Baseten"):
         call(lambda _: httpx.Response(200, **content), "generate", "a boat")
 
 
@@ -722,7 +722,7 @@ def test_a_success_of_another_kind_is_a_sentence(
     call: Callable[..., Any], code: int, method: str, arguments: list[str]
 ) -> None:
     answer, _ = answers(httpx.Response(code, json=IMAGE))
-    with pytest.raises(fast_truss.UnexpectedAnswer, match=f"The answer is {code}, which"):
+    with pytest.raises(fast_truss.UnexpectedAnswer, match=f"the unexpected status {code}:"):
         call(answer, method, *arguments)
 
 
@@ -737,7 +737,9 @@ def test_an_address_that_is_wrong_is_told_with_what_is_likely(call: Callable[...
         fast_truss.Unreachable, match=rf"^http://127\.0\.0\.1:{port} cannot be reached: nothing listens"
     ):
         Client(MODEL, url=f"127.0.0.1:{port}").status()
-    with pytest.raises(fast_truss.Unreachable, match=r"^http://model\.invalid cannot be reached: its name is not"):
+    with pytest.raises(
+        fast_truss.Unreachable, match=r"^http://model\.invalid cannot be reached: the host name cannot be resolved"
+    ):
         Client(MODEL, url="http://model.invalid").generate("a boat")
 
     def timed_out(request: httpx.Request) -> httpx.Response:
@@ -748,7 +750,8 @@ def test_an_address_that_is_wrong_is_told_with_what_is_likely(call: Callable[...
     for status in (401, 403, 404):
         other = httpx.MockTransport(lambda _, status=status: httpx.Response(status, html="<h1>Another server</h1>"))
         with pytest.raises(
-            fast_truss.NotFound, match=rf"^http://127\.0\.0\.1:{port} is not .* \({status}\): check its p"
+            fast_truss.NotFound,
+            match=rf"^http://127\.0\.0\.1:{port} is not a model server \({status}\): check the port",
         ):
             Client(MODEL, url=f"127.0.0.1:{port}", transport=other).generate("a boat")
     # As the server of a web app, which shows its page for any path.
@@ -767,7 +770,7 @@ def test_https_to_a_plain_server_is_told_as_that() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=plain, args=[server])
         thread.start()
-        with pytest.raises(fast_truss.Unreachable, match="TLS fails"):
+        with pytest.raises(fast_truss.Unreachable, match="TLS failed"):
             Client(MODEL, url=f"https://127.0.0.1:{server.getsockname()[1]}").status()
         thread.join()
 
@@ -830,7 +833,7 @@ def test_autoscaling_is_shown_and_changed(call: Callable[..., Any]) -> None:
     done = reply(sdk.UpdateAutoscalingSettingsResponse(status="QUEUED", message="Later."))
     answer, seen = answers(reply(deployment()), done, reply(deployment()))
     found = call(answer, "autoscaling", target=Target("abc123", "deployment", "dep1"), min_replica=1)
-    # As Baseten says, and not as was asked.
+    # Baseten's values, not the requested ones.
     assert (found["min_replica"], found.answered, found.message) == (0, "QUEUED", "Later.")
     assert seen[1].url.path == "/v1/models/abc123/deployments/dep1/autoscaling_settings"
     assert sdk.UpdateAutoscalingSettings.model_validate_json(seen[1].content).min_replica == 1
@@ -870,7 +873,7 @@ def test_a_bad_setting_is_refused_before_it_is_sent(call: Callable[..., Any], ch
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "clé"])
 def test_a_key_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("BASETEN_API_KEY", key)
-    with pytest.raises(fast_truss.InvalidInput, match="BASETEN_API_KEY is not"):
+    with pytest.raises(fast_truss.InvalidInput, match=r"BASETEN_API_KEY (is not set|contains spaces)"):
         Client(MODEL)
 
 
@@ -1021,7 +1024,7 @@ def test_a_client_can_be_used_by_threads_and_in_blocks(slept: list[float]) -> No
 def test_a_proxy_that_cannot_be_used_is_a_sentence(monkeypatch: pytest.MonkeyPatch, made: Any, proxy: str) -> None:
     monkeypatch.setitem(sys.modules, "socksio", None)  # what SOCKS needs
     monkeypatch.setenv("ALL_PROXY", proxy)
-    with pytest.raises(fast_truss.InvalidInput, match="ALL_PROXY cannot be used"):
+    with pytest.raises(fast_truss.InvalidInput, match="ALL_PROXY is invalid"):
         result = made(MODEL).status()
         asyncio.run(result) if inspect.isawaitable(result) else None
 

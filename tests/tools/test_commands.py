@@ -96,7 +96,7 @@ def test_of_several_replicas_one_may_end(awake: Platform) -> None:
 def test_a_replica_can_be_named_and_must_be_there(awake: Platform) -> None:
     refused(awake.run("coldstart", "--yes", "--replica", "other"), "There is no replica other")
     awake.set(has_startups=False)
-    refused(awake.run("coldstart", "--yes"), "names no running replica: give the ID of one")
+    refused(awake.run("coldstart", "--yes"), "names no running replica: set --replica")
     result = awake.run("coldstart", "--yes", "--replica", awake.tell()["replica_id"], "--json")
     assert result.returncode == 0, result.stderr
     # Without the record it shows what it has.
@@ -177,15 +177,15 @@ def test_generate_takes_the_fields_of_the_model(awake: Platform, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--widht", "64"], "--widht is not a field of this model, which takes prompt, "),
+        (["--widht", "64"], "--widht is not a field of this model: use one of prompt, "),
         (["--width"], "--width needs a value"),
         (["--width", "wide"], "--width is 'wide': it cannot be read as integer"),
         (["--width", "64.5"], "--width is '64.5': it cannot be read as integer"),
         (["--guidance-scale", "much"], "--guidance-scale is 'much': it cannot be read as number"),
         (["--image", "none.png"], "--image is 'none.png': it cannot be read"),
-        (["--lora", "ink:0.5"], "--lora is not a field of this model, which takes prompt, "),
-        (["--output-format", "png"], "--output-format: leave it out"),
-        (["a", "second", "prompt"], "There are 4 prompts: give one, in quotes."),
+        (["--lora", "ink:0.5"], "--lora is not a field of this model: use one of prompt, "),
+        (["--output-format", "png"], "--output-format cannot be set"),
+        (["a", "second", "prompt"], "There are 4 prompts: use one, in quotes."),
     ],
 )
 def test_a_wrong_field_is_a_sentence(awake: Platform, words: list[str], sentence: str) -> None:
@@ -209,7 +209,7 @@ def test_a_deployment_without_a_schema_gets_what_json_makes_of_it(awake: Platfor
     with Image.open(output) as image:
         assert image.size == (64, 64)
     refused(awake.run("generate", "a boat", "--widht", "64", "-o", str(output)), "`widht`")
-    refused(awake.run("fields"), "no such model or deployment")
+    refused(awake.run("fields"), "model or deployment does not exist")
 
 
 def test_fields_are_those_of_the_model(awake: Platform) -> None:
@@ -259,7 +259,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_that_breaks_off_is_one_sentence_and_not_asked_for_again(awake: Platform, tmp_path: Path) -> None:
     output = tmp_path / "out.png"
     awake.set(faults=["event: queued\ndata: {}\n\n"])
-    refused(awake.run("generate", "a boat", "-o", str(output)), "broke in the middle of the answer")
+    refused(awake.run("generate", "a boat", "-o", str(output)), "broke during the answer")
     assert not output.exists()
 
 
@@ -313,8 +313,8 @@ def test_load_counts_and_prices(awake: Platform) -> None:
     assert any(error.startswith("The model failed (500: x)") for error in errors), errors
     table = awake.run("load", "--requests", "2", *FAST).stdout
     assert "usd per 1000 images" in table
-    assert "In a closed loop" in table
-    refused(awake.run("load", "a boat"), "give the prompt with --prompt", 2)
+    assert "A closed loop" in table
+    refused(awake.run("load", "a boat"), "set the prompt with --prompt", 2)
 
 
 def test_an_open_loop_asks_while_others_wait(awake: Platform) -> None:
@@ -323,7 +323,7 @@ def test_an_open_loop_asks_while_others_wait(awake: Platform) -> None:
     awake.set(scale_to_zero=True)
     assert awake.post("predict", **SMALL).is_success
     slow = json.loads(awake.run("load", "--requests", "8", "--rate", "10", *FAST, "--json").stdout)
-    assert slow["loop"] == "open loop, 10 a second"
+    assert slow["loop"] == "open loop, 10 per second"
     assert slow["max"] > 8 * 0.4 - 0.7 - 0.1
     closed = json.loads(awake.run("load", "--requests", "4", "--concurrency", "1", *FAST, "--json").stdout)
     assert closed["max"] < slow["max"]
@@ -405,7 +405,7 @@ def test_doctor_checks_before_and_after_a_push(awake: Platform, hub: Hub) -> Non
 
 @pytest.mark.parametrize(
     ("gone", "found"),
-    [("unet/config.json", "does not hold unet/config.json"), ("*", "RepositoryNotFoundError"), ("gated", "GatedRepo")],
+    [("unet/config.json", "has no unet/config.json"), ("*", "RepositoryNotFoundError"), ("gated", "GatedRepo")],
 )
 def test_doctor_names_what_cannot_be_fetched(awake: Platform, hub: Hub, gone: str, found: str) -> None:
     hub.gone = gone
@@ -425,7 +425,7 @@ def test_doctor_without_a_network_says_so(awake: Platform) -> None:
 def test_doctor_names_the_secrets_that_the_workspace_lacks(awake: Platform, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("secrets: {hf_access_token: null, other: null}")
     for there, outcome, found in (
-        (["hf_access_token"], "failed", "other is not in this workspace"),
+        (["hf_access_token"], "failed", "This workspace has no other"),
         (["hf_access_token", "other"], "ok", "secrets needed: hf_access_token, other"),
     ):
         awake.set(secrets=there)
@@ -475,7 +475,7 @@ def test_what_a_push_did_not_write_is_a_sentence(awake: Platform, tmp_path: Path
     assert result.returncode == 2
     assert "No such file" in result.stderr
     file.write_text(content)
-    refused(awake.run("pushed", str(file)), "is not what `truss push --output json` writes", 2)
+    refused(awake.run("pushed", str(file)), "is not the output of `truss push --output json`", 2)
 
 
 @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ def test_pushed_ends_with_the_first_image(awake: Platform, tmp_path: Path) -> No
         "ok      image",
     ]
     assert (awake.project / "image.png").read_bytes().startswith(b"\x89PNG")
-    assert "BASETEN_API_KEY: fast-truss doctor --model model --deployment dep1" in (
+    assert "BASETEN_API_KEY and run: fast-truss doctor --model model --deployment dep1" in (
         awake.run("pushed", str(file), BASETEN_API_KEY="").stdout
     )
 

@@ -143,8 +143,8 @@ def test_doctor_says_what_is_wrong_with_any_config(
     assert not doctor.before_the_push(tmp_path)
     config, key = capsys.readouterr().out.splitlines()
     assert config.startswith("failed  config.yaml: ")
-    assert "Name the folder of the project with --project." in config
-    assert key == "failed  key and secrets: BASETEN_API_KEY is not set. Use a key of your Baseten workspace."
+    assert "Set --project to the project's folder" in config
+    assert key == "failed  key and secrets: BASETEN_API_KEY is not set: use an API key of your Baseten workspace."
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".png", "file/x.png", "none/x.png"])
@@ -201,7 +201,7 @@ def loaded(answers: list[Any], requests: int) -> load.Result:
 def test_a_load_tells_what_was_no_image() -> None:
     result = loaded([LOADED, {"images": None}, ModelFailed("x", 500)], 3)
     assert (result.images, len(result.seconds)) == (1, 1)
-    assert result.errors == {"The answer holds no image: is this a model of fast-truss?": 1, "x": 1}
+    assert result.errors == {"The answer has no image: check that this is a fast-truss model.": 1, "x": 1}
     assert result.replicas == [2]
 
 

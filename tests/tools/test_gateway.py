@@ -48,7 +48,7 @@ IMAGE = image()
 
 
 class Model:
-    """Stands for AsyncClient: it notes what it is asked, and answers as it is told to."""
+    """Replaces AsyncClient: records requests, and returns prepared answers."""
 
     target = Target("abc123")
 
@@ -237,7 +237,7 @@ def test_an_error_that_stays_is_told_once(
     ("error", "status"),
     [
         (errors.TimedOut("There was no answer within 595 s."), 504),
-        (errors.TimedOut("The answer asks to wait.", 429, 0.2), 503),
+        (errors.TimedOut("The server asks to wait.", 429, 0.2), 503),
         (errors.Unavailable("busy", 429, 0.2), 503),
         (errors.ConnectionLost("broke"), 504),
     ],
@@ -359,7 +359,7 @@ def test_a_mask_fits_a_photo_as_people_see_it(client: openai.OpenAI, model: Mode
 def test_an_image_of_another_size_is_not_decoded_for_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     # A few KB may be hundreds of MB then.
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
-    with pytest.raises(InvalidInput, match="as wide and high"):
+    with pytest.raises(InvalidInput, match="of the same size as image"):
         gateway.white_where_clear(clear_mask(), image(size=(64, 64)))
 
 
@@ -374,16 +374,16 @@ def test_an_edit_streams_its_own_events(client: openai.OpenAI) -> None:
     ("parameters", "param", "words"),
     [
         ({"image": []}, "image", "must be one or more files"),
-        ({"image": IMAGE, "mask": IMAGE}, "mask", "must be a whole PNG, as wide and high as image"),
+        ({"image": IMAGE, "mask": IMAGE}, "mask", "must be a valid PNG of the same size as image"),
         (
             {"image": IMAGE, "mask": image("RGBA", color=(0, 0, 0, 255))},
             "mask",
-            "must be a whole PNG, as wide and high as image",
+            "must be a valid PNG of the same size as image",
         ),
-        ({"image": IMAGE, "mask": clear_mask((4, 8))}, "mask", "must be a whole PNG, as wide and high as image"),
-        ({"image": IMAGE, "mask": b"no image"}, "mask", "must be a whole PNG, as wide and high as image"),
-        ({"image": IMAGE, "mask": clear_mask()[:60]}, "mask", "must be a whole PNG, as wide and high as image"),
-        ({"image": IMAGE, "markup": IMAGE}, "markup", "cannot be used"),
+        ({"image": IMAGE, "mask": clear_mask((4, 8))}, "mask", "must be a valid PNG of the same size as image"),
+        ({"image": IMAGE, "mask": b"no image"}, "mask", "must be a valid PNG of the same size as image"),
+        ({"image": IMAGE, "mask": clear_mask()[:60]}, "mask", "must be a valid PNG of the same size as image"),
+        ({"image": IMAGE, "markup": IMAGE}, "markup", "must be files"),
         ({"image": IMAGE, "input_fidelity": "high"}, "input_fidelity", "strength"),
     ],
 )
@@ -415,7 +415,7 @@ def test_a_body_of_unknown_length_is_refused(shared: tuple[Model, str]) -> None:
     for more in ({}, {"Content-Length": "2", "Transfer-Encoding": "chunked"}):
         answer = httpx.post(f"{shared[1]}/v1/images/generations", content=iter([b"{}"]), headers=headers | more)
         assert answer.status_code == 413
-        assert "Content-Length must be there" in answer.json()["error"]["message"]
+        assert "Content-Length must be set" in answer.json()["error"]["message"]
 
 
 def test_a_wrong_key_is_401_and_none_is_shown(
@@ -460,8 +460,8 @@ def test_without_a_key_no_web_page_can_use_it() -> None:
 @pytest.mark.parametrize(
     ("arguments", "key", "sentence"),
     [
-        (["--listen", "0.0.0.0"], "", "--listen 0.0.0.0 lets others in: set FAST_TRUSS_GATEWAY_KEY"),
-        (["--listen", "::"], "", "--listen :: lets others in"),
+        (["--listen", "0.0.0.0"], "", "--listen 0.0.0.0 is public: set FAST_TRUSS_GATEWAY_KEY"),
+        (["--listen", "::"], "", "--listen :: is public"),
         ([], "short", "must have 8 or more"),
         ([], "two words in it", "must have 8 or more"),
     ],

@@ -35,7 +35,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(
     platform: Platform, *arguments: str, venv: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run make in the project, in the environment that is there: -o takes it for made, so nothing is installed."""
+    """Run make in the project with existing environments: -o marks them as made, so nothing is installed."""
     venv = venv or Path(PROJECT_PYTHON).parent.parent
     command = ["make", "-o", f"{venv}/.ready", f"VENV={venv}", "-o", f"{TOOLS}/.ready", f"TOOLS={TOOLS}", *arguments]
     around = {name: value for name, value in platform.environment().items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
@@ -51,7 +51,7 @@ def test_make_check_asks_nobody_unless_told_to(awake: Platform, hub: Hub) -> Non
 
 
 def test_make_check_online_asks_for_what_a_push_needs(awake: Platform, hub: Hub, checked: Path) -> None:
-    # Of a model that is not there yet, nothing is asked.
+    # Nothing is asked about a model that does not exist yet.
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hub-token", "BASETEN_MODEL_ID": "other"}
     result = make(awake, "check", "ONLINE=1", venv=checked, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -120,7 +120,7 @@ def test_make_push_without_a_key_of_its_own_says_how_to_see_the_rest(
     result = make_push(awake, plane, tmp_path, checked, BASETEN_API_KEY="")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == (
-        "Pushed. To see its first image and cold start, put a key into BASETEN_API_KEY: "
+        "Pushed. For the first image and its cold start, set BASETEN_API_KEY and run: "
         "fast-truss doctor --model model --deployment dep1"
     )
     assert not (awake.project / "image.png").exists()

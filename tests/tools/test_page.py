@@ -89,7 +89,7 @@ def open_app(platform: Platform, tmp_path: Path) -> Iterator[Open]:
         try:
             for _ in range(3000):
                 assert process.poll() is None, log.read_text()
-                if "The page: " in log.read_text():
+                if "Open http" in log.read_text():
                     break
                 time.sleep(0.1)
             assert url in log.read_text()
@@ -146,7 +146,7 @@ def text_of(browser: Any, element: str) -> str:
 
 
 def make_image(browser: Any) -> str:
-    """Write a prompt, press the button, and return what the page says when the image is there."""
+    """Type a prompt, press the button, and return the page's message once the image is shown."""
     browser.find_element("css selector", "#prompt textarea").send_keys("a red door")
     browser.find_element("id", "generate").click()
     wait_for(lambda: text_of(browser, "message").startswith("Done"), "no image: " + text_of(browser, "message"))
@@ -165,7 +165,7 @@ def test_opening_the_page_wakes_the_model_before_the_visitor_types(
 ) -> None:
     page, browser = open_app(), browse()
     # It needs the model's fields.
-    assert "Waking it, as it describes the fields of the page." in page.log.read_text()
+    assert "Waking it to read its fields." in page.log.read_text()
     platform.set(scale_to_zero=True, provision_seconds=3.0)
     before = platform.tell()["starts"]
     browser.get(page.url)

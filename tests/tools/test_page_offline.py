@@ -260,7 +260,7 @@ def test_a_style_has_its_strength_on_the_page() -> None:
     assert known["Styles"].max_choices == 2
     # As on the command line.
     assert known["Styles"].preprocess(["ink:0.5"]) == ["ink:0.5"]
-    assert known["Styles"].info.endswith("with its strength: ink:0.8")
+    assert known["Styles"].info.endswith("with its scale: ink:0.8")
     assert isinstance(known["Steps"], gradio.Slider)
     assert (known["Steps"].minimum, known["Steps"].maximum, known["Steps"].value) == (1, 50, 30)
     # Empty fields, which the model fills in.

@@ -137,7 +137,7 @@ def one_event_after_the_other(
 def test_it_is_as_another_simulation_has_it(simulation: ModuleType, **drawn: Any) -> None:
     chance = random.Random(drawn["seed"])
     span = 1500.0
-    # At times that nothing else falls on, so that no order is left to choose.
+    # Times without other events, so that their order is unambiguous.
     # Crowded: most of them come within a minute or two, so that they queue.
     some = [chance.gauss(chance.choice((300, 900)), 40) for _ in range(drawn["count"] if drawn["crowded"] else 0)]
     some += [chance.uniform(0, span) for _ in range(drawn["count"] - len(some) // 2)]

@@ -208,9 +208,9 @@ def test_parts_of_a_pattern_add_up() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], 'Give --pattern "weekdays 9 to 18, 40 an hour", or --requests FILE'),
-        (["--requests", "x.csv", "--pattern", "1 a day"], "--requests FILE, of which --column and --days are"),
-        (["--pattern", "1 a day", "--days", "7"], "of which --column and --days are"),
+        ([], 'Use either --pattern "weekdays 9 to 18, 40 an hour", or --requests FILE'),
+        (["--requests", "x.csv", "--pattern", "1 a day"], "--requests FILE"),
+        (["--pattern", "1 a day", "--days", "7"], "with --column and --days"),
         (["--pattern", "9999999 a minute"], "use 1 to 2000000"),
         (["--pattern", "0 an hour"], "use 1 to 2000000"),
         (["--pattern", "1 a day", "--timezone", "Berlin"], "--timezone is 'Berlin'"),
@@ -270,15 +270,15 @@ def test_timestamps_of_many_kinds_are_read(tmp_path: Path, content: str, seconds
         (b"", "at least two timestamps"),
         (b"at\n2027-03-31T09:00\n", "at least two timestamps"),
         # A day without a time of day would bring all of them at midnight.
-        (b"at\n2027-03-31\n", "line 2 of requests.csv has '2027-03-31' as its time"),
-        (b"at\n2027-03-31T09:00\nsoon\n", "line 3 of requests.csv has 'soon' as its time: use one such as 2027"),
-        (b"at\nsoon\n", "line 2 of requests.csv has 'soon'"),
+        (b"at\n2027-03-31\n", "line 2 of requests.csv has the time '2027-03-31'"),
+        (b"at\n2027-03-31T09:00\nsoon\n", "line 3 of requests.csv has the time 'soon': use one such as 2027"),
+        (b"at\nsoon\n", "line 2 of requests.csv has the time 'soon'"),
         (b"2027-03-31T09:00\n2027-13-31T09:00\n", "line 2"),
         (b"2027-03-31T09:00\n0001-01-01T00:00:00\n", "line 2"),
         (b"2027-03-31T09:00\n9999-12-31T23:59:59\n", "line 2"),
         # Names for fewer columns than there are, as R writes them.
         (b"time,user\n1,2027-03-31T09:00,7\n", "as many cells as in the first line"),
-        (b"2027-03-31T09:00,7\n", "requests.csv has 2027-03-31T09:00, 7: say with --column"),
+        (b"2027-03-31T09:00,7\n", "requests.csv has 2027-03-31T09:00, 7: set --column"),
         (b"\xff\xfe\x00", "it cannot be read as CSV"),
     ],
 )
@@ -342,7 +342,7 @@ def test_every_command_that_may_be_recommended_is_one_that_exists(most: int) -> 
         assert len(schedule) == bool(choice.window)
         for sentence in schedule:
             # A comment for a shell. It begins before the first users, by the cold start.
-            wanted = "# and in Baseten, an autoscaling schedule for mon-fri 08:55 to 18:00 (Europe/Berlin) with "
+            wanted = "# and on Baseten, an autoscaling schedule for mon-fri 08:55 to 18:00 (Europe/Berlin) with "
             replicas = choice.settings.window_replicas
             assert sentence == f"{wanted}{replicas} replica{'' if replicas == 1 else 's'}"
 
@@ -374,7 +374,7 @@ def test_the_cheapest_that_is_quick_enough_is_recommended() -> None:
     always = next(row for row in found["settings"] if row["name"] == "always on, 1 replica")
     assert always["usd"] == pytest.approx(0.8 * 24 * 365.25 / 12)
     assert always["cold_starts"] == 0
-    assert any("seed 0" in sentence for sentence in found["assumptions"])
+    assert any("the seed is 0" in sentence for sentence in found["assumptions"])
 
 
 def test_visitors_type_as_long_as_it_says() -> None:
@@ -403,14 +403,16 @@ def test_cheapest_and_recommended_stand_side_by_side_with_what_the_difference_bu
     assert (cheapest["name"], best["name"]) == ("to zero after 60 s", "always on, 1 replica")
     assert (cheapest["p95"], best["p95"]) == (34.0, 4.0)
     more = best["usd"] - cheapest["usd"]
-    assert found["difference"] == f"USD {more:,.2f} a month more: 95 of 100 users wait at most 4.0 s and not 34.0 s."
+    assert (
+        found["difference"] == f"For USD {more:,.2f} more a month, 95% of users wait at most 4.0 s instead of 34.0 s."
+    )
     assert found["difference"] in output
-    assert "Goal: 95 of 100 users wait at most 14 s: set another with --p95." in output
+    assert "Goal: 95% of users wait at most 14 s. Set another with --p95." in output
     assert cheapest["command"] in output.splitlines()
     assert output.splitlines()[-1] == best["command"]
     # Who may wait for the cold start has no reason to pay more.
     output = run(*arguments, "--p95", "40").stdout
-    assert "Goal: 95 of 100 users wait at most 40 s: set another with --p95." in output
+    assert "Goal: 95% of users wait at most 40 s. Set another with --p95." in output
     assert "The cheapest settings are recommended." in output
     assert "No settings reach the goal" in run(*arguments, "--p95", "1").stdout
 
@@ -428,15 +430,15 @@ def moments_of(days: list[int], hours: range = range(9, 18)) -> list[str]:
 
 def test_too_little_data_is_refused_and_little_is_said(tmp_path: Path) -> None:
     file = csv_of(tmp_path, "2027-03-01T09:00:00", "2027-03-01T09:20:00")
-    with pytest.raises(InvalidInput, match=r"2 requests in 0\.028 days, too little .* \(20 in a day are the least\)"):
+    with pytest.raises(InvalidInput, match=r"2 requests in 0\.028 days, too few .* \(at least 20 in a day\)"):
         run("--requests", str(file), *FACTS)
-    with pytest.raises(InvalidInput, match="too little"):
+    with pytest.raises(InvalidInput, match="too few"):
         run("--requests", str(csv_of(tmp_path, *moments_of([1]))), *FACTS)
     file = csv_of(tmp_path, *moments_of([1, 2, 3]))
     assert (
         "Little data: requests.csv holds 54 requests in 3 days. Use 200" in run("--requests", str(file), *FACTS).stdout
     )
-    # Of a day it was said that this is one.
+    # --days says that it covers one day.
     run("--requests", str(csv_of(tmp_path, *moments_of([1], range(2, 22)))), "--days", "1", *FACTS)
     assert "Little data" not in run("--pattern", "10 a day", *FACTS).stdout
 
@@ -459,7 +461,7 @@ def test_working_days_stand_for_whole_weeks(tmp_path: Path, days: list[int], sta
     assert bool(found.notes) == (not {6, 7} & set(days) and len(days) >= 5)
     told = request_log.read_requests(file, BERLIN, days=20.0)
     assert (told.span, told.notes) == (20 * traffic.DAY, ())
-    with pytest.raises(InvalidInput, match=r"--days is 2, and the requests cover"):
+    with pytest.raises(InvalidInput, match=r"--days is 2, but the requests cover"):
         request_log.read_requests(file, BERLIN, days=2.0)
 
 
@@ -479,18 +481,18 @@ def test_the_column_that_is_named_like_a_time_is_read(tmp_path: Path, name: str)
     ],
 )
 def test_of_columns_that_all_or_none_fit_one_must_be_named(tmp_path: Path, lines: list[str]) -> None:
-    sentence = f"requests.csv has {lines[0].replace(',', ', ')}: say with --column which one holds the times."
+    sentence = f"requests.csv has {lines[0].replace(',', ', ')}: set --column to the one with the times."
     with pytest.raises(InvalidInput, match=re.escape(sentence)):
         request_log.read_requests(csv_of(tmp_path, *lines, lines[-1]), BERLIN)
 
 
 def test_seconds_since_1970_are_a_time_only_where_the_column_is_named(tmp_path: Path) -> None:
     file = csv_of(tmp_path, "time,at", "1774944000,1774944000000", "1774944030,1774944007000")
-    with pytest.raises(InvalidInput, match=r"line 2 of requests\.csv has '1774944000' as its time"):
+    with pytest.raises(InvalidInput, match=r"line 2 of requests\.csv has the time '1774944000'"):
         request_log.read_requests(file, BERLIN)
     assert request_log.read_requests(file, BERLIN, "time").arrivals == [0.0, 30.0]
     assert request_log.read_requests(file, BERLIN, "at").arrivals == [0.0, 7.0]
-    with pytest.raises(InvalidInput, match=r"requests\.csv has time, at: say with --column"):
+    with pytest.raises(InvalidInput, match=r"requests\.csv has time, at: set --column"):
         request_log.read_requests(file, BERLIN, "c")
 
 
@@ -550,7 +552,7 @@ def test_what_is_close_is_said_as_other_seeds_have_it(hourly: int, is_close: boo
 def test_a_pattern_that_does_not_fit_the_grammar_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         pattern.read_pattern(text, seed=1)
-    assert "hours (from 0 to 24, the lower first)" in str(raised.value)
+    assert "hours (0 to 24, the earlier first)" in str(raised.value)
     assert 'as in "weekdays 9 to 18, 40 an hour" or "mon-fri 9:30-18 40/hour; sat,sun 100 a day".' in str(raised.value)
 
 

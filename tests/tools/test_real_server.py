@@ -35,7 +35,7 @@ def test_a_real_cold_start_is_woken_measured_and_streamed(
     with Image.open(files[0]) as image:
         assert image.size == (64, 64)
     assert files[0].read_bytes() == files[1].read_bytes()
-    # The server that the other tests have tells the same fields, and refuses in the same words.
+    # The fake server of the other tests has the same fields and errors.
     told = [json.loads(platform.run("fields", "--json").stdout) for platform in (real_platform, awake)]
     assert told[0] == told[1]
     bad = [platform.post("predict", prompt="x", width=63) for platform in (real_platform, awake)]

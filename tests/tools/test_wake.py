@@ -66,12 +66,12 @@ def test_every_target_wakes_and_generates(awake: Platform, tmp_path: Path, path:
     result = awake.run("generate", "a boat " * 50, *small, *arguments)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out.webp").read_bytes().startswith(b"RIFF")
-    # What the model did not read is told.
+    # The unread part of the prompt is reported.
     assert "prompt: the model reads 75 tokens" in result.stderr
 
 
 def test_wake_on_an_active_model_says_so(awake: Platform) -> None:
-    assert awake.run("wake").stdout == "The model is awake already.\n"
+    assert awake.run("wake").stdout == "The model is already awake.\n"
 
 
 def test_the_local_server_is_asked_as_the_deployment_is(awake: Platform) -> None:
@@ -84,7 +84,7 @@ def test_the_local_server_is_asked_as_the_deployment_is(awake: Platform) -> None
     assert len(image_bytes(client.generate(**SMALL))) == 1
     with pytest.raises(RequestRefused, match="`stepz`"):
         client.generate("a boat", stepz=1)
-    with pytest.raises(InvalidInput, match="on Baseten only"):
+    with pytest.raises(InvalidInput, match="Only Baseten has this"):
         client.autoscaling()
 
 
@@ -159,7 +159,7 @@ def test_a_wrong_key_is_one_sentence(awake: Platform, command: list[str]) -> Non
 
 @pytest.mark.parametrize("command", [["wake"], ["status"], ["generate", "a boat"]])
 def test_an_unknown_model_is_one_sentence(awake: Platform, command: list[str]) -> None:
-    refused(awake.run(*command, model="other"), "There is no such model or deployment")
+    refused(awake.run(*command, model="other"), "The model or deployment does not exist")
 
 
 @pytest.mark.parametrize("command", [["wake"], ["generate", "a boat"]])
@@ -177,7 +177,7 @@ def test_a_network_that_is_down_is_one_sentence(awake: Platform, command: list[s
 def test_a_half_sent_answer_is_one_sentence_and_leaves_no_file(awake: Platform, tmp_path: Path) -> None:
     awake.set(faults=[0])
     output = tmp_path / "out.png"
-    refused(awake.run("generate", "a boat", "-o", str(output)), "broke in the middle of the answer")
+    refused(awake.run("generate", "a boat", "-o", str(output)), "broke during the answer")
     assert not output.exists()
 
 
@@ -185,7 +185,7 @@ def test_a_wake_that_never_becomes_ready_is_one_sentence(platform: Platform) -> 
     platform.set(stuck=True)
     result = platform.run("wake", "--wait", "--timeout", "2")
     assert result.returncode == 1
-    assert "The model is still WAKING_UP after 2 s: gave up waiting." in result.stderr
+    assert "The model is still WAKING_UP after 2 s: wait longer." in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -193,4 +193,4 @@ def test_a_request_that_was_parked_for_too_long_is_tried_again_and_given_up(plat
     platform.set(stuck=True, park_seconds=0.2)
     result = platform.run("generate", "a boat", "--timeout", "5")
     assert result.returncode == 1
-    assert "There was no answer within 5 s. The last try: Baseten cannot answer now (500" in result.stderr
+    assert "There was no answer within 5 s. Last error: Baseten cannot answer now (500" in result.stderr
