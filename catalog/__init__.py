@@ -1,4 +1,4 @@
-"""The presets: `presets/NAME.yaml`, on top of `families/NAME.yaml`. schema.py describes each key."""
+"""The presets: `presets/NAME.yaml` on top of `families/NAME.yaml`. schema.py describes each key."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,11 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class CatalogError(ValueError):
-    """A file of the catalog is wrong: one sentence for each mistake."""
+    """The catalog has mistakes: one sentence for each."""
 
 
 def merged(base: Any, more: Any, depth: int = 0, replaced: bool = False) -> Any:
-    """Return base with what more says: mappings key by key, but for the components of `published`."""
+    """Return base updated with more: mappings key by key, except the components of `published`, which are replaced."""
     if not isinstance(base, dict) or not isinstance(more, dict) or (replaced and depth == 2):
         return more
     names = {name: replaced or (depth == 0 and name == "published") for name in more}
@@ -27,18 +27,18 @@ def merged(base: Any, more: Any, depth: int = 0, replaced: bool = False) -> Any:
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what the files of the folder say, each with what it is `like`."""
+    """Return the files of the folder by name, each merged with the one that it is `like`."""
     said = {}
     for path in sorted(folder.glob("*.yaml")):
         try:
             said[path.stem] = dict(yaml.load(path.read_text("utf-8"), LOADER))
         except (yaml.YAMLError, TypeError, ValueError) as error:
             wrong = " ".join(str(error).split())
-            raise CatalogError(f"{folder.name}/{path.name}: it is no mapping in YAML: {wrong}.") from error
+            raise CatalogError(f"{folder.name}/{path.name}: not a YAML mapping: {wrong}.") from error
 
     def whole(name: str, file: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         if name not in said or name in seen:
-            raise CatalogError(f"{folder.name}/{file}.yaml: like: there is no {name!r} that it could be like.")
+            raise CatalogError(f"{folder.name}/{file}.yaml: like: there is no {name!r}, or it is like itself.")
         own = dict(said[name])
         like = own.pop("like", None)
         return merged(whole(like, name, (*seen, name)), own) if like else own
@@ -47,7 +47,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def load(root: Path = ROOT) -> dict[str, Preset]:
-    """Return the presets, in the order of cookiecutter.json: what is new comes last. Raises CatalogError."""
+    """Return the presets in the order of cookiecutter.json, new ones last. Raises CatalogError."""
     families, presets = read(root / "catalog" / "families"), read(root / "catalog" / "presets")
     found, wrong = {}, []
     order = json.loads((root / "cookiecutter.json").read_text("utf-8"))["preset"]
@@ -63,7 +63,7 @@ def load(root: Path = ROOT) -> dict[str, Preset]:
                 wrong.append(f"presets/{name}.yaml: {where}{': ' if where else ''}{each['msg']}.")
     for name, preset in found.items():
         if preset.tested not in found:
-            wrong.append(f"families/{preset.family}.yaml: tested is {preset.tested!r}, which is no preset.")
+            wrong.append(f"families/{preset.family}.yaml: tested is {preset.tested!r}: there is no such preset.")
         instead(found, name) if preset.own_components else None
     if wrong:
         raise CatalogError("\n".join(wrong))
@@ -76,7 +76,7 @@ def accelerators(root: Path = ROOT) -> dict[str, Accelerator]:
 
 
 def instead(presets: dict[str, Preset], name: str) -> str:
-    """Return the preset of the same class that a fine-tune can be served with."""
+    """Return a preset with the same pipeline class that can serve a fine-tune."""
     for other, facts in presets.items():
         if facts.pipeline == presets[name].pipeline and not facts.own_components:
             return other

@@ -1,4 +1,4 @@
-"""Write what cookiecutter and the docs need from the catalog: `python -m catalog`, and with --check only compare."""
+"""Write the files that follow from the catalog: `python -m catalog`. --check only compares them."""
 
 import argparse
 import sys
@@ -8,8 +8,8 @@ from catalog.written import outputs, stale
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write what cookiecutter and the docs need from the catalog.")
-    parser.add_argument("--check", action="store_true", help="Write nothing: exit with 1 if a file is out of date.")
+    parser = argparse.ArgumentParser(description="Write the files that follow from the catalog.")
+    parser.add_argument("--check", action="store_true", help="Write nothing; exit with 1 if a file is out of date.")
     parser.add_argument("--requirements", action="store_true", help="Print the packages that only some presets need.")
     arguments = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""Show newer commits of the catalog's repositories, and write them into catalog/presets/ when told.
+"""Show newer commits of the catalog's repositories, and optionally write them into catalog/presets/.
 
 python -m catalog.refresh           show
 python -m catalog.refresh --write   write
@@ -19,7 +19,7 @@ OFFLINE = "The Hugging Face Hub cannot be reached: connect this machine to the n
 
 
 def newer_commits(presets: dict[str, Preset]) -> dict[str, tuple[str, str]]:
-    """Return the pinned and the newest commit of each repository that has a newer one."""
+    """Return (pinned, newest) for each repository with a newer commit."""
     pinned = {repo.repo_id: repo.revision for preset in presets.values() for repo in preset.repos.values()}
     newest = {repo_id: str(HfApi().model_info(repo_id).sha) for repo_id in sorted(pinned)}
     return {repo_id: (pinned[repo_id], sha) for repo_id, sha in newest.items() if sha != pinned[repo_id]}
@@ -38,7 +38,7 @@ def main(root: Path = ROOT) -> None:
     for repo_id, (old, new) in newer.items():
         print(f"{repo_id}: {old} -> {new}")
     if not newer:
-        print("Every commit is the newest.")
+        print("All commits are up to date.")
     if not arguments.write or not newer:
         return
     for file in (root / "catalog" / "presets").glob("*.yaml"):
@@ -46,7 +46,7 @@ def main(root: Path = ROOT) -> None:
         for old, new in newer.values():
             text = text.replace(f"revision: {old}\n", f"revision: {new}\n")
         file.write_text(text, "utf-8")
-    print("Written. Run `python -m catalog` and the tests, then those marked network: the files may have changed too.")
+    print("Written. Run `python -m catalog`, the tests, and the tests marked network: the files may have changed too.")
 
 
 if __name__ == "__main__":

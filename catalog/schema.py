@@ -1,8 +1,8 @@
-"""What a preset and a family say: each key, once. `python -m catalog` reads the YAML files with it.
+"""The keys of presets and families. `python -m catalog` reads the YAML files with it.
 
-A preset is `presets/NAME.yaml`. It starts from its family (`family: NAME`), or from another preset (`like: NAME`), and
-says what differs. Mappings are merged, key by key; anything else replaces, and so does each component of `published`.
-A family is `families/NAME.yaml`, and can start from another one (`like: NAME`). What neither says has the default here.
+A preset is `presets/NAME.yaml`. It starts from its family (`family: NAME`) or from another preset (`like: NAME`), and
+lists what differs. Mappings are merged key by key; other values, and each component of `published`, are replaced.
+A family is `families/NAME.yaml`, and can start from another one (`like: NAME`). The defaults are here.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-# No other pattern means the same to both deliveries of Baseten: model_cache's * crosses /, that of weights does not.
+# Only these patterns mean the same in both of Baseten's deliveries: * matches / in model_cache, but not in weights.
 Pattern = Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)*(/\*)?$")]
 Requirement = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+==[0-9][\w.]*$")]
 Init = tuple[Literal["constant_", "normal_", "uniform_"], *tuple[float, ...]]
@@ -22,110 +22,111 @@ class Part(BaseModel):
 
 
 class Repo(Part):
-    """A repository on Hugging Face, pinned. It is downloaded to a folder of the name that it has under `repos`."""
+    """A pinned repository on Hugging Face. Its key in `repos` names the folder that it is downloaded to."""
 
     repo_id: str = Field(description="owner/name")
-    revision: Commit = Field(description="The commit. `python -m catalog.refresh --write` moves it to the newest.")
-    allow_patterns: list[Pattern] = Field(description="The files to download: exact names, or FOLDER/* for all in it.")
-    component: str | None = Field(None, description="The class of the component that it brings. Not of `pipeline`.")
+    revision: Commit = Field(description="Commit. `python -m catalog.refresh --write` updates it to the newest.")
+    allow_patterns: list[Pattern] = Field(description="Files to download: exact names, or FOLDER/* for a whole folder.")
+    component: str | None = Field(None, description="Class of the component in this repository. Not for `pipeline`.")
     file: str | None = Field(
-        None, description="The one file of the component, in the layout of its makers, also a .gguf."
+        None, description="Single file of the component, in its original layout: .safetensors or .gguf."
     )
-    scale: float | None = Field(None, description="Of a LoRA that is fused into the weights, named lora-NAME.")
+    scale: float | None = Field(None, description="Scale of a fused LoRA. The repository is named lora-NAME.")
     fine_tune_patterns: list[Pattern] | None = Field(
-        None, description="What comes from a fine-tune in place of this component. Without, the preset takes none."
+        None, description="Files of a fine-tune that replace this component. Without it, the preset takes no fine-tune."
     )
-    time_per_image: str | None = Field(None, description="What unpacking a GGUF file costs, as published.")
-    unverified: str | None = Field(None, description="What could not be confirmed, and where it is from instead.")
+    time_per_image: str | None = Field(None, description="Published slowdown from unpacking a GGUF file.")
+    unverified: str | None = Field(None, description="What could not be confirmed, and the source used instead.")
     files: dict[str, int | None] = Field(
-        description="All files of the repository at that commit and their bytes, as the Hub lists them; null: unknown."
+        description="All files of the repository at that commit, with their bytes as listed by the Hub; null: unknown."
     )
 
 
 class ImageToImage(Part):
     class_name: str = Field(description="The pipeline of diffusers.")
-    takes_size: bool = Field(description="Its call takes width and height.")
+    takes_size: bool = Field(description="Whether its call takes width and height.")
 
 
 class Inpaint(Part):
     class_name: str = Field(description="The pipeline of diffusers.")
-    adds_shift: bool = Field(description="It adds the VAE's shift to the latents of the masked image.")
-    max_pixels: int | None = Field(description="It scales larger images down to this many pixels.")
+    adds_shift: bool = Field(description="Whether it adds the VAE's shift to the latents of the masked image.")
+    max_pixels: int | None = Field(description="Number of pixels that larger images are scaled down to.")
 
 
 class References(Part):
-    count: int = Field(description="At most so many images of a request.")
-    max_pixels: int = Field(description="The pipeline scales larger ones down to it.")
-    min_side: int = Field(description="In pixels.")
-    max_ratio: int = Field(description="Of the long side to the short one.")
+    count: int = Field(description="Maximum number of images per request.")
+    max_pixels: int = Field(description="Number of pixels that the pipeline scales larger images down to.")
+    min_side: int = Field(description="Minimum length of a side, in pixels.")
+    max_ratio: int = Field(description="Maximum ratio of the long side to the short one.")
 
 
 class PromptTokens(Part):
-    tokenizer: str = Field(description="The component that reads the most of a prompt.")
-    count: int = Field(description="How many tokens it reads, without those that it adds.")
+    tokenizer: str = Field(description="The tokenizer that reads the most of a prompt.")
+    count: int = Field(description="Number of tokens that it reads, without special tokens.")
 
 
 class Shared(Part):
-    """What a family may say for all its presets, and each preset for itself. None has to say what has a default."""
+    """Keys that a family can set for all its presets, or a preset for itself."""
 
-    pipeline: str = Field(description="The class of diffusers.")
-    tested: str = Field(description="The preset that stands for its family where only one is tested: the hardest.")
-    lora: bool = Field(True, description="The class can load LoRAs.")
-    demo: bool = Field(False, description="The weights of the demo fit: it is shaped like SDXL.")
+    pipeline: str = Field(description="Pipeline class of diffusers.")
+    tested: str = Field(description="The family's hardest preset, for tests that run only one per family.")
+    lora: bool = Field(True, description="Whether the class can load LoRAs.")
+    demo: bool = Field(False, description="Whether the demo's weights fit, because the pipeline is shaped like SDXL.")
 
-    size: int = Field(description="Width and height that a request gets, in pixels.")
-    max_size: int = Field(description="Of a side, in pixels.")
-    size_multiple: int = Field(description="A side is a multiple of it.")
+    size: int = Field(description="Default width and height, in pixels.")
+    max_size: int = Field(description="Maximum width and height, in pixels.")
+    size_multiple: int = Field(description="Width and height must be multiples of it.")
     min_steps: int = 1
     max_steps: int = 100
-    max_steps_per_strength: int | None = Field(None, description="At most so many steps / strength, with an image.")
-    max_guidance_scale: float = Field(20.0, description="0: without guidance.")
-    guidance_parameter: str = Field("guidance_scale", description="The name of it in the pipeline's call.")
-    negative_prompt: bool = Field(False, description="Takes effect at the preset's guidance.")
-    strength: float = Field(0.6, description="Of an image, if a request has none.")
+    max_steps_per_strength: int | None = Field(None, description="With an image: maximum of steps / strength.")
+    max_guidance_scale: float = Field(20.0, description="0: the model has no guidance.")
+    guidance_parameter: str = Field("guidance_scale", description="Its name in the pipeline's call.")
+    negative_prompt: bool = Field(False, description="Whether it has an effect at the preset's guidance.")
+    strength: float = Field(0.6, description="Default strength for requests with an image.")
 
-    dtype: Literal["float16", "bfloat16", "float32"] = Field(description="On the GPU.")
-    variant: str | None = Field(None, description="In the names of the weight files: model.VARIANT.safetensors.")
+    dtype: Literal["float16", "bfloat16", "float32"] = Field(description="dtype on a GPU.")
+    variant: str | None = Field(None, description="Variant in the names of weight files: model.VARIANT.safetensors.")
     image_to_image: ImageToImage | None = None
     inpaint: Inpaint | None = None
     reference_images: References | None = None
-    load_kwargs: Settings = Field({}, description="For from_pretrained. null leaves a component out.")
-    call_kwargs: Settings = Field({}, description="For the pipeline's call.")
-    scheduler: Settings = Field({}, description="In place of what the repository says; class_name: another one.")
+    load_kwargs: Settings = Field({}, description="Arguments of from_pretrained(). null leaves a component out.")
+    call_kwargs: Settings = Field({}, description="Arguments of the pipeline's call.")
+    scheduler: Settings = Field({}, description="Changed settings of the scheduler; class_name: another class.")
     step_callback: Literal["callback_on_step_end", "callback"] = "callback_on_step_end"
     prompt_tokens: PromptTokens
-    requirements: list[Requirement] = Field([], description="Packages beyond those of every preset, pinned.")
+    requirements: list[Requirement] = Field([], description="Additional packages, pinned.")
 
-    accelerator: str = Field(description="The default: the smallest that fits.")
-    activations_gb: float = Field(description="What is held on the GPU beside the weights at max_size: an estimate.")
+    accelerator: str = Field(description="Default accelerator: the smallest that fits.")
+    activations_gb: float = Field(description="Estimated GPU memory beside the weights at max_size.")
 
     published: dict[str, Settings] = Field(
         {},
-        description="What the files of the repository say beside sizes: by component, `scheduler` and `model_index`. "
-        "`component_vae`: the VAE from another repository. `stored`: dtypes of files, where not `dtype`.",
+        description="Settings in the repository's config files, without sizes: by component, `scheduler` and "
+        "`model_index`. `component_vae`: the VAE from another repository. `stored`: dtypes of files that differ from "
+        "`dtype`.",
     )
     left_out: dict[str, tuple[str, str]] = Field(
-        {}, description="Library and class of what model_index.json names and load_kwargs leaves out."
+        {}, description="Library and class of components in model_index.json that load_kwargs leaves out."
     )
     tiny: dict[str, Settings] = Field(
-        description="How the tests make each component, in this order, beside `published`: its `class`; sizes; `init`: "
-        "tensors that a fresh model does not have as a trained one; `layout`: names in the file of its makers."
+        description="How the tests make each component, in this order, in addition to `published`: `class`; sizes; "
+        "`init`: tensors that differ between a fresh and a trained model; `layout`: names in the original single file."
     )
 
 
 class Preset(Shared):
     family: str
-    title: str = Field(description="For people.")
-    note: str = Field("", description="Goes behind title, size and steps where the preset is chosen.")
+    title: str = Field(description="Name to show.")
+    note: str = Field("", description="Shown after title, size and steps in the prompt.")
     num_inference_steps: int
     guidance_scale: float
-    download_gb: float = Field(description="All that is downloaded, in 1e9 bytes.")
-    weights_gb: float = Field(description="What of it is on the GPU, in `dtype`.")
-    gated: bool = Field(False, description="The pipeline's repository wants a token.")
+    download_gb: float = Field(description="Size of the download, in 1e9 bytes.")
+    weights_gb: float = Field(description="Size of the weights on the GPU, in `dtype`.")
+    gated: bool = Field(False, description="Whether the pipeline's repository needs a token.")
     license: str
-    license_notice: str = Field(pattern=r"\.$", description="One sentence or more: is commercial use allowed?")
+    license_notice: str = Field(pattern=r"\.$", description="One or more sentences: is commercial use allowed?")
     repos: dict[str, Repo] = Field(description="`pipeline` first, then components, then LoRAs (lora-NAME).")
-    source: str = Field(description="Where `published` was read, and what of it was not confirmed.")
+    source: str = Field(description="Where `published` was read, and which parts were not confirmed.")
 
     @model_validator(mode="after")
     def check(self) -> "Preset":
@@ -145,7 +146,7 @@ class Preset(Shared):
 
     @property
     def components(self) -> list[str]:
-        """What from_pretrained reads."""
+        """The components that from_pretrained() reads."""
         return sorted({*self.tiny, "scheduler"})
 
     @property
@@ -163,12 +164,12 @@ class Preset(Shared):
 
     @property
     def own_components(self) -> list[str]:
-        """Those that a fine-tune cannot bring in their place."""
+        """The components that a fine-tune cannot replace."""
         return [name for name, repo in self.repos.items() if repo.component and not repo.fine_tune_patterns]
 
 
 class Accelerator(Part):
     memory_gb: int
-    instance_memory_gb: int | None = Field(None, description="Main memory of the smallest instance, if small.")
+    instance_memory_gb: int | None = Field(None, description="Main memory of the smallest instance, if it is small.")
     bfloat16: bool = True
     unusable: str | None = Field(None, description="Why torch cannot use it.")

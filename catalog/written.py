@@ -1,57 +1,66 @@
-"""What is written from the catalog: `python -m catalog`.
+"""The files that `python -m catalog` writes:
 
-cookiecutter.json      the choices and their labels; the rest of it is written by hand
-templates/catalog/     all that config.yaml and README.md of a project import: a file for each preset
-templates/tiny/        what a project's tiny/pipeline.yaml includes: the same
-templates/version.jinja  the version in pyproject.toml, which a project's README names
-hooks/                 the facts that the hooks check and print: they cannot import templates
-README.md, docs/       the table of the presets, what could not be confirmed, and the version to check out
+cookiecutter.json        choices and their labels; the rest is written by hand
+templates/catalog/       one file per preset, imported by a project's config.yaml and README.md
+templates/tiny/          one file per preset, included by a project's tiny/pipeline.yaml
+templates/version.jinja  the version in pyproject.toml, for a project's README
+hooks/                   facts that the hooks check and print, as they cannot import templates
+README.md, docs/         tables of presets, what could not be confirmed, and the version to check out
+docs/tuning.md           a project's page of that name, for one preset
 """
 
 import json
 import math
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import DictLoader, Environment
 
 from catalog import ROOT, CatalogError, accelerators, instead, load
 from catalog.schema import Accelerator, Preset, Repo
 
-SERVER_GB = 2  # of main memory, beside the weights: an estimate
+SERVER_GB = 2  # estimated main memory beside the weights
 RATES = (1, 5)  # GB/s
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".onnx")
-# The most used: the README shows these.
+# The most used presets, shown in the README.
 TOP = ("sdxl", "sdxl-turbo", "sdxl-lightning", "sd15", "sd3.5-medium", "sd3.5-large", "flux-schnell", "flux-dev")
 TOP += ("z-image-turbo", "qwen-image-2512")
-COLUMNS = ["preset", "weights", "size", "steps", "download GB", *(f"at {rate} GB/s" for rate in RATES)]
-COLUMNS += ["GPU", "memory GB", "time per image", "license", "gated"]
-# What the emitted project has no use for.
+CHOICE = ["preset", "size", "steps", "GPU", "license", "gated"]
+COST = ["preset", "download GB", *(f"at {rate} GB/s" for rate in RATES), "memory GB", "time per image"]
+TUNING = "<<cookiecutter.model_name>>/docs/tuning.md"
+TUNING_TITLE = """\
+# Tune a model: fine-tunes, LoRAs, schedulers, compiling
+
+Every generated project has this page for its own preset, as `docs/tuning.md`. This is the one for `sdxl`.
+"""
+# Keys that the emitted project does not use.
 NOT_RENDERED = {"note", "published", "left_out", "tiny", "tested", "source"}
 TINY_HEADER = """\
-# The pipeline that tiny/make.py makes, so that the tests need no weights: each component of the real one, in few and
-# small layers. What the real files say beside sizes is as published, so what is tested runs as what is served does.
+# The pipeline that tiny/make.py makes, so that the tests need no weights: each component of the real one, with few and
+# small layers. Other settings are as published, so the tests run the same code paths as the real model.
 """
 
 
 class Plain(yaml.SafeDumper):
-    """Writes what is the same twice, and not as an alias."""
+    """Writes repeated values in full, without aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def entry(preset: Preset) -> dict[str, Any]:
-    """Return what config.yaml and README.md of a project import."""
+    """Return the facts that a project's config.yaml and README.md import."""
     facts = preset.model_dump(mode="json", exclude=NOT_RENDERED | {"repos"})
     repos = {name: repo.model_dump(exclude={"files"}, exclude_none=True) for name, repo in preset.repos.items()}
     return {**facts, "takes_lora": preset.takes_lora, "repos": repos}
 
 
 def tiny(preset: Preset) -> dict[str, Any]:
-    """Return what tiny/pipeline.yaml of a project says."""
+    """Return the content of a project's tiny/pipeline.yaml."""
     published = dict(preset.published)
     found: dict[str, Any] = {"class_name": preset.pipeline, "model_index": published.pop("model_index", {})}
     found["scheduler"] = published.pop("scheduler")
@@ -65,21 +74,21 @@ def tiny(preset: Preset) -> dict[str, Any]:
     for name in found["components"].keys() - made_by_makers:
         found["components"][name].pop("layout", None)
     if published:
-        raise CatalogError(f"presets of {preset.family}: published names {', '.join(published)}, and tiny does not.")
-    # In place of the pipeline's own, where config.yaml takes it from another repository.
+        raise CatalogError(f"presets of {preset.family}: published has {', '.join(published)}, but tiny does not.")
+    # Replaces the pipeline's VAE where config.yaml takes it from another repository.
     if elsewhere is not None:
         found["from_elsewhere"] = {"vae": {"class": preset.tiny["vae"]["class"], **elsewhere, **preset.tiny["vae"]}}
     return found
 
 
 def fetched(repo: Repo) -> dict[str, int | None]:
-    """Return the files that the patterns fetch, and their bytes."""
+    """Return the files that the patterns match, with their bytes."""
     rules = [".*".join(map(re.escape, pattern.split("*"))) for pattern in repo.allow_patterns]
     return {file: size for file, size in repo.files.items() if any(re.fullmatch(rule, file) for rule in rules)}
 
 
 def fetched_bytes(preset: Preset) -> tuple[int, list[str]]:
-    """Return how many bytes the pins of the preset fetch, and for which weight files the size is not known."""
+    """Return the bytes that the preset downloads, and the weight files of unknown size."""
     sizes = {
         f"{file} of {repo.repo_id}": size for repo in preset.repos.values() for file, size in fetched(repo).items()
     }
@@ -87,61 +96,60 @@ def fetched_bytes(preset: Preset) -> tuple[int, list[str]]:
     return sum(size or 0 for size in sizes.values()), unknown
 
 
-def table(presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> str:
-    rows = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+def rows_of(columns: list[str], cells: Iterable[list[str]]) -> str:
+    """Return a table in Markdown."""
+    rows = [columns, ["---"] * len(columns), *cells]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def linked(name: str, preset: Preset) -> str:
+    return f"[`{name}`](https://huggingface.co/{preset.repos['pipeline'].repo_id})"
+
+
+def table(presets: dict[str, Preset]) -> str:
+    cells = []
     for name, preset in presets.items():
-        # diffusers holds a GGUF file in memory while it loads it, beside the page cache.
+        steps, gated = str(preset.num_inference_steps), "yes" if preset.gated else "no"
+        cells.append([linked(name, preset), f"{preset.size} px", steps, preset.accelerator, preset.license, gated])
+    return rows_of(CHOICE, cells)
+
+
+def costs(presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> str:
+    cells = []
+    for name, preset in presets.items():
+        # diffusers holds a GGUF file in memory while loading it, in addition to the page cache.
         held = [repo.files[repo.file] or 0 for repo in preset.repos.values() if repo.file and repo.time_per_image]
         memory = math.ceil(preset.download_gb + sum(held) / 1e9 + SERVER_GB)
         too_small = memory > (gpus[preset.accelerator].instance_memory_gb or math.inf)
         total, unknown = fetched_bytes(preset)
         size = preset.download_gb if unknown else total / 1e9
-        cells = [
-            f"`{name}`",
-            preset.repos["pipeline"].repo_id,
-            f"{preset.size} px",
-            str(preset.num_inference_steps),
-            f"{'~' if unknown else ''}{size:.2f}",
-            *(f"{size / rate:.1f} s" for rate in RATES),
-            preset.accelerator,
-            f"{memory}{' *' if too_small else ''}",
-            "".join(repo.time_per_image or "" for repo in preset.repos.values()),
-            preset.license,
-            "yes" if preset.gated else "no",
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+        seconds = [f"{size / rate:.1f} s" for rate in RATES]
+        slower = "".join(repo.time_per_image or "" for repo in preset.repos.values())
+        download, held_gb = f"{'~' if unknown else ''}{size:.2f}", f"{memory}{' *' if too_small else ''}"
+        cells.append([f"`{name}`", download, *seconds, held_gb, slower])
+    return rows_of(COST, cells)
 
 
 def top(presets: dict[str, Preset]) -> str:
     """Return the README's short table."""
-    rows = ["| preset | weights | steps | download GB | GPU | license | gated |", "|" + " --- |" * 7]
+    cells = []
     for name in TOP:
         preset = presets[name]
-        repo, gated = preset.repos["pipeline"].repo_id, "yes" if preset.gated else "no"
-        cells = [
-            f"`{name}`",
-            repo,
-            preset.num_inference_steps,
-            preset.download_gb,
-            preset.accelerator,
-            preset.license,
-            gated,
-        ]
-        rows.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(rows) + "\n"
+        numbers, gated = [str(preset.num_inference_steps), str(preset.download_gb)], "yes" if preset.gated else "no"
+        cells.append([linked(name, preset), *numbers, preset.accelerator, preset.license, gated])
+    return rows_of(["preset", "steps", "download GB", "GPU", "license", "gated"], cells)
 
 
 def unverified(presets: dict[str, Preset]) -> str:
-    """Return one line for each pin of which something could not be confirmed."""
+    """Return one line for each pin that could not be fully confirmed."""
     repos = [(name, repo) for name, preset in presets.items() for repo in preset.repos.values() if repo.unverified]
-    # What a preset takes over from another one stands there.
+    # List what presets share once, under the first of them.
     first = {(repo.repo_id, repo.unverified): name for name, repo in reversed(repos)}
     return "".join(f"* `{name}`: {said} ({repo_id}).\n" for (repo_id, said), name in reversed(first.items()))
 
 
 def cookiecutter_json(text: str, presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> str:
-    """Return cookiecutter.json with the choices of the catalog in place of those in text."""
+    """Return cookiecutter.json with the catalog's choices."""
     context = json.loads(text)
     prompts = context["__prompts__"]
     context["preset"] = list(presets)
@@ -158,7 +166,7 @@ def cookiecutter_json(text: str, presets: dict[str, Preset], gpus: dict[str, Acc
 
 
 def facts_of_hooks(presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> dict[str, dict[str, Any]]:
-    """Return what each hook knows of the presets, and what both know of the accelerators."""
+    """Return the facts about presets and accelerators for each hook."""
     checked = {
         name: {
             "needs_gb": round(preset.weights_gb + preset.activations_gb, 2),
@@ -190,7 +198,7 @@ def facts_of_hooks(presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> 
 
 
 def with_facts(text: str, facts: dict[str, Any]) -> str:
-    """Return the text of a hook with these facts, one preset a line."""
+    """Return the text of a hook with these facts, one preset per line."""
     lines = [
         f'"{kind}": {{\n'
         + ",\n".join(f"{json.dumps(name)}: {json.dumps(each)}" for name, each in named.items())
@@ -202,7 +210,7 @@ def with_facts(text: str, facts: dict[str, Any]) -> str:
 
 
 def with_lists(text: str, lists: dict[str, str]) -> str:
-    """Return the text of a page with each list between its two comments, where it has them."""
+    """Return the text of a page with each list inserted between its two comments, if it has them."""
     for name, content in lists.items():
         start, end = f"<!-- catalog: {name} -->\n", "<!-- end -->\n"
         before, found, after = text.partition(start)
@@ -210,8 +218,17 @@ def with_lists(text: str, lists: dict[str, str]) -> str:
     return text
 
 
+def tuning(template: str, context: dict[str, Any], facts: str) -> str:
+    """Return the page for the first preset. template: the page of the project; facts: what it imports."""
+    answers = {name: value[0] if isinstance(value, list) else value for name, value in context.items()}
+    loader = DictLoader({f"catalog/{answers['preset']}": facts})
+    environment = Environment(**context["_jinja2_env_vars"], loader=loader, keep_trailing_newline=True)
+    page = environment.from_string(template).render(cookiecutter=answers)
+    return re.sub("^# .*\n", lambda _: TUNING_TITLE, page.lstrip(), count=1)
+
+
 def outputs(root: Path = ROOT) -> dict[Path, str]:
-    """Return the text of each file that is written from the catalog. Raises CatalogError."""
+    """Return the text of each file that follows from the catalog. Raises CatalogError."""
     presets, gpus = load(root), accelerators(root)
     version = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     # A variable of cookiecutter.json would keep the old version under `cookiecutter --replay`.
@@ -223,13 +240,17 @@ def outputs(root: Path = ROOT) -> dict[Path, str]:
         found[root / "templates" / "tiny" / f"{name}.yaml"] = TINY_HEADER + described
         for path in list(found)[-2:]:
             if re.search("<<|<#|#>|%>.*%>", found[path]) or found[path].count("<%") > 2:
-                raise CatalogError(f"presets/{name}.yaml: it holds a tag of the template: <<, <% or <#.")
+                raise CatalogError(f"presets/{name}.yaml: it contains a template tag: <<, <% or <#.")
     context = root / "cookiecutter.json"
     found[context] = cookiecutter_json(context.read_text("utf-8"), presets, gpus)
+    facts = found[root / "templates" / "catalog" / TOP[0]]
+    page = tuning((root / TUNING).read_text("utf-8"), json.loads(found[context]), facts)
+    found[root / "docs" / "tuning.md"] = page
     for hook, facts_of_hook in facts_of_hooks(presets, gpus).items():
         path = root / "hooks" / f"{hook}.py"
         found[path] = with_facts(path.read_text("utf-8"), facts_of_hook)
-    lists = {"top": top(presets), "table": table(presets, gpus), "unverified": unverified(presets)}
+    lists = {"top": top(presets), "table": table(presets), "costs": costs(presets, gpus)}
+    lists["unverified"] = unverified(presets)
     for page in (root / "README.md", root / "docs" / "presets.md"):
         text = with_lists(page.read_text("utf-8"), lists)
         found[page] = re.sub(r"--checkout v[\d.]+", f"--checkout v{version}", text)
@@ -237,7 +258,7 @@ def outputs(root: Path = ROOT) -> dict[Path, str]:
 
 
 def stale(found: dict[Path, str], root: Path = ROOT) -> list[Path]:
-    """Return the files that are not as the catalog says."""
+    """Return the files that are out of date."""
     written = [*(root / "templates").glob("catalog/*"), *(root / "templates").glob("tiny/*")]
     wrong = [path for path in written if path not in found]
     return wrong + [path for path, text in found.items() if not path.is_file() or path.read_text("utf-8") != text]

@@ -1,4 +1,4 @@
-"""Remove what the preset has no use for, make a relative folder of the tools absolute, print the next steps."""
+"""Remove the demo if the preset cannot use it, make the source of the tools absolute, and print the next steps."""
 
 import json
 import os
@@ -12,7 +12,7 @@ CONTEXT = r"""
 << cookiecutter | tojson >>
 """
 
-# Written by `python -m catalog`. A preset a line, as no hook can read the catalog.
+# Written by `python -m catalog`, one preset per line: hooks cannot read the catalog.
 FACTS_JSON = r"""
 {"presets": {
 "sdxl": {"demo": true, "variant": "fp16", "accelerator": "L4", "title": "SDXL 1.0", "download_gb": 7.11, "gated": false, "license": "CreativeML Open RAIL++-M", "license_notice": "Commercial use is allowed under the use restrictions of the license (its Attachment A).", "repo_id": "stabilityai/stable-diffusion-xl-base-1.0", "revision": "462165984030d82259a11f4367a4eed129e94a7b"},
@@ -65,9 +65,9 @@ ANSWERS = ("model_name", "preset", "accelerator", "weights", "hf_repo_id", "hf_r
 
 
 def absolute_source(makefile: str, shell_folder: str) -> str:
-    """Return the text of the Makefile, with the folder that FAST_TRUSS names seen from the shell's folder.
+    """Return the Makefile with a relative folder in FAST_TRUSS resolved against the shell's folder.
 
-    cookiecutter gives a folder as it was typed, and runs hooks elsewhere.
+    cookiecutter passes the folder as typed, and runs hooks in another one.
     """
 
     def absolute(found: re.Match[str]) -> str:
@@ -78,7 +78,7 @@ def absolute_source(makefile: str, shell_folder: str) -> str:
 
 
 def farewell(answers: dict[str, Any]) -> str:
-    """Return what a user needs to know right after the project was made."""
+    """Return the closing message for the user."""
     preset = PRESETS[answers["preset"]]
     name, fine_tune = answers["model_name"], answers["hf_repo_id"]
     accelerator = preset["accelerator"] if answers["accelerator"] == "preset" else answers["accelerator"]
@@ -86,13 +86,13 @@ def farewell(answers: dict[str, Any]) -> str:
     license = f"{preset['license']}. {preset['license_notice']}"
     size = f"{preset['download_gb']} GB"
     if fine_tune:
-        license = f"read it at https://huggingface.co/{fine_tune}. Of {preset['title']} itself: {license}"
-        size = f"how large they are was not looked up (those of {preset['title']}: {size})"
+        license = f"see https://huggingface.co/{fine_tune}. For {preset['title']} itself: {license}"
+        size = f"size not looked up ({preset['title']} itself: {size})"
     return f"""
 {name} is ready: {preset["title"]} on {accelerator} ({ACCELERATORS[accelerator]["memory_gb"]} GB).
 
 Weights: {fine_tune or preset["repo_id"]}, {size}
-Commit: {commit}, brought by {answers["weights"]}
+Commit: {commit}, delivered by {answers["weights"]}
 License of the weights: {license}
 {token_note(fine_tune or preset["repo_id"]) if preset["gated"] or fine_tune else ""}\
 {variant_note(answers, preset) if fine_tune and preset["variant"] else ""}
@@ -101,32 +101,33 @@ To generate this project again:
 
 Next:
   cd {name}
-  make test     the tests of the real server, without GPU, Docker or weights
-  make serve    the local Truss server
-  make push     to Baseten
+  make image    start the server, generate one image, show the phases of the start
+  make serve    keep the local Truss server running
+  make test     test the real server, without a GPU, Docker or weights
+  make push     push to Baseten
 The first command downloads about 5 GB on Linux. See README.md.
 """
 
 
 def token_note(repo_id: str) -> str:
     return f"""
-The weights need a token, unless they are public. Ask for access at https://huggingface.co/{repo_id},
-then put a Hugging Face token into the secret hf_access_token on Baseten, under Settings, Secrets.
+The weights need a Hugging Face token, unless they are public. Ask for access at https://huggingface.co/{repo_id},
+then save a token as the secret hf_access_token on Baseten, under Settings, Secrets.
 """
 
 
 def variant_note(answers: dict[str, Any], preset: dict[str, Any]) -> str:
-    """Return how to get the other file names: a fine-tune often has no copy in half precision beside the plain one."""
+    """Return how to switch the variant of file names: many fine-tunes have no half-precision copy."""
     variant = preset["variant"] if answers["_hf_variant"] == "preset" else answers["_hf_variant"]
     other, wanted = ("", "plain names such as model.safetensors") if variant else ("fp16", "names with .fp16")
     return f"""
-Its files are expected as {f"model.{variant}.safetensors" if variant else "model.safetensors"}. If they have {wanted}:
+The project expects files named {f"model.{variant}.safetensors" if variant else "model.safetensors"}. For {wanted}, run:
   {command({**answers, "_hf_variant": other})} --overwrite-if-exists
 """
 
 
 def command(answers: dict[str, Any]) -> str:
-    """Return the command that gives the same project without a question."""
+    """Return the command that generates the same project without questions."""
     said = [f"{name}={answers[name]}" for name in ANSWERS if answers[name]]
     if answers["_hf_variant"] != "preset":
         said.append(f"_hf_variant={answers['_hf_variant']}")
@@ -135,7 +136,7 @@ def command(answers: dict[str, Any]) -> str:
 
 
 def remove_demo(project: Path, preset: str) -> None:
-    """Remove the weights of the demo where no pipeline of this family can load them."""
+    """Remove the demo's weights if the preset's family cannot load them."""
     if not PRESETS[preset]["demo"]:
         shutil.rmtree(project / "tiny" / "demo")
 

@@ -1,7 +1,7 @@
-"""Refuse bad answers, all at once, one sentence each. No file has been written yet.
+"""Refuse bad answers, all at once, with one sentence each, before any file is written.
 
-This checks what goes into the files. It cannot guard against code: before any hook runs, cookiecutter itself renders
-each answer as a template of Jinja, with all that Python can do. So never bake from answers that others wrote.
+This does not guard against code: cookiecutter renders each answer as a Jinja template before any hook runs, and a
+template can run Python. Never generate a project from answers that others wrote.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# As data: quotes and backslashes in an answer arrive as they are. This file is valid Python before it is rendered.
+# JSON keeps quotes and backslashes in answers, and leaves this file valid Python before it is rendered.
 CONTEXT = r"""
 << cookiecutter | tojson >>
 """
 
-# Written by `python -m catalog`. A preset a line, as no hook can read the catalog.
+# Written by `python -m catalog`, one preset per line: hooks cannot read the catalog.
 FACTS_JSON = r"""
 {"presets": {
 "sdxl": {"needs_gb": 11.94, "bfloat16": false, "variants": true},
@@ -75,7 +75,7 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
 
 def problems(answers: dict[str, Any]) -> list[str]:
-    """Return one sentence for each bad answer: what the field is, and what would be right."""
+    """Return one sentence for each bad answer, with the value and what to use instead."""
     no_text = [name for name in PROMPTED if not isinstance(answers[name], str)]
     if no_text:
         return [f"{name} is {shown(answers[name])}: use text, in quotes." for name in no_text]
@@ -95,7 +95,7 @@ def problems(answers: dict[str, Any]) -> list[str]:
 
 
 def accelerator_problems(answers: dict[str, Any]) -> list[str]:
-    """Return a sentence if there is no such accelerator, torch cannot use it, or the preset does not fit it."""
+    """Return a sentence if the accelerator is unknown, unusable with torch, or too small for the preset."""
     name, preset = answers["accelerator"], PRESETS.get(answers["preset"])
     usable = sorted(
         (other for other, facts in ACCELERATORS.items() if "unusable" not in facts),
@@ -105,7 +105,7 @@ def accelerator_problems(answers: dict[str, Any]) -> list[str]:
         return []
     if name not in ACCELERATORS:
         return [f"accelerator is {shown(name)}: use one of preset, {', '.join(usable)}."]
-    # Of a preset that is none, nothing is known.
+    # An unknown preset has no requirements.
     needed, bfloat16 = (preset["needs_gb"], preset["bfloat16"]) if preset else (0, False)
     lacks_bfloat16 = [other for other, facts in ACCELERATORS.items() if bfloat16 and not facts["bfloat16"]]
     fits = [o for o in usable if ACCELERATORS[o]["memory_gb"] >= needed and o not in lacks_bfloat16]
@@ -114,7 +114,7 @@ def accelerator_problems(answers: dict[str, Any]) -> list[str]:
         return [f"accelerator is {name!r}: {chosen['unusable']}: use one of {fitting}."]
     if chosen["memory_gb"] < needed:
         return [
-            f"accelerator is {name!r}: it has {chosen['memory_gb']} GB of memory, and {answers['preset']} needs about "
+            f"accelerator is {name!r}: it has {chosen['memory_gb']} GB of memory, but {answers['preset']} needs about "
             f"{needed:.0f}: use one of {fitting}."
         ]
     if name in lacks_bfloat16:
@@ -123,19 +123,19 @@ def accelerator_problems(answers: dict[str, Any]) -> list[str]:
 
 
 def fine_tune_problems(answers: dict[str, Any]) -> list[str]:
-    """Return a sentence for each bad answer about the weights of a fine-tune."""
+    """Return a sentence for each bad answer about a fine-tune."""
     repo_id, revision, variant = answers["hf_repo_id"], answers["hf_revision"], answers["_hf_variant"]
     preset = PRESETS.get(answers["preset"], {"variants": False})
     found = []
     repo_is_good = not repo_id or (HF_REPO_ID.fullmatch(repo_id) and "--" not in repo_id and ".." not in repo_id)
     if not repo_is_good:
         found.append(f"hf_repo_id is {shown(repo_id)}: use owner/name, as on Hugging Face, or leave it empty.")
-    # A component that the fine-tune cannot bring itself.
+    # Components that a fine-tune cannot replace.
     kept = preset.get("own_components")
     if kept and repo_id:
         found.append(
-            f"hf_repo_id is {shown(repo_id)}: {answers['preset']} brings its own {' and '.join(kept)}, "
-            f"so it cannot serve a fine-tune, use {preset['instead']} for that."
+            f"hf_repo_id is {shown(repo_id)}: {answers['preset']} has its own {' and '.join(kept)} and cannot serve "
+            f"a fine-tune: use {preset['instead']} for that."
         )
     if not COMMIT.fullmatch(revision) and (revision or repo_id):
         shown_id = repo_id if repo_id and repo_is_good else "owner/name"
@@ -145,22 +145,22 @@ def fine_tune_problems(answers: dict[str, Any]) -> list[str]:
         )
     if variant not in VARIANTS:
         found.append(
-            f"_hf_variant is {shown(variant)}: use preset, fp16, bf16 or fp32, as the files are named, or nothing "
+            f"_hf_variant is {shown(variant)}: use preset, fp16, bf16 or fp32, as in the file names, or nothing "
             "(_hf_variant=) for plain names such as unet/diffusion_pytorch_model.safetensors."
         )
     elif variant != "preset" and not preset["variants"]:
-        found.append(f"_hf_variant is {shown(variant)}: {shown(answers['preset'])} has no variants, leave it out.")
+        found.append(f"_hf_variant is {shown(variant)}: {shown(answers['preset'])} has no variants: leave it out.")
     return found
 
 
 def remove_nested_folders(name: str, output: str | None) -> None:
-    """Remove the folders that cookiecutter made for a name such as a/b or a/../b: itself it removes only b.
+    """Remove the folders that cookiecutter made for a name such as a/b or a/../b, of which it removes only b itself.
 
-    output: the folder that the project was to be in. It stays, and so does what is above it.
+    output: the output folder, which stays, with its parents.
     """
     path = Path(name)
     if output is None:
-        # cruft does not say where it generates, and only a plain name tells.
+        # cruft does not pass its output folder, which only a plain name reveals.
         if path.is_absolute() or ".." in path.parts:
             return
         output = os.path.normpath(Path.cwd().joinpath(*[".."] * len(path.parts)))
@@ -169,12 +169,12 @@ def remove_nested_folders(name: str, output: str | None) -> None:
     if len(made) < 2:
         return
     for folder in made:
-        with contextlib.suppress(OSError):  # not empty: somebody else's
+        with contextlib.suppress(OSError):  # not empty, so not ours
             folder.rmdir()
 
 
 def same_again(answers: dict[str, Any], found: list[str]) -> str:
-    """Return the command that keeps the good answers, so that one mistake does not cost the others."""
+    """Return the command with the good answers kept and the bad ones left to fill in."""
     bad = list(dict.fromkeys(sentence.split()[0] for sentence in found))
     said = [f"{name}={answers[name]}" for name in PROMPTED if name not in bad and answers[name]]
     said += [f"{name}=..." for name in bad]
@@ -182,7 +182,7 @@ def same_again(answers: dict[str, Any], found: list[str]) -> str:
 
 
 def shown(answer: object) -> str:
-    """Return the answer for a sentence: one line of ASCII, at most 60 characters."""
+    """Format an answer for a sentence: one line of ASCII, at most 60 characters."""
     text = ascii(answer)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -192,5 +192,5 @@ if __name__ == "__main__":
     found = problems(context)
     if found:
         remove_nested_folders(context["model_name"], context.get("_output_dir"))
-        found.append(f"With the other answers kept: {same_again(context, found)}")
+        found.append(f"To keep the other answers: {same_again(context, found)}")
     sys.exit("\n".join(found) or None)

@@ -14,6 +14,7 @@ from conftest import (
     DELIVERIES,
     FACTS,
     PRESETS,
+    PROJECT,
     REPO_FILES,
     TEMPLATE,
     render_config,
@@ -210,7 +211,7 @@ def test_everything_written_from_the_catalog_is_up_to_date() -> None:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """What the catalog is read from and written to."""
-    for name in ("catalog", "hooks", "templates", "docs"):
+    for name in ("catalog", "hooks", "templates", "docs", f"{PROJECT.name}/docs"):
         shutil.copytree(TEMPLATE / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("cookiecutter.json", "README.md", "pyproject.toml"):
         shutil.copy2(TEMPLATE / name, tmp_path / name)
@@ -235,7 +236,7 @@ def test_a_new_preset_is_one_file_and_the_last_of_the_choices(copy: Path) -> Non
         "a-new-one: A new one: 512 px, 30 steps, open weights, 2.13 GB, on T4"
     )
     assert sha in found[copy / "templates" / "catalog" / "a-new-one"]
-    assert "| `a-new-one` | owner/new | 512 px |" in found[copy / "docs" / "presets.md"]
+    assert "| [`a-new-one`](https://huggingface.co/owner/new) | 512 px |" in found[copy / "docs" / "presets.md"]
     changed = {path.relative_to(copy).as_posix() for path in written.stale(found, copy)}
     expected = {"templates/catalog/a-new-one", "templates/tiny/a-new-one.yaml", "cookiecutter.json"}
     assert changed == expected | {
@@ -264,8 +265,8 @@ def test_what_is_written_of_a_preset_that_is_gone_is_found(copy: Path) -> None:
         ("size: 512", "size: 500", "presets/sd15.yaml: Value error, size, max_size: not a multiple of 8."),
         ("  pipeline:\n", "  unet:\n", "repos: the first is not pipeline."),
         ("title: ", "requirements: [gguf]\ntitle: ", "requirements.0: String should match pattern"),
-        ("title: ", "title: [", "presets/sd15.yaml: it is no mapping in YAML: "),
-        ("title: Stable", "title: << Stable", "it holds a tag of the template"),
+        ("title: ", "title: [", "presets/sd15.yaml: not a YAML mapping: "),
+        ("title: Stable", "title: << Stable", "it contains a template tag"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_file_and_key(copy: Path, old: str, new: str, sentence: str) -> None:

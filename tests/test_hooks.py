@@ -137,7 +137,7 @@ def test_lightning_takes_no_fine_tune() -> None:
 def test_an_accelerator_that_is_too_small_names_all_that_are_not() -> None:
     (sentence,) = hook("pre_gen_project").problems({**GOOD, "preset": "flux-dev", "accelerator": "T4"})
     start, fitting = sentence.split(": use one of ")
-    assert start == "accelerator is 'T4': it has 16 GB of memory, and flux-dev needs about 40"
+    assert start == "accelerator is 'T4': it has 16 GB of memory, but flux-dev needs about 40"
     facts = CATALOG["flux-dev"]
     needed = facts["weights_gb"] + facts["activations_gb"]
     memory = {name: gpu.memory_gb for name, gpu in ACCELERATOR_FACTS.items() if gpu.memory_gb >= needed}
@@ -185,7 +185,7 @@ def said_command(output: str, before: str) -> list[str]:
 @pytest.mark.parametrize("variant", ["preset", ""])
 def test_the_closing_message_names_the_other_file_names_and_how_to_get_them(tmp_path: Path, variant: str) -> None:
     result = run_cookiecutter(tmp_path, hf_repo_id="owner/name", hf_revision=SHA, _hf_variant=variant)
-    before = "If they have names with .fp16:" if variant == "" else "plain names such as model.safetensors:"
+    before = "For names with .fp16, run:" if variant == "" else "plain names such as model.safetensors, run:"
     arguments = said_command(result.stdout, before)
     config = tmp_path / "my-stable-diffusion" / "config.yaml"
     first = config.read_text("utf-8")
@@ -210,7 +210,7 @@ def test_the_closing_message_says_what_was_made_and_how_to_make_it_again(
     result = run_cookiecutter(tmp_path, **answers)
     facts = CATALOG[answers.get("preset", "sdxl")]
     assert f" on {answers.get('accelerator', facts['accelerator'])} (24 GB)." in result.stdout
-    assert f", brought by {answers.get('weights', 'model_cache')}\n" in result.stdout
+    assert f", delivered by {answers.get('weights', 'model_cache')}\n" in result.stdout
     assert f"Commit: {answers.get('hf_revision', facts['repos']['pipeline']['revision'])}," in result.stdout
     # One screen.
     assert len(result.stdout.splitlines()) <= 30
@@ -225,7 +225,7 @@ def test_the_closing_message_says_what_was_made_and_how_to_make_it_again(
 def test_a_refusal_keeps_the_other_answers(tmp_path: Path) -> None:
     answers = {"model_name": "my model", "preset": "sd15", "accelerator": "L4", "weights": "weights"}
     result = run_cookiecutter(tmp_path, **answers)
-    arguments = said_command(result.stderr, "With the other answers kept: ")
+    arguments = said_command(result.stderr, "To keep the other answers: ")
     assert "model_name=..." in arguments
     arguments = [argument.replace("model_name=...", "model_name=mine") for argument in arguments]
     command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), *arguments]
@@ -245,7 +245,7 @@ def test_cookiecutter_runs_code_in_an_answer_before_any_hook_as_the_readme_says(
 
 def test_a_fine_tune_says_whose_license_holds() -> None:
     text = hook("post_gen_project").farewell({**GOOD, "hf_repo_id": "owner/name"})
-    assert "read it at https://huggingface.co/owner/name. Of SDXL 1.0 itself: " in text
+    assert "see https://huggingface.co/owner/name. For SDXL 1.0 itself: " in text
     assert "hf_access_token" in text
 
 

@@ -1,4 +1,4 @@
-"""Both READMEs tell what is there: the catalog, files, links, and commands that exist."""
+"""The READMEs match the catalog, and their files, links and commands exist."""
 
 import re
 import shlex
@@ -70,6 +70,12 @@ def test_the_first_screen_shows_what_one_gets() -> None:
     version = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     assert commands(first) == [f"uvx cookiecutter gh:org/fast-truss --checkout v{version}"]
     assert len(first.splitlines()) < 20
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_readmes_are_short(preset: str) -> None:
+    assert len((TEMPLATE / "README.md").read_text("utf-8").split()) <= 1100
+    assert len(render("README.md", preset=preset).split()) <= 1200
 
 
 def commands(text: str) -> list[str]:
