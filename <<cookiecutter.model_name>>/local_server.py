@@ -1,7 +1,7 @@
-"""Serve this Truss on this machine: the server that the image runs, without Docker, GPU or network.
+"""Serve this Truss locally: the same server as in the image, without Docker, GPU or network.
 
-`truss image build-context` writes what the image is built from, out of what `truss push` would push. This puts its
-parts side by side, as the image does, points the copy of config.yaml at weights on this machine, and starts main.py.
+`truss image build-context` writes the image's build context from the files that `truss push` would push. This module
+lays them out as the image does, points a copy of config.yaml at local weights, and starts main.py.
 """
 
 import argparse
@@ -25,15 +25,15 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent
 REAL_WEIGHTS = PROJECT / ".weights"
-# A small trained pipeline and the request that it was made for: in projects whose pipeline is shaped like it.
+# A small trained pipeline with its example request, in projects whose pipeline has the same shape.
 DEMO = PROJECT / "tiny" / "demo"
 PREDICT = "/v1/models/model:predict"
 READY = "/v1/models/model/loaded"
-# What the server may need of this shell: programs, libraries, the GPU, the language, threads, secrets that Truss reads,
-# and the measuring of coverage. All else, such as keys and tokens, stays here.
+# Environment variables to pass on: programs, libraries, GPU, locale, threads, secrets that Truss reads, coverage.
+# Others, such as keys and tokens, do not reach the server.
 PASSED_ON = re.compile(r"PATH|LD_LIBRARY_PATH|TMPDIR|TZ|LANG|(LC|CUDA|NVIDIA|OMP|MKL|TRUSS_SECRET|COVERAGE)_.*")
-# main.py listens on all addresses of this machine, and nothing tells it otherwise. So the class of its settings is one
-# that knows better. The image has packages/ in /packages, where the server looks for it; here it is in the app.
+# main.py always binds 0.0.0.0, so subclass uvicorn.Config to force the host. The image has packages/ at /packages, on
+# the server's path; here it is in the app.
 LAUNCHER = """
 import os, runpy, sys, uvicorn
 host, script = sys.argv[1:]
@@ -52,8 +52,8 @@ class ConfigError(ValueError):
 
 
 def read_config() -> dict[str, Any]:
-    """Return config.yaml of this project. Raises ConfigError. Every command reads it here, and nowhere else."""
-    # By its path: this module is imported from elsewhere too.
+    """Return this project's config.yaml. Raises ConfigError. Every command reads it through this function."""
+    # Import by path: this module may itself be imported from elsewhere.
     spec = importlib.util.spec_from_file_location("settings", PROJECT / "packages" / "pipeline_settings.py")
     assert spec is not None and spec.loader is not None
     settings = importlib.util.module_from_spec(spec)
@@ -66,15 +66,15 @@ def read_config() -> dict[str, Any]:
 
 
 def check_with_truss(config: dict[str, Any]) -> None:
-    """Raise ConfigError, in one sentence, if Truss would refuse the config."""
+    """Raise ConfigError if Truss would refuse the config."""
     import pydantic
     from truss.base.truss_config import TrussConfig
 
     unknown = [key for key in config if key not in TrussConfig.model_fields]
     if unknown:
         near = difflib.get_close_matches(str(unknown[0]), TrussConfig.model_fields, n=1)
-        hint = f"did you mean {near[0]}?" if near else "take it out."
-        raise ConfigError(f"config.yaml: Truss knows no key {unknown[0]}: {hint}")
+        hint = f"did you mean {near[0]}?" if near else "remove it."
+        raise ConfigError(f"config.yaml: Truss has no key {unknown[0]}: {hint}")
     try:
         TrussConfig.from_dict(config).validate_forbid_extra()
     except pydantic.ValidationError as error:
@@ -86,7 +86,7 @@ def check_with_truss(config: dict[str, Any]) -> None:
 
 
 def pushed_files() -> list[Path]:
-    """Return what `truss push` would push, by Truss's own reading of .truss_ignore; paths in this project."""
+    """Return the files that `truss push` would push, relative to the project. Truss itself reads .truss_ignore."""
     from truss.util.path import collect_files, load_trussignore_patterns_from_truss_dir
 
     files = collect_files(PROJECT, load_trussignore_patterns_from_truss_dir(PROJECT))
@@ -96,7 +96,7 @@ def pushed_files() -> list[Path]:
 def build_context(target: Path) -> None:
     """Write the image's build context to target. Raises ConfigError if Truss refuses the project.
 
-    With model_cache in the config Truss asks the Hub for the list of files. So it gets a copy without.
+    Truss gets a copy of the config without model_cache, for which it would ask the Hub.
     """
     config = read_config()
     check_with_truss(config)
@@ -116,16 +116,16 @@ def build_context(target: Path) -> None:
 
 
 def build_app(app: Path, weights: Path, defaults: dict[str, Any] | None = None) -> None:
-    """Lay out app as /app is in the image, with weights (a folder) in the place of the cache.
+    """Lay out app as /app in the image, with the folder weights as the cache.
 
-    defaults: of a request, in place of those in config.yaml where limits allow them.
+    defaults: replace those in config.yaml, within its limits.
     """
     build_context(app / "context")
     shutil.copytree(app / "context" / "server", app, dirs_exist_ok=True)
     for folder in ("model", "data", "packages"):
         if (app / "context" / folder).is_dir():
             shutil.copytree(app / "context" / folder, app / folder)
-    # Truss fills in its defaults: the server needs its copy, not the one in this repository.
+    # Use Truss's copy of the config, which has its defaults filled in.
     config = yaml.safe_load((app / "context" / "config.yaml").read_text("utf-8"))
     pipeline = config["model_metadata"]["pipeline"]
     pipeline["weights_dir"] = str(weights.resolve())
@@ -145,10 +145,10 @@ def _within(limits: dict[str, Any], name: str, value: float) -> float:
 
 
 def start(app: Path, port: int, host: str = "127.0.0.1", **options: Any) -> subprocess.Popen[bytes]:
-    """Start the server on port of host. options go to subprocess.Popen."""
+    """Start the server on host and port. options go to subprocess.Popen."""
     declared = read_config()["environment_variables"]
     declared = {name: re.sub("^/app/", f"{app}/", value) for name, value in declared.items()}
-    # The server leaves a mark in the home folder when load() fails: keep it out of the user's.
+    # The server writes a marker into the home folder when load() fails: keep it out of the user's.
     passed_on = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
     environment = {**passed_on, **declared, "INFERENCE_SERVER_PORT": str(port), "HOME": str(app)}
     command = [sys.executable, "-c", LAUNCHER, host, "main.py"]
@@ -162,7 +162,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, timeout: float 
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError("The server stopped before it was ready: its log says why.")
+            raise RuntimeError("The server stopped before it was ready: see its log above.")
         try:
             if local_session().get(url + READY, timeout=5).ok:
                 return
@@ -173,7 +173,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, timeout: float 
 
 
 def local_session() -> Any:
-    """Return a requests.Session that asks this machine itself: HTTP_PROXY and the like are for other machines."""
+    """Return a requests.Session that ignores HTTP_PROXY and similar variables."""
     import requests
 
     session = requests.Session()
@@ -182,7 +182,7 @@ def local_session() -> Any:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server: it has 20 s to finish the answers that it works on."""
+    """Stop the server. It has 20 s to finish running requests."""
     process.terminate()
     try:
         process.wait(timeout=20)
@@ -192,25 +192,25 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    """Return a port on 127.0.0.1 that nobody listens on now."""
+    """Return a free port on 127.0.0.1."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def refuse_busy_port(host: str, port: int) -> None:
-    """Raise RuntimeError, in one sentence, if nobody can listen there: another server may answer in our place."""
+    """Raise RuntimeError if the port is taken: another server would answer in our place."""
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         raise RuntimeError(
-            f"Cannot listen on port {port} of {host} ({error.strerror}): stop what uses it, or choose with --host and "
-            "--port (of make: PORT=8001)."
+            f"Cannot listen on port {port} of {host} ({error.strerror}): stop the program that uses it, or set --host "
+            "or --port (with make: PORT=8001)."
         ) from error
 
 
 def cached_repos() -> list[dict[str, Any]]:
-    """Return what the image gets from Hugging Face: repo_id, revision, folder and allow_patterns of each."""
+    """Return repo_id, revision, folder and allow_patterns of each repository that the image caches."""
     config = read_config()
     repos = [{**repo, "folder": repo["volume_folder"]} for repo in config.get("model_cache", [])]
     for source in config.get("weights", []):
@@ -221,7 +221,7 @@ def cached_repos() -> list[dict[str, Any]]:
 
 
 def download_weights() -> Path:
-    """Fetch what the image would get, at its commits, into .weights. Returns the folder."""
+    """Download the cached repositories, at their commits, into .weights. Returns the folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -240,7 +240,7 @@ def download_weights() -> Path:
 
 
 def demo_request() -> dict[str, Any] | None:
-    """Return the request that the demo's weights were made for, or None if this project cannot use them."""
+    """Return the demo's example request, or None if this project cannot use the demo's weights."""
     if not DEMO.is_dir():
         return None
     pipeline = read_config()["model_metadata"]["pipeline"]
@@ -252,22 +252,23 @@ def demo_request() -> dict[str, Any] | None:
 
 
 def find_weights(choice: str, temporary: Path) -> Path:
-    """Return the folder that --weights means; demo and tiny are made in temporary."""
+    """Return the folder of weights for --weights. demo and tiny are written to temporary."""
     if choice == "real":
         return download_weights()
     if choice not in ("demo", "tiny"):
         return Path(choice)
-    # A process of its own: this one stays light, and needs no torch.
+    # A separate process, so that this one does not import torch.
     made, trained = temporary / "weights", choice == "demo" and demo_request() is not None
     if choice == "demo" and not trained:
-        print("This preset has no demo weights: the weights are tiny and random, so the image is noise.")
+        print("The demo fits only SDXL's family, without LoRAs: using tiny random weights, so the image is noise.")
     program = PROJECT / "tiny" / "make.py"
-    subprocess.run([sys.executable, program, made, *(["--trained"] if trained else [])], check=True)
+    quiet = {**os.environ, "TQDM_DISABLE": "1", "DIFFUSERS_VERBOSITY": "error"}
+    subprocess.run([sys.executable, program, made, *(["--trained"] if trained else [])], check=True, env=quiet)
     return made
 
 
 def save_first_image(url: str, example: dict[str, Any], output: Path) -> None:
-    """Send example, write the PNG, and print where the cold start went."""
+    """Send example, write the PNG, and print the phases of the cold start."""
     response = local_session().post(url + PREDICT, json=example, timeout=3600)
     if not response.ok:
         sys.exit(f"The server answered {response.status_code}: {response.text}")
@@ -278,41 +279,59 @@ def save_first_image(url: str, example: dict[str, Any], output: Path) -> None:
         print(f"  {name:<18}{seconds:8.2f}")
 
 
+def print_fields() -> None:
+    """Print each field of a request: type, bounds, default and description, as /schema has them. Raises ConfigError."""
+    read_config()
+    sys.path += [str(PROJECT), str(PROJECT / "packages")]
+    from model.request import request_model
+    from pipeline_settings import read_settings
+
+    shown = ("type", "enum", "minimum", "exclusiveMinimum", "maximum", "multipleOf", "maxLength", "maxItems", "default")
+    schema = request_model(read_settings(PROJECT / "config.yaml")).model_json_schema()
+    for owner, part in {"": schema, **schema.get("$defs", {})}.items():
+        for name, field in part["properties"].items():
+            found = {**next(each for each in field.get("anyOf", [field]) if each.get("type") != "null"), **field}
+            facts = ", ".join(f"{key} {found[key]}" for key in shown if found.get(key) is not None)
+            print(f"{owner and owner + '.'}{name} ({facts.removeprefix('type ')}): {field['description']}")
+
+
 def parse_arguments() -> argparse.Namespace:
     """Return the arguments. Exits with 2 if they are wrong."""
-    parser = argparse.ArgumentParser(description="Serve this Truss on this machine.")
+    parser = argparse.ArgumentParser(description="Serve this Truss locally.")
     parser.add_argument(
         "--weights",
         default="demo",
         metavar="demo|tiny|real|DIR",
-        help="demo: small ones that paint flat shapes as the prompt says, and tiny where this family has none. "
-        "tiny: random weights of the same family, made here. real: downloaded at the commit in config.yaml. "
-        "DIR: a folder that holds them as .weights does. Default: demo.",
+        help="demo: small trained weights that paint flat shapes, or tiny if this family has none. tiny: random "
+        "weights of the same family. real: download the weights at the commits in config.yaml. DIR: a folder laid out "
+        "like .weights. Default: demo.",
     )
-    parser.add_argument("--port", type=int, default=8000, help="Default: 8000. 0: any free port.")
+    parser.add_argument("--port", type=int, default=8000, help="0 picks a free port. Default: 8000.")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="The address to listen on. Default: 127.0.0.1, this machine alone. 0.0.0.0: whoever reaches this machine "
-        "can use the server, and reload its code.",
+        help="Address to listen on. With 0.0.0.0, anybody who reaches this machine can use the server and reload its "
+        "code. Default: 127.0.0.1.",
     )
-    parser.add_argument("--prompt", help="Make one image, print the phases of the cold start, stop. Empty: an example.")
-    parser.add_argument("--output", type=Path, default=Path("image.png"), help="Where --prompt puts the PNG.")
+    parser.add_argument("--prompt", help='Generate one image, show the cold start, and stop. "" uses an example.')
+    parser.add_argument("--output", type=Path, default=Path("image.png"), help="File for --prompt. Default: image.png.")
     parser.add_argument("--context", type=Path, help="Only write the image's build context to this folder.")
+    parser.add_argument("--fields", action="store_true", help="Only list the fields of a request.")
     arguments = parser.parse_args()
     if arguments.weights not in ("demo", "tiny", "real") and not Path(arguments.weights).is_dir():
-        parser.error(f"--weights must be demo, tiny, real or a folder, and {arguments.weights!r} is none of them.")
+        parser.error(f"--weights is {arguments.weights!r}: use demo, tiny, real or a folder that exists.")
     if not 0 <= arguments.port <= 65535:
-        parser.error(f"--port must be 0 to 65535, and is {arguments.port}.")
+        parser.error(f"--port is {arguments.port}: use 0 to 65535.")
     return arguments
 
 
 def main() -> None:
-    """Do what the arguments say. Exits with one sentence if that cannot be done."""
     arguments = parse_arguments()
     try:
         if arguments.context:
             build_context(arguments.context)
+        elif arguments.fields:
+            print_fields()
         else:
             serve(arguments)
     except KeyboardInterrupt:
@@ -322,8 +341,8 @@ def main() -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Build the app, start the server, and end it. Raises ConfigError, RuntimeError or TimeoutError."""
-    # Whatever ends this process ends the server too: see finally.
+    """Build the app, and run the server until it stops. Raises ConfigError, RuntimeError or TimeoutError."""
+    # Let SIGTERM run the finally below, which stops the server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     host, port = arguments.host, arguments.port or free_port()
     refuse_busy_port(host, port)
@@ -346,7 +365,7 @@ def serve(arguments: argparse.Namespace) -> None:
             body = json.dumps({"prompt": example["prompt"]})
             print(f"\nReady. Ctrl-C stops it. Try:\n  curl {url}{PREDICT} -d '{body}'\n", flush=True)
             process.wait()
-            raise RuntimeError("The server stopped: its log says why.")
+            raise RuntimeError("The server stopped: see its log above.")
         finally:
             stop(process)
 

@@ -90,6 +90,23 @@ def test_make_image_writes_an_image_and_prints_the_phases(bake: Callable[..., Ba
     assert [phase for phase in ("import_torch", "read_weights", "first_image") if phase not in output] == []
 
 
+def test_make_fields_lists_what_a_request_may_have(bake: Callable[..., BakedProject]) -> None:
+    project, venv = bake(preset="sdxl-turbo").path, Path(PROJECT_PYTHON).parent.parent
+    config = project / "config.yaml"
+    text = config.read_text("utf-8").replace("max_size: 1024", "max_size: 896")
+    text = text.replace("    loras: []", "    loras: [{name: ink, scale: 1.0, fused: false}]")
+    config.write_text(text.replace("weight_files:", "weight_files:\n      lora-ink: [ink.safetensors]"), "utf-8")
+    command = ["make", "--silent", "-o", f"{venv}/.ready", f"VENV={venv}", "fields"]
+    result = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "width (integer, minimum 64, maximum 896, multipleOf 8, default 512): Width in pixels." in lines
+    assert any(line.startswith("seed (integer, minimum 0, maximum 4294967295): ") for line in lines)
+    assert any(line.startswith("LoraChoice.name (string, enum ['ink']): ") for line in lines)
+    # Without guidance there is nothing to set.
+    assert not any(line.startswith("negative_prompt") for line in lines)
+
+
 # Stands for python3 in the Makefile: its environments have the real Python of the image, and a pip that notes what it
 # is asked for, or fails.
 FAKE_PYTHON = """#!/bin/sh
@@ -126,7 +143,7 @@ def test_the_environment_is_made_anew_when_what_it_should_hold_changes(
 
     installs, said = make()
     assert installs == 2
-    assert said.index("Step 1 of 2: Truss and the tools") < said.index("Step 2 of 2: what the image holds")
+    assert said.index("Step 1 of 2: installing Truss") < said.index("Step 2 of 2: installing the image's packages")
     old.touch()
     assert make()[0] == 0
     # A setting installs nothing; one requirement less makes it anew.
@@ -140,7 +157,7 @@ def test_the_environment_is_made_anew_when_what_it_should_hold_changes(
     Path(f"{log}.fail").unlink()
     assert make(uv=f"{log}.uv")[0] == 2
     assert make()[0] == 0
-    # A wrong config.yaml is said in one sentence, before anything is installed.
+    # A wrong config.yaml is reported in one sentence, before anything is installed.
     installs, said = make(("accelerator: T4", "accelerator: T5"), expected=2)
     assert installs == 0
     assert "config.yaml: resources.accelerator: Unsupported accelerator type: `T5`. Available types: " in said
