@@ -1,4 +1,4 @@
-"""Tries what config.yaml names on tiny random weights: each pipeline is called once, and each setting must matter."""
+"""Tries config.yaml on tiny random weights: calls each pipeline once, and checks that each setting has an effect."""
 
 import base64
 import importlib.util
@@ -13,14 +13,14 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent
 TINY = PROJECT / "tiny" / "make.py"
 STEPS = 8
-# What a request may begin with, in the words of a sentence.
+# The kinds of requests, as parts of a sentence.
 TEXT, IMAGE, MASK = "without an image", "with an image", "with a mask"
 
 
 def problems(block: dict[str, Any]) -> list[str]:
-    """Return a sentence for what load() or a request would fail by, or else for each setting without effect.
+    """Return a sentence for each failure of load() or a request; without failures, for each setting without effect.
 
-    block: model_metadata.pipeline of config.yaml. Raises ValueError if there are no tiny weights for its class_name.
+    block: model_metadata.pipeline of config.yaml. Raises ValueError if its class_name has no tiny weights.
     """
     for folder in (PROJECT, PROJECT / "packages"):
         if str(folder) not in sys.path:
@@ -32,7 +32,7 @@ def problems(block: dict[str, Any]) -> list[str]:
     assert spec is not None and spec.loader is not None
     tiny = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tiny)
-    # LoRAs are made for the real weights. The rest is of a GPU, and takes time. In eight steps each setting shows.
+    # Leave out LoRAs, which fit only the real weights, and what needs a GPU or time. Eight steps show every setting.
     plain: dict[str, Any] = {"loras": [], "cpu_dtype": "float32"}
     plain |= {"warm_up": False, "warm_up_sizes": [], "compile": None}
     steps = max(block["limits"]["min_steps"], min(block["defaults"]["num_inference_steps"], STEPS))
@@ -48,7 +48,7 @@ def problems(block: dict[str, Any]) -> list[str]:
 
 
 class Trial:
-    """The pipelines of settings, on weights that are there. Raises SettingsError or WeightsError as load() does."""
+    """Loads the pipelines of settings from existing weights. Raises SettingsError or WeightsError like load()."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -62,7 +62,7 @@ class Trial:
         self.made: dict[str, Any] = {}
 
     def problems(self) -> list[str]:
-        """Return a sentence for each pipeline whose call fails, or else for each setting without effect."""
+        """Return a sentence for each failing pipeline; if there is none, for each setting without effect."""
         return list(self.failures()) or [*self.call_kwargs_without_effect(), *self.scheduler_without_effect()]
 
     def failures(self) -> Iterator[str]:
@@ -74,10 +74,10 @@ class Trial:
                 self.made[what] = self._call(body)
             except Exception as error:
                 key = self._culprit(body)
-                yield f"config.yaml, {key}: each request {what} would fail. {one_line(error, 300)}."
+                yield f"config.yaml, {key}: every request {what} would fail. {one_line(error, 300)}."
 
     def _culprit(self, body: dict[str, Any]) -> str:
-        """Return the key of call_kwargs without which the call succeeds."""
+        """Return the key of call_kwargs that makes the call fail."""
         for name in self.settings.call_kwargs:
             try:
                 self._call(body, _without(self.settings, "call_kwargs", name))
@@ -87,35 +87,35 @@ class Trial:
         return "model_metadata.pipeline"
 
     def call_kwargs_without_effect(self) -> Iterator[str]:
-        """Yield a sentence for each argument that changes no image of a pipeline. It may be the default, or off."""
+        """Yield a sentence for each argument without effect, unless it is off or the pipeline's default."""
         for name, value in self.settings.call_kwargs.items():
             for what, body in self.bodies.items():
                 known = inspect.signature(type(self._pipeline(body)).__call__).parameters
                 if value in (None, False, known[name].default):
                     continue
                 if self._same(what, body, _without(self.settings, "call_kwargs", name)):
-                    yield f"config.yaml, call_kwargs.{name}: it has no effect on requests {what}, so take it out."
+                    yield f"config.yaml, call_kwargs.{name}: it has no effect on requests {what}: remove it."
 
     def scheduler_without_effect(self) -> Iterator[str]:
-        """Yield a sentence for each setting of the scheduler that changes no image at all."""
+        """Yield a sentence for each scheduler setting without effect on any image."""
         for name, value in self.settings.scheduler.items():
             if name == "class_name" or value in (None, False):
                 continue
             other = _without(self.settings, "scheduler", name)
             pipelines = _pipelines(other)
             if pipelines[None].scheduler.config.get(name) == value:
-                # It is what the repository says. Another value tells whether it matters.
+                # The repository has the same value, so compare with another one.
                 if isinstance(value, bool | str):
                     continue
                 changed = {**self.settings.scheduler, name: value * 2}
                 pipelines = _pipelines(self.settings.model_copy(update={"scheduler": changed}))
             if all(self._same(what, body, self.settings, pipelines) for what, body in self.bodies.items()):
-                yield f"config.yaml, scheduler.{name}: it has no effect on this model, so take it out."
+                yield f"config.yaml, scheduler.{name}: it has no effect on this model: remove it."
 
     def _same(self, what: str, body: dict[str, Any], settings: Any, pipelines: Any = None) -> bool:
         try:
             return bool((self._call(body, settings, pipelines) == self.made[what]).all())
-        except Exception:  # without it the call fails, or makes another size
+        except Exception:  # the call fails, or the image has another size: an effect
             return False
 
     def _pipeline(self, body: dict[str, Any]) -> Any:
@@ -130,7 +130,7 @@ class Trial:
         return arguments.of_request(settings, request(prompt="a red house", width=side, height=side, **body))
 
     def _call(self, body: dict[str, Any], settings: Any = None, pipelines: Any = None) -> Any:
-        """Return the image, as floats [1, height, width, 3]."""
+        """Return the image as floats, [1, height, width, 3]."""
         from model import arguments
 
         settings = settings or self.settings

@@ -193,7 +193,7 @@ def test_make_check_lists_what_is_pushed(pushes: dict[str, Push]) -> None:
     push = pushes[DELIVERIES[0]]
     result = check(push.project.path)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.splitlines()[-1] == "Nothing is wrong."
+    assert result.stdout.splitlines()[-1] == "No problems found."
     sizes = [line for line in result.stdout.splitlines() if line.startswith("  ")]
     listed = dict(reversed(line.split(maxsplit=1)) for line in sizes)
     assert {name: int(size.replace(",", "")) for name, size in listed.items()} == {
@@ -210,10 +210,10 @@ def test_make_check_lists_what_is_pushed(pushes: dict[str, Push]) -> None:
             "config.yaml",
             "gpu_memory_gb: 6",
             "gpu_memory_gb: 20",
-            "has 16 GB, and the model needs about 20: use one of L4",
+            "has 16 GB, but the model needs about 20: use one of L4",
         ),
         ("config.yaml", "gpu_memory_gb: 6", "gpu_memory_gb: lots", "gpu_memory_gb is 'lots': use a number"),
-        ("config.yaml", "resources:\n", "resources: {}\nother:\n", "Truss knows no key other"),
+        ("config.yaml", "resources:\n", "resources: {}\nother:\n", "Truss has no key other"),
         (
             "config.yaml",
             "accelerator: T4",
@@ -221,10 +221,10 @@ def test_make_check_lists_what_is_pushed(pushes: dict[str, Push]) -> None:
             "'V100': torch has no kernels",
         ),
         ("config.yaml", 'revision: "451f4f', 'revision: main # "451f4f', "is at 'main': use a commit, 40 hex digits"),
-        ("config.yaml", "requirements:", "requirments:", "Truss knows no key requirments: did you mean requirements?"),
+        ("config.yaml", "requirements:", "requirments:", "Truss has no key requirments: did you mean requirements?"),
         ("config.yaml", "  predict_concurrency: 1", "  predict_concurency: 1", "predict_concurency"),
         ("config.yaml", "  predict_concurrency", "\tpredict_concurrency", "config.yaml, line "),
-        ("model/request.py", '"""', '"""hf_' + "a" * 34, "model/request.py holds a token of Hugging Face"),
+        ("model/request.py", '"""', '"""hf_' + "a" * 34, "model/request.py contains a Hugging Face token"),
         ("model/request.py", '"""', '"""-----BEGIN RSA PRIVATE KEY-----', "model/request.py holds a private key"),
     ],
 )
@@ -249,20 +249,21 @@ def test_make_check_takes_an_instance_type_and_refuses_a_link_to_nothing(bake: C
     (project / "model" / "gone.py").symlink_to("nowhere.py")
     refused = check(project)
     assert refused.returncode == 1
-    assert refused.stderr == "model/gone.py is a link to nothing: remove it, or name it in .truss_ignore.\n"
+    assert refused.stderr == "model/gone.py is a broken link: remove it, or add it to .truss_ignore.\n"
 
 
 def test_make_check_names_what_the_server_does_not_need(bake: Callable[..., BakedProject]) -> None:
     project = bake(preset="sd15").path
     (project / "notes.txt").write_text("mine")
-    assert "notes.txt   the server does not need it: name it in .truss_ignore" in check(project).stdout
+    assert "notes.txt   the server does not need it: add it to .truss_ignore" in check(project).stdout
 
 
 def test_make_check_knows_the_memory_of_every_accelerator_that_can_be_chosen(bake: Callable[..., BakedProject]) -> None:
     text = (bake(preset="sd15").path / "check.py").read_text("utf-8")
-    (table,) = re.findall(r"GPU_MEMORY_GB = (\{.*?\})", text, re.DOTALL)
-    usable = {name: gpu.memory_gb for name, gpu in ACCELERATOR_FACTS.items() if not gpu.unusable}
-    assert ast.literal_eval(table) == usable
+    known: dict[str, int] = {}
+    for part in re.findall(r"GPU_MEMORY_GB \|?= (\{.*?\})", text):
+        known |= ast.literal_eval(part)
+    assert known == {name: gpu.memory_gb for name, gpu in ACCELERATOR_FACTS.items() if not gpu.unusable}
 
 
 def test_make_push_replaces_production_and_a_plain_push_does_not(
@@ -331,7 +332,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(pushes: dict[str, Push], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Of the project, only what serves it here is put beside the unpacked archive."""
+    """Put only the project's local server beside the unpacked archive."""
     push = pushes[DELIVERIES[0]]
     folder = tmp_path_factory.mktemp("served")
     project, temporary, log = folder / "project", folder / "temporary", folder / "log"

@@ -1,4 +1,4 @@
-"""The emitted Makefile says at once, and with a way out, when Python is one that the image's packages do not know."""
+"""The emitted Makefile refuses an unsupported Python at once, and says how to get another."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import BakedProject
 
-# A Python that takes itself for another one.
+# A Python that reports another version.
 PRETENDER = """#!/bin/sh
 exec "{python}" -c 'import sys; sys.version_info = ({version}, 0); exec(sys.argv[1])' "$2"
 """
@@ -26,6 +26,6 @@ def test_another_python_is_named_before_anything_is_made(
         ["make", command, f"PYTHON={python}"], cwd=bake().path, capture_output=True, text=True, timeout=60
     )
     assert result.returncode != 0  # the pretender cannot make an environment either
-    told = f"{python} is Python {version.replace(', ', '.')}, and this needs 3.11 to 3.13" in result.stderr
+    told = f"{python} is Python {version.replace(', ', '.')}, but this project needs 3.11 to 3.13" in result.stderr
     assert told is not good
     assert ("make PYTHON=" in result.stderr and "uv python install" in result.stderr) is not good

@@ -1,9 +1,9 @@
-"""A backend for your app: it wakes the model when a person opens the page, and goes through the cold start.
+"""A backend for your app: it wakes the model when a person opens the page, and waits through the cold start.
 
     python -m uvicorn --app-dir examples backend:app --port 8080    # in the folder of the project
 
 It needs fast-truss (see the README), fastapi and uvicorn. BASETEN_API_KEY and BASETEN_MODEL_ID name the deployment;
-MODEL_URL=http://127.0.0.1:8000 asks the server of `make serve` instead. Limit who may call it: every image is paid for.
+MODEL_URL=http://127.0.0.1:8000 uses `make serve` instead. Limit who may call it: every image costs money.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from fast_truss.watcher import Watcher
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
-# Its script wakes the model: probes and link previews, which run none, cost nothing.
+# The script wakes the model, so health probes and link previews, which run no scripts, cost nothing.
 PAGE = """<!doctype html><meta charset=utf-8><title>Text to image</title><p id=now role=status>Waking the model</p>
 <form><input id=text required autofocus placeholder=Prompt><button>Generate</button></form><img id=image alt><script>
 fetch("wake", {method: "POST"}).then(() => { const events = new EventSource("status"); events.onmessage = event => {
@@ -43,12 +43,12 @@ async def wake() -> None:
 
 
 async def events() -> AsyncIterator[str]:
-    """Yield events {"kind": "waking" or "ready", "words": ...} of the start that /wake began, until it is ready."""
+    """Yield events {"kind": "waking" or "ready", "words": ...} until the model is ready."""
     while True:
         kind, words, failed = watcher.kind, watcher.words(), watcher.kind == "error"
-        if failed:  # the server may not listen yet: the reason is for the log, and not for a visitor
+        if failed:  # log the reason instead of showing it to visitors; the server may not listen yet
             log.error("The model does not start: %s", words)
-            kind, words = "waking", "The model does not start. Trying again."
+            kind, words = "waking", "The model does not start. Retrying."
         yield f"data: {json.dumps({'kind': kind, 'words': words})}\n\n"
         if not failed and not watcher.waiting:
             return
@@ -59,7 +59,7 @@ async def events() -> AsyncIterator[str]:
 
 @app.post("/generate")
 async def generate(request: Request) -> JSONResponse:
-    """Return the model's answer. The fields are the model's own, and it checks them."""
+    """Return the model's answer. The model checks the fields."""
     try:
         wish = json.loads(await request.body())
     except (ValueError, RecursionError):
@@ -71,10 +71,10 @@ async def generate(request: Request) -> JSONResponse:
 
 @app.exception_handler(ClientError)
 async def tell(_: Request, error: ClientError) -> JSONResponse:
-    """4xx with a sentence where the visitor can mend it; else 5xx, and the sentence goes into the log."""
+    """Answer 4xx with the error if the visitor can correct it, otherwise 5xx, and log the error."""
     if isinstance(error, InvalidInput) or (isinstance(error, RequestRefused) and error.status in (400, 413, 422)):
         return JSONResponse({"error": str(error)}, error.status or 400)
     log.error("%s: %s", type(error).__name__, error)
     if error.retryable:
-        return JSONResponse({"error": "The model is busy: try again soon."}, 503, headers={"Retry-After": "30"})
-    return JSONResponse({"error": "The image could not be made. That is our fault, not yours."}, 502)
+        return JSONResponse({"error": "The model is busy. Try again soon."}, 503, headers={"Retry-After": "30"})
+    return JSONResponse({"error": "The image could not be generated. This is a problem on our side."}, 502)

@@ -1,4 +1,4 @@
-"""One local Truss server for the whole session, on tiny weights or on those of --weights."""
+"""One local Truss server for the session, on tiny weights or those of --weights."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A running server: where it answers, what it wrote, and its first answer."""
+    """A running server: its URL, its log file, and its first answer."""
 
     url: str
     log: Path
@@ -76,5 +76,5 @@ def server(app: Path, small: dict[str, Any]) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def small(pipeline: dict[str, Any]) -> dict[str, Any]:
-    """A request that a CPU answers at once."""
+    """A request that a CPU answers quickly."""
     return {"prompt": "a red house", "num_inference_steps": 2, "width": 64, "height": 64, "seed": 0}

@@ -1,4 +1,4 @@
-"""Bad input is a 400 that names the field, and the server goes on."""
+"""Bad input gets a 400 that names the field, and the server keeps running."""
 
 import base64
 import io

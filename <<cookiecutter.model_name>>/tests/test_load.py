@@ -1,4 +1,4 @@
-"""What load() reads, what it leaves alone, and how it fails."""
+"""What load() reads, what it does not touch, and how it fails."""
 
 import fnmatch
 import json
@@ -22,7 +22,7 @@ DAMAGE.append(("without a tensor", "text_encoder*"))
 
 
 class Trap:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -32,11 +32,11 @@ class Trap:
 
 
 def set_traps(weights: Path, mark: Path) -> None:
-    """Put pickles beside each safetensors file, under the names that libraries try, and code beside the scheduler."""
+    """Put pickles beside each safetensors file, under names that libraries try, and code beside the scheduler."""
     for file in list(weights.rglob("*.safetensors")):
         names = {file.with_suffix(".bin").name, "pytorch_model.bin", "diffusion_pytorch_model.bin", "model.ckpt"}
         for name in names:
-            # A link to a real file: it must not be written through.
+            # Do not write through a link to a real file.
             file.with_name(name).unlink(missing_ok=True)
             file.with_name(name).write_bytes(pickle.dumps(Trap(mark)))
     (weights / "scheduler" / "trap.py").write_text(f"open({str(mark)!r}, 'w')\nclass Trap: pass\n")
@@ -145,9 +145,9 @@ def test_the_cache_fetches_every_file_of_the_pipeline_and_no_other(
         assert patterns == cached[folder]["allow_patterns"]
         files = [file.relative_to(weights / folder) for file in (weights / folder).rglob("*") if file.is_file()]
         visible = [file.as_posix() for file in files if not file.as_posix().startswith(".")]
-        # The rule of model_cache: only * is special, and it crosses /. fnmatch does the same here.
+        # In model_cache only * is special, and it also matches /. fnmatch does the same here.
         fetched = {file for pattern in patterns for file in fnmatch.filter(visible, pattern)}
-        # A folder of the user's own may hold more, such as a README.
+        # A user's folder may contain more, such as a README.
         if request.config.getoption("--weights") == "tiny":
             assert fetched == set(visible)
         assert all(fnmatch.filter(visible, pattern) for pattern in patterns)
@@ -177,7 +177,7 @@ def test_check_hashes_finds_one_wrong_byte(
     from cold_start import weights as model_weights
     from model.model import SETTINGS
 
-    # What git and Hugging Face say of a file that holds "abc": `git hash-object`, and `sha256sum`.
+    # The hashes of a file that contains "abc": `git hash-object`, and `sha256sum`.
     known = {
         "small.json": "f2ba8f84ab5c1bce84a7b441cb1959cfc7093b7f",
         "large.safetensors": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
@@ -214,16 +214,16 @@ def test_the_server_stops_with_a_sentence_when_a_weight_file_is_missing(
 
 
 def break_weights(weights: Path, target: Path, damage: str, component: str = "*") -> tuple[Path, Path]:
-    """Return a copy of the weights with one damaged file, and the path of that file under it."""
+    """Return a copy of the weights with one damaged file, and the path of that file in it."""
     broken = link_copy(weights, target)
-    # A component may have a folder of its own, beside the pipeline.
+    # A component may have its own folder, beside the pipeline.
     file = min((broken / "pipeline").glob(f"{component}/*.safetensors"), default=None)
     file = file or min(broken.glob(f"{component}/*.safetensors"))
     content = file.read_bytes()
     file.unlink()
     damaged = {"truncated": content[:-100], "garbage": b"\xff" * 1000, "empty": b""}
     if damage == "without a tensor":
-        # The header is JSON after 8 bytes with its length. A tensor under another name is one that is missing.
+        # The header is JSON after 8 bytes with its length. A renamed tensor is a missing one.
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         name = next(name for name in sorted(header) if name.endswith("weight")).encode()
         damaged[damage] = content.replace(b'"%s"' % name, b'"%s"' % (b"x" * len(name)), 1)
@@ -233,7 +233,7 @@ def break_weights(weights: Path, target: Path, damage: str, component: str = "*"
 
 
 def link_copy(weights: Path, tmp_path: Path, without: str = "") -> Path:
-    """A copy that shares the bytes: real weights are large."""
+    """Return a copy made of symbolic links: real weights are large."""
 
     def link(source: str, target: str) -> None:
         Path(target).symlink_to(source)

@@ -1,4 +1,4 @@
-"""The real Truss server answers as a client expects."""
+"""The real Truss server answers as documented."""
 
 import base64
 import io
@@ -55,7 +55,7 @@ def test_schema_holds_the_bounds_of_the_config(server: Server, pipeline: dict[st
     shown = {name: value for name, value in defaults.items() if name in fields and name != "strength"}
     assert {name: fields[name]["default"] for name in shown} == shown
     assert set(defaults) - set(shown) <= {"strength", "guidance_scale"}
-    # What the model cannot use is not there.
+    # The schema leaves out fields that the model cannot use.
     assert ("negative_prompt" in fields) == pipeline["negative_prompt"]
     assert ("image" in fields) == bool(pipeline["image_to_image"] or pipeline["reference_images"])
     assert {name in fields for name in ("mask", "mask_blur", "mask_padding")} == {pipeline["inpaint"] is not None}
@@ -153,14 +153,14 @@ def test_an_image_is_a_start_or_is_refused(server: Server, small: dict[str, Any]
     weak = server.predict({**body, "strength": 0.005})
     assert weak.status_code == 400
     assert "strength 0.005 is too little" in weak.json()["error"]
-    # Left out, steps and strength are those that work together.
+    # Defaults of steps and strength work together.
     generate(server, {"prompt": "a red house", "width": 64, "height": 64, "image": first})
     url = generate(server, {**body, "image": f"data:image/png;base64,{first}"})
     assert url["images"] == answer["images"]
     alone = server.predict({**small, "strength": 0.5})
     assert alone.status_code == 400
     assert "strength has no effect" in alone.json()["error"]
-    # Both pipelines share one scheduler: the first must not notice.
+    # Both pipelines share one scheduler, which must not leak state.
     assert generate(server, {**small, "seed": 5})["images"][0]["image"] == first
 
 
@@ -175,7 +175,7 @@ def test_loras_are_chosen_by_name_or_refused(server: Server, small: dict[str, An
         chosen = generate(server, {**small, "loras": [{"name": name, "scale": 1.0}]})["images"]
         assert chosen != plain
         assert generate(server, {**small, "loras": [{"name": name, "scale": -1.0}]})["images"] != chosen
-    # One request's choice does not show in the next.
+    # A request's LoRAs do not affect the next.
     assert generate(server, small)["images"] == plain
 
 
@@ -241,9 +241,9 @@ def test_what_the_model_does_not_read_is_said(server: Server, small: dict[str, A
     for warning in warnings:
         assert warning.startswith("prompt: the model reads")
         assert warning.endswith(words[-20:])
-        # What it does not read changes nothing, and what it reads does.
+        # Changing the unread rest changes nothing.
         rest = warning.split("had no effect: ", 1)[1]
-        # Other letters in the same places: a token may end where the word does.
+        # Keep the length of words: a token may end with a word.
         other = words.removesuffix(rest) + rest.translate(str.maketrans("boat", "xyzw"))
         assert (
             generate(server, {**small, "prompt": other})["images"]

@@ -1,4 +1,4 @@
-"""With stream the same answer comes in server-sent events, and nothing else waits for it."""
+"""With stream the same answer comes as server-sent events, and other requests do not wait for it."""
 
 import json
 import time
@@ -17,11 +17,11 @@ def stream(server: Server, body: dict[str, Any]) -> requests.Response:
 
 
 def events(response: requests.Response) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the events as they come."""
+    """Yield the events as they arrive."""
     assert response.status_code == 200, response.text
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     name = ""
-    # Not the lines that Unicode knows: a prompt in a warning may hold such characters.
+    # Split at \n only: a prompt in a warning may contain Unicode line separators.
     for line in response.iter_lines(chunk_size=None, delimiter=b"\n"):
         field, _, value = line.partition(b": ")
         if field == b"event":
@@ -79,7 +79,7 @@ def test_a_bad_field_is_a_plain_400(server: Server, small: dict[str, Any]) -> No
 def test_health_and_other_requests_are_answered_meanwhile_and_who_leaves_holds_nobody_up(
     server: Server, small: dict[str, Any], pipeline: dict[str, Any]
 ) -> None:
-    # Large, as some models make few steps, and it must not be over before its client has left.
+    # Large, since some models take few steps, and the request must last until its client has disconnected.
     most = pipeline["limits"]["max_steps"]
     body = {**small, "num_inference_steps": most, "num_images": 4, "width": 256, "height": 256}
     with stream(server, body) as response:
@@ -87,7 +87,7 @@ def test_health_and_other_requests_are_answered_meanwhile_and_who_leaves_holds_n
         assert next(found) == ("queued", {})
         assert next(found)[0] == "step"
         assert server.get("/v1/models/model").status_code == 200
-        # Who waits behind it is told so at once.
+        # A request that waits behind it gets its queued event at once.
         with stream(server, small) as behind:
             in_behind = events(behind)
             assert next(in_behind) == ("queued", {})

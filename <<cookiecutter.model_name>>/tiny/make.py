@@ -1,4 +1,4 @@
-"""Make a tiny pipeline, laid out as the real repositories are, for a CPU: with random weights, or with the demo's."""
+"""Make a tiny pipeline for a CPU, laid out like the real repositories, with random weights or the demo's."""
 
 import json
 import re
@@ -16,32 +16,32 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 HERE = Path(__file__).resolve().parent
-# A trained pipeline, of projects that are shaped like it: it paints flat shapes as the prompt says.
+# A trained pipeline that paints flat shapes, in projects whose pipeline has the same shape.
 DEMO = HERE / "demo"
 Settings = dict[str, Any]
-# How the makers of a model name what diffusers names otherwise, in files of one component: patterns, in this order.
-# What ends in #0, #1, ... is a part of one tensor there, and what ends in #swapped has its halves the other way round.
+# Regular expressions, applied in order, from diffusers' tensor names to the original names in single files.
+# Names that end in #0, #1, ... are joined into one tensor; #swapped stands for two halves in reverse order.
 Layout = Sequence[Sequence[str]]
 
 
 def make(folder: Path, settings: Settings, tiny: Settings | None = None, trained: bool = False) -> None:
-    """Write what settings (model_metadata.pipeline in config.yaml) name: one folder for each cached repository.
+    """Write one folder for each cached repository in settings (model_metadata.pipeline in config.yaml).
 
-    tiny: how each component is made. Left out, as pipeline.yaml says.
-    trained: with the weights of the demo, which are of one family.
+    tiny: how to make each component. Default: pipeline.yaml.
+    trained: use the demo's weights.
     """
     torch.manual_seed(0)
     tiny = tiny or yaml.safe_load((HERE / "pipeline.yaml").read_text("utf-8"))
     class_name = settings["class_name"]
     if class_name != tiny["class_name"]:
-        raise ValueError(f"{HERE}/pipeline.yaml makes a {tiny['class_name']}, and config.yaml names {class_name}.")
+        raise ValueError(f"{HERE}/pipeline.yaml makes a {tiny['class_name']}, but config.yaml names {class_name}.")
     target = folder / "pipeline"
     target.mkdir(parents=True, exist_ok=True)
     published = {**tiny["scheduler"], **(_demo_prediction() if trained else {})}
     elsewhere = {name: how for name, how in tiny.get("from_elsewhere", {}).items() if name in settings["components"]}
     parts = _demo(target) if trained else _components(target, {**tiny["components"], **elsewhere})
     scheduler = getattr(diffusers, published["_class_name"]).from_config(published)
-    # What the real model_index.json names and load() leaves out, so that the tests prove that it does.
+    # Components that the real model_index.json has but load() leaves out: the tests check that it does.
     absent = {name: which for name, which in tiny["left_out"].items() if name in settings["load_kwargs"]}
     pipeline = getattr(diffusers, class_name)(
         **parts, scheduler=scheduler, **dict.fromkeys(absent), **tiny["model_index"]
@@ -50,7 +50,7 @@ def make(folder: Path, settings: Settings, tiny: Settings | None = None, trained
     for name, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module):
             module.to(dtypes.get(name, getattr(torch, settings["dtype"])))
-    # The tokenizers are there already, in the files of the real repositories.
+    # Keep the tokenizers' files, which have the layout of the real repositories.
     tokenizers = {file: file.read_bytes() for file in target.glob("tokenizer*/*")}
     pipeline.save_pretrained(target, variant=settings["variant"], safe_serialization=True)
     for name in _sharded(settings["weight_files"]["pipeline"]):
@@ -62,7 +62,7 @@ def make(folder: Path, settings: Settings, tiny: Settings | None = None, trained
         tokenizer.mkdir()
     for file, content in tokenizers.items():
         file.write_bytes(content)
-    # Whole: save_pretrained leaves out what the installed version does not know.
+    # Write all keys: save_pretrained drops those that the installed version does not know.
     (target / "scheduler" / "scheduler_config.json").write_text(json.dumps(published, indent=2))
     index = json.loads((target / "model_index.json").read_text())
     (target / "model_index.json").write_text(json.dumps({**index, **absent}, indent=2))
@@ -76,14 +76,14 @@ def make(folder: Path, settings: Settings, tiny: Settings | None = None, trained
 
 
 def _components(folder: Path, tiny: dict[str, Settings]) -> dict[str, Any]:
-    """Return the components, random, but for the scheduler. folder gets the files of their tokenizers."""
+    """Return random components, except the scheduler. Writes their tokenizers' files to folder."""
     made: dict[str, Any] = {}
     for name, how in tiny.items():
         config = {key: value for key, value in how.items() if key not in ("class", "init", "layout")}
         if how["class"] in TOKENIZERS:
             made[name] = TOKENIZERS[how["class"]](folder / name, config)
             continue
-        # From a config, as from the real one: what the class does not know is kept, and read by nobody.
+        # from_config keeps unknown keys, as it does for the real config.
         if hasattr(diffusers, how["class"]):
             made[name] = getattr(diffusers, how["class"]).from_config(config)
         else:
@@ -96,14 +96,14 @@ def _components(folder: Path, tiny: dict[str, Settings]) -> dict[str, Any]:
 
 
 def _with_vocabulary(config: Settings, tokenizers: dict[str, Any]) -> Settings:
-    """Return the config of a text encoder with the size of its tokenizer where that is named."""
+    """Return the config of a text encoder with vocab_size, where it names a tokenizer, replaced by its size."""
     nested = {key: _with_vocabulary(value, tokenizers) for key, value in config.items() if isinstance(value, dict)}
     known = {"vocab_size": len(tokenizers[config["vocab_size"]])} if "vocab_size" in config else {}
     return {**config, **nested, **known}
 
 
 def _demo(folder: Path) -> dict[str, Any]:
-    """Return the trained parts, but for the scheduler. folder gets their tokenizers."""
+    """Return the trained components, except the scheduler. Writes their tokenizers to folder."""
     pipeline = diffusers.DiffusionPipeline.from_pretrained(DEMO, dtype=torch.float32, local_files_only=True)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(DEMO / name, folder / name, dirs_exist_ok=True)
@@ -111,14 +111,14 @@ def _demo(folder: Path) -> dict[str, Any]:
 
 
 def _demo_prediction() -> Settings:
-    """Return what of the scheduler's settings belongs to the trained weights. All else is as published."""
+    """Return the scheduler settings that the trained weights need. The others are as published."""
     return {
         "prediction_type": json.loads((DEMO / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
     }
 
 
 def make_lora(folder: Path, pipeline: Any, lora: str) -> tuple[str, str, torch.Tensor]:
-    """Write a LoRA of one layer. Returns its component, its layer, and what it adds to the weight at scale 1."""
+    """Write a LoRA of one layer. Returns the component, the layer, and its delta to the weight at scale 1."""
     name = "unet" if "unet" in pipeline.components else "transformer"
     path, layer = next(
         (path, part) for path, part in pipeline.components[name].named_modules() if path.endswith("to_q")
@@ -131,25 +131,25 @@ def make_lora(folder: Path, pipeline: Any, lora: str) -> tuple[str, str, torch.T
 
 
 def _sharded(patterns: list[str]) -> set[str]:
-    """Return the components whose weights are two files and an index in the real repository."""
+    """Return the components with sharded weights: two files and an index in the real repository."""
     return {pattern.split("/")[0] for pattern in patterns if pattern.endswith("-of-00002.safetensors")}
 
 
 def _stored_dtypes(stored: dict[str, str], settings: Settings) -> dict[str, torch.dtype]:
-    """Return the dtypes of components whose weight files have another one than the preset."""
+    """Return the dtypes of components whose weight files differ from the preset's dtype."""
     dtypes = {name: getattr(torch, dtype) for name, dtype in stored.items()}
     from_elsewhere = dtypes.pop("component_vae", None)
     return {**dtypes, "vae": from_elsewhere} if from_elsewhere and "vae" in settings["components"] else dtypes
 
 
 def _left_out(settings: dict[str, Any]) -> list[str]:
-    """Return the components that load() is told to leave out, and of which no file is fetched."""
+    """Return the components that load_kwargs leaves out and whose files are not cached."""
     fetched = {pattern.split("/")[0] for pattern in settings["weight_files"]["pipeline"]}
     return [name for name, value in settings["load_kwargs"].items() if value is None and name not in fetched]
 
 
 def _move_component(folder: Path, name: str, part: Settings, module: torch.nn.Module, layout: Layout) -> None:
-    """Take the component out of the pipeline's folder, as the patterns of config.yaml do."""
+    """Move the component to its own folder, as in config.yaml."""
     kept = folder / "pipeline" / name
     if part["file"] is None:
         shutil.rmtree(kept)
@@ -167,7 +167,7 @@ def _move_component(folder: Path, name: str, part: Settings, module: torch.nn.Mo
 
 
 def in_layout(layout: Layout, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors of a component as the makers of the model name and join them."""
+    """Return the tensors of a component in the original layout of its single file."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         for pattern, replacement in layout:
@@ -181,8 +181,8 @@ def in_layout(layout: Layout, tensors: dict[str, torch.Tensor]) -> dict[str, tor
 
 
 def _save_gguf(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write the matrices of linear layers in 8 bits (Q8_0), if their rows are whole blocks. The rest stays float32."""
-    # Only in the requirements of projects that have such a file.
+    """Write linear layers' matrices as Q8_0 (8 bits) if their rows are whole blocks, and the rest as float32."""
+    # Only projects with a GGUF file require the package.
     import gguf
 
     writer = gguf.GGUFWriter(path, "tiny")
@@ -197,7 +197,7 @@ def _save_gguf(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def _clip_tokenizer(folder: Path, published: Settings) -> transformers.CLIPTokenizer:
-    """One token per character, as vocab.json and merges.txt, as the real repositories hold them."""
+    """One token per character, in vocab.json and merges.txt like the real repositories."""
     folder.mkdir(exist_ok=True)
     characters = [chr(code) for code in range(33, 127)]
     start, end = "<|startoftext|>", "<|endoftext|>"
@@ -218,7 +218,7 @@ def _clip_tokenizer(folder: Path, published: Settings) -> transformers.CLIPToken
 
 
 def _t5_tokenizer(folder: Path, published: Settings) -> transformers.T5Tokenizer:
-    """A sentencepiece model and no tokenizer.json: PixArt has no more, so what reads it must be installed."""
+    """A sentencepiece model without tokenizer.json, as in PixArt, so the test needs sentencepiece installed."""
     import sentencepiece
 
     folder.mkdir(exist_ok=True)
@@ -240,8 +240,8 @@ def _t5_tokenizer(folder: Path, published: Settings) -> transformers.T5Tokenizer
     return transformers.T5Tokenizer.from_pretrained(folder)
 
 
-# What the pipelines put around a prompt: as many tokens as in the real vocabulary, so that as much of a prompt is read.
-# Qwen-Image's own words are 34 tokens with those around them: prompt_template_encode_start_idx of its pipeline.
+# Words that the pipelines put around a prompt: as many tokens as in the real vocabulary, so that the same length of a
+# prompt is read. Qwen-Image's template is 34 tokens: prompt_template_encode_start_idx of its pipeline.
 QWEN_WORDS = (
     "<|im_start|>|<|im_end|>|system|user|assistant|Describe| the| image| by| detailing| color| shape| size| texture|"
     " quantity| text| spatial| relationships| of| objects| and| background"
@@ -249,7 +249,7 @@ QWEN_WORDS = (
 
 
 def _qwen_tokenizer(folder: Path, published: Settings) -> transformers.Qwen2Tokenizer:
-    """One token per byte, but for the words that the pipelines add."""
+    """One token per byte, plus the words that the pipelines add."""
     vocabulary = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
     vocabulary["<|endoftext|>"] = len(vocabulary)
     words = re.findall(r"<\|\w+\|>|[^|]+", QWEN_WORDS)
@@ -263,7 +263,7 @@ def _qwen_tokenizer(folder: Path, published: Settings) -> transformers.Qwen2Toke
 
 
 def _gemma_tokenizer(folder: Path, published: Settings) -> transformers.GemmaTokenizer:
-    """One token per character, with the space before it, as in most words of the real vocabulary."""
+    """One token per character, each also with a leading space, like most words of the real vocabulary."""
     characters = [chr(code) for code in range(33, 127)]
     special, octets = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], [f"<0x{octet:02X}>" for octet in range(256)]
     tokens = [*special, *octets, "▁", *characters, *(f"▁{character}" for character in characters)]

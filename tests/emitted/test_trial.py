@@ -62,7 +62,7 @@ def test_a_setting_with_an_effect_is_no_problem(preset: str, changes: dict[str, 
         (
             "flux-schnell",
             {"call_kwargs": {"max_sequence_length": 1024}},
-            r"call_kwargs\.max_sequence_length: each request with(out)? an? \w+ would fail\. .*512",
+            r"call_kwargs\.max_sequence_length: every request with(out)? an? \w+ would fail\. .*512",
         ),
         ("sd15", {"call_kwargs": {"cross_attention_kwargs": 5}}, r"call_kwargs\.cross_attention_kwargs: each request"),
     ],
@@ -82,12 +82,12 @@ def test_what_has_no_effect_or_survives_no_call_is_a_sentence(
         (
             "sd3.5-medium",
             {"call_kwargs": {"skip_guidance_layers": [7, 8, 9]}},
-            "StableDiffusion3Img2ImgPipeline takes no skip_guidance_layers: take it out, or set image_to_image to null",
+            "StableDiffusion3Img2ImgPipeline takes no skip_guidance_layers: remove it, or set image_to_image to null",
         ),
         (
             "sd15",
             {"call_kwargs": {"guidance_rescale": 0.7}, "image_to_image": None},
-            "StableDiffusionInpaintPipeline takes no guidance_rescale: take it out, or set inpaint to null",
+            "StableDiffusionInpaintPipeline takes no guidance_rescale: remove it, or set inpaint to null",
         ),
         (
             "sdxl",
