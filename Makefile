@@ -1,4 +1,4 @@
-# Both commands make their environments first: .venv for the template, .venv-project for what it emits, .venv-tools for fast_truss/ as a user installs it.
+# The commands first make their environments: .venv for the template, .venv-project for the emitted project, .venv-tools for fast_truss/ as installed by a user.
 PYTHON ?= python3
 VENV ?= .venv
 PROJECT_VENV ?= $(CURDIR)/.venv-project
@@ -8,39 +8,39 @@ BIN = $(VENV)/bin
 UV ?= $(shell command -v uv 2>/dev/null)
 install = $(if $(UV),$(UV) pip install --python $(1)/bin/python,$(1)/bin/pip install)
 DEMO = build/my-stable-diffusion
-# Only some presets require these, and the tests run all of them in one environment.
+# Packages that only some presets require: the tests run all presets in one environment.
 REQUIRED = $$($(BIN)/python -m catalog --requirements)
 export PYTHONDONTWRITEBYTECODE = 1
 
 .PHONY: help demo test test-all test-bake test-preset test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu bench-memory train-demo judge-demo release
 help:
-	@echo "make demo   generate the default project, start its server, make one image"
-	@echo "make test   every test of the template and of the projects that it emits"
-	@echo "make test-all   the same with what finds rare things: 2,000 generated requests, long loads, every preset's own tests"
-	@echo "make test-bake   those of them that start no server: a minute or two"
-	@echo "make test-preset PRESET=sd15   what a new or changed preset can break: a minute"
-	@echo "make test-image   the image, built from its real Dockerfile and started: 10 minutes, as root, with buildah and debootstrap"
-	@echo "make bench  cold starts of the image on full-size random weights (9 GB): an hour, as root, like test-image"
-	@echo "make bench-levers   what each lever gives, one left out at a time: about 40 minutes"
-	@echo "make bench-memory   the peak memory of every preset, and the smallest GPU that holds it, without a GPU: 10 minutes"
-	@echo "make bench-gpu   ways to bring the weights onto a GPU, where there is one"
-	@echo "make bench-under-load   how soon health answers while requests run and hostile ones are refused: 5 minutes"
-	@echo "make bench-compile   what compile: regional adds to a cold start: 15 minutes"
-	@echo "make bench-loras   what LoRAs to choose from add to load(), and one to an image: about 15 minutes"
-	@echo "make train-demo   train the demo's weights, which the template holds, its LoRA, and judge them: half an hour on one core"
-	@echo "make judge-demo   how many of 200 images of the demo are right: half a minute"
-	@echo "make release VERSION=1.1.0   set the version and the date in the changelog, commit, tag"
-	@echo "make bench-wake   the wait after pressing the button, with and without wake: about 40 minutes"
+	@echo "make demo               generate the default project, start its server, generate one image"
+	@echo "make test               run all tests of the template, the emitted projects and the tools"
+	@echo "make test-all           also run slow tests: 2,000 generated requests, long loads, every preset's own tests"
+	@echo "make test-bake          run the tests that start no server (1 to 2 minutes)"
+	@echo "make test-preset PRESET=sd15   test a new or changed preset (1 minute)"
+	@echo "make test-image         build the image from its real Dockerfile and start it (10 minutes; root, buildah, debootstrap)"
+	@echo "make bench              measure cold starts of the image on full-size random weights, 9 GB (1 hour; like test-image)"
+	@echo "make bench-levers       measure each lever by leaving it out (40 minutes; like test-image)"
+	@echo "make bench-wake         measure the wait for an image with and without wake (40 minutes)"
+	@echo "make bench-memory       measure every preset's peak memory, without a GPU (10 minutes)"
+	@echo "make bench-gpu          compare ways to load weights onto a GPU (needs one)"
+	@echo "make bench-under-load   measure health checks while requests run and bad ones are refused (5 minutes)"
+	@echo "make bench-compile      measure what compile: regional adds to a cold start (15 minutes)"
+	@echo "make bench-loras        measure what LoRAs add to load() and to an image (15 minutes)"
+	@echo "make train-demo         train and judge the demo's weights and its LoRA (30 minutes on one core)"
+	@echo "make judge-demo         count how many of 200 demo images are right (30 seconds)"
+	@echo "make release VERSION=1.1.0     set the version, date the changelog, commit and tag"
 
 demo: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) image VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	@echo "The PNG is $(DEMO)/image.png"
 
-# Generated once. `rm -rf build` to start over.
+# Generated once: `rm -rf build` starts over.
 $(DEMO)/config.yaml: $(VENV)/.ready
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build
 
-# Of the hooks and of the emitted model/. Without COVERAGE_FILE, pytest alone measures nothing.
+# Coverage of the hooks and of the emitted model/ and packages/. pytest measures nothing without COVERAGE_FILE.
 test: export COVERAGE_FILE = $(CURDIR)/build/.coverage
 test: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
@@ -54,12 +54,12 @@ test: $(VENV)/.ready $(DEMO)/config.yaml
 test-all: export TEST_ALL = 1
 test-all: test
 
-# What needs neither a server nor the emitted project's environment.
+# Tests that need neither a server nor the emitted project's environment.
 test-bake: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/test_answers.py tests/test_bake.py tests/test_catalog.py tests/test_hooks.py \
 	  tests/test_python_version.py tests/test_readme.py tests/test_release.py tests/test_template.py tests/test_types.py tests/test_update.py tests/test_workflows.py
 
-# Writes what follows from the catalog first. Its server runs on its own tiny pipeline.
+# First writes the files that follow from the catalog. The server runs on the preset's tiny pipeline.
 test-preset: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(call install,$(PROJECT_VENV)) --quiet $(REQUIRED)
@@ -68,7 +68,7 @@ test-preset: $(VENV)/.ready $(DEMO)/config.yaml
 	  tests/test_catalog.py tests/test_bake.py tests/test_hooks.py tests/test_readme.py tests/test_published_settings.py \
 	  tests/test_generated_project.py
 
-# Its images stay in buildah's store, and what they are built from in build/image: `buildah rmi --all` empties it.
+# The images stay in buildah's store (`buildah rmi --all` removes them), and their build contexts in build/image.
 test-image: $(VENV)/.ready
 	$(BIN)/python -m pytest -m image tests/image
 

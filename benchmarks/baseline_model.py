@@ -1,4 +1,4 @@
-"""What deployers write today, as one Truss model: config.yaml says which of the three ways load() goes."""
+"""What deployers write today, as one Truss model: config.yaml chooses one of three ways to load."""
 
 import base64
 import io

@@ -38,7 +38,7 @@ from container import Container  # noqa: E402
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 # One step of a small image: the first image is part of a cold start, and a CPU is slow.
 REQUEST = {"prompt": "a boat", "num_inference_steps": 1, "width": 64, "height": 64, "seed": 0}
-# Half precision takes minutes on a CPU with the attention of sd15, and says nothing.
+# Half precision takes minutes on a CPU with sd15's attention, and means nothing there.
 WITH_FIRST_IMAGE = ("sdxl",)
 BASELINES = ("naive", "examples", "device_map")
 STATES = ("cold", "warm", "limited")
@@ -381,7 +381,7 @@ def floor(box: Container, class_name: str, weights: Weights, state: str) -> dict
 
 
 def resident_bytes(files: list[Path]) -> int:
-    """Return how many bytes of files are in the page cache: after a cold run, what it read of them."""
+    """Return the bytes of files in the page cache, which are those that a cold run has read."""
     command = ["fincore", "--bytes", "--noheadings", "--output", "RES", *files]
     return sum(map(int, subprocess.check_output(command, text=True).split()))
 

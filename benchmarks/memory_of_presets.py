@@ -183,7 +183,7 @@ class Stages:
 
 @contextlib.contextmanager
 def loras(pipeline: Any, count: int, dtype: torch.dtype) -> Iterator[None]:
-    """Let each linear layer of the UNet or transformer add so many LoRAs to what it makes."""
+    """Add this many LoRAs to the output of each linear layer of the UNet or transformer."""
     denoiser = pipeline.components.get("unet") or pipeline.transformer
     changed = []
     for layer in denoiser.modules():

@@ -48,7 +48,7 @@ def without_wake(http: httpx.Client, typed: float) -> float:
 
 
 def with_wake(http: httpx.Client, typed: float) -> dict[str, float]:
-    """Return seconds: the answer of wake, the wait after pressing, and that of a next visitor who types as long."""
+    """Return seconds: of the wake request, of the wait after pressing the button, and of the next visitor's wait."""
     http.post("/_platform", json={"scale_to_zero": True}).raise_for_status()
     opened = time.perf_counter()
     http.post("/model-model/production/wake").raise_for_status()
@@ -71,7 +71,7 @@ def run_all(http: httpx.Client) -> dict[float, list[dict[str, float]]]:
 def summarize(found: dict[float, list[dict[str, float]]]) -> dict[str, Any]:
     """Return medians. ratio: of each wait to what its own run would lead to expect, in the same process."""
     every = [run for runs in found.values() for run in runs]
-    # Without a wake the start begins with the request, so how long the visitor typed says nothing about it.
+    # Without a wake the start begins with the request, whatever time the visitor typed.
     cold_start = statistics.median(run["without"] - run["warm"] for run in every)
 
     def row(typed: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Say how well the demo obeys: 200 images of different prompts and seeds. Draw some of them: docs/demo.png."""
+"""Measure how well the demo follows prompts: 200 images of different prompts and seeds. Draws docs/demo.png."""
 
 import random
 from pathlib import Path
@@ -20,7 +20,7 @@ MARGIN = 8
 
 
 def evaluate() -> None:
-    """Print what is right, and draw the sheet."""
+    """Print the shares of right images, and draw the sheet."""
     pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(TARGET, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     print(report(judge(pipeline)), flush=True)

@@ -1,4 +1,4 @@
-"""Say what an image of the demo shows, by its pixels alone. It shares no drawing with the training."""
+"""Recognize what an image of the demo shows from its pixels. Shares no drawing code with the training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ OUTLINES = {
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What an image shows. "none": nothing that has a name."""
+    """What an image shows. "none": nothing recognized."""
 
     shape: str
     color: str

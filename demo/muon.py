@@ -10,7 +10,7 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps of one size in all directions: what the momentum says, made orthogonal. For 2 to 4 dimensions."""
+    """Orthogonalized momentum: steps of one size in all directions, for parameters with 2 to 4 dimensions."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], rate: float) -> None:
         super().__init__(parameters, {"lr": rate})

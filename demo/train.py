@@ -1,7 +1,7 @@
-"""Train the demo: a pipeline that is shaped like SDXL and paints flat shapes, 64 x 64 pixels, as the prompt says.
+"""Train the demo: a pipeline shaped like SDXL that paints the flat shape in the prompt, 64 x 64 pixels.
 
 `make train-demo` runs it in the environment of an emitted project. It goes on where it stopped, and ends with what
-evaluate.py says of 200 images. The same steps give the same weights on the same machine: every random number comes
+evaluate.py finds in 200 images. The same steps give the same weights on the same machine: every random number comes
 from a seed, and those of a step of the UNet from its number.
 
 What makes it settle in so short a time:
@@ -53,7 +53,7 @@ TEMPLATE = Path(__file__).resolve().parent.parent
 # Checkpoints, so that a run that was stopped goes on.
 WORK = TEMPLATE / "build" / "demo"
 TEXT_STEPS, DECODER_STEPS, UNET_STEPS = 600, 800, 2400
-# Of the UNet: after these its rates go down.
+# Steps of the UNet after which its rates go down.
 HELD_STEPS = 500
 TEXT_BATCH, DECODER_BATCH, UNET_BATCH = 48, 8, 32
 TEXT_RATE, DECODER_RATE, MATRIX_RATE, VECTOR_RATE = 2e-3, 5e-3, 0.02, 1e-3
@@ -61,8 +61,8 @@ TEXT_RATE, DECODER_RATE, MATRIX_RATE, VECTOR_RATE = 2e-3, 5e-3, 0.02, 1e-3
 CELL = 4
 # Latents have a standard deviation of about 1 with it.
 SCALING = 1.25
-# Of each shape, and how many pixels away from the middle. Of shapes further away the UNet has to find where they are
-# before it can draw one: at 4 pixels the outlines were far from settled after 2,000 steps.
+# Poses of each shape, and how many pixels away from the middle. The UNet must find shapes that are further away before
+# it can draw them: at 4 pixels the outlines were far from settled after 2,000 steps.
 POSES, AWAY = 500, 2
 EVERY_COLOR = (*COLORS, *NEW_COLORS)
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -257,7 +257,7 @@ def set_decoder(vae: diffusers.AutoencoderKL, high: float = 4) -> None:
 
 
 def train_text(pipeline: diffusers.StableDiffusionXLPipeline) -> None:
-    """Train the text encoders to write what a prompt says: in the states that a UNet reads, and in the pooled one."""
+    """Train the text encoders to encode a prompt's meaning, in the states that a UNet reads and in the pooled one."""
     chance = random.Random(0)
     encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
     heads = [nn.Linear(encoder.config.hidden_size, 32) for encoder in encoders]
@@ -282,7 +282,7 @@ def train_text(pipeline: diffusers.StableDiffusionXLPipeline) -> None:
 
 
 def said(chance: random.Random) -> tuple[str, list[float]]:
-    """Return a prompt, and what it says: a number for each shape, each color, and each background, and none."""
+    """Return a prompt and its meaning: a number for each shape, color and background."""
     shape, color = chance.choice(SHAPES), chance.choice(EVERY_COLOR)
     background = chance.choice([word for word in EVERY_COLOR if word != color])
     form = chance.choice(WHOLE) if chance.random() < 0.7 else chance.choice(PARTS)
@@ -495,7 +495,7 @@ def rates(parameters: list[Any], steps: int, most: float) -> Iterator[tuple[int,
 
 
 def done_once(name: str, parts: dict[str, nn.Module], work: Callable[..., None], *arguments: Any) -> None:
-    """Do the work on the parts, or read what it led to the last time."""
+    """Do the work on the parts, or load its result from the last run."""
     kept = WORK / f"{name}.pt"
     if kept.exists():
         for key, state in torch.load(kept).items():

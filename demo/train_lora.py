@@ -23,7 +23,7 @@ WORD = "orange"
 STEPS, BATCH, RATE, RANK = 1000, 32, 2e-3, 8
 # Orange lies between red and yellow: more guidance pulls it to one of them.
 GUIDANCE = 2.0
-# Where the UNet takes in what the prompt says.
+# The layers through which the prompt enters the UNet.
 LAYERS = ["add_embedding.linear_1", "add_embedding.linear_2", "time_emb_proj", "to_k", "to_v"]
 
 

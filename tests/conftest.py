@@ -48,7 +48,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 GROUPS = {
     "platform": {f"tests/tools/test_{name}.py" for name in ("commands", "gateway", "make", "page", "plan", "wake")}
 }
-# Files whose tests share nothing, and of which each takes long.
+# Files whose tests share nothing and take long.
 APART = {"tests/test_emitted_model.py", "tests/test_families.py", "tests/test_generated_project.py"}
 # With this environment a Python writes down which lines it runs. Only some do: it makes the imports a third slower.
 MEASURED: dict[str, str] = {}
@@ -77,7 +77,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Print the CPU that the whole run took: wall time says little beside other work."""
+    """Print the CPU time of the whole run: wall time depends on other work on the machine."""
     if not hasattr(config, "workerinput"):
         spent = os.times()
         print(f"CPU: {spent.user + spent.system + spent.children_user + spent.children_system:.0f} s")

@@ -32,7 +32,7 @@ class ControlPlane:
     uploads: int = 0
     model_id: str = "model1"
     version_id: str = "v1"
-    # Of the deployment, one for each time that Truss asks; the last one stays.
+    # Statuses of the deployment, one for each poll by Truss; the last one stays.
     statuses: list[str] = dataclasses.field(default_factory=lambda: ["ACTIVE"])
     # Names of the models that were pushed before.
     models: list[str] = dataclasses.field(default_factory=list)
@@ -41,7 +41,7 @@ class ControlPlane:
         return _s3(self.credentials).get_object(Bucket=BUCKET, Key=key)["Body"].read()
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """Return data or errors, as GraphQL does. The first field says what is asked."""
+        """Return data or errors, as GraphQL does. The first field names the query."""
         name = re.search(r"\{\s*(\w+)", query)[1]
         arguments = dict(re.findall(r'(\w+): "([^"]*)"', query) + re.findall(r"(\w+): (true|false)", query))
         if name == "teams":
@@ -68,7 +68,7 @@ class ControlPlane:
         return f"/v1/models/{self.model_id}/deployments/{self.version_id}"
 
     def deployment(self) -> dict[str, Any]:
-        """Return what the REST API says of the deployment."""
+        """Return the deployment as the REST API reports it."""
         status = self.statuses[0] if len(self.statuses) == 1 else self.statuses.pop(0)
         return {"id": self.version_id, "model_id": self.model_id, "status": status}
 
@@ -107,7 +107,7 @@ def control_plane() -> Iterator[ControlPlane]:
             self.wfile.write(json.dumps(content).encode())
 
         def log_message(self, *_: Any) -> None:
-            """Nothing: pytest shows what Truss says."""
+            """Log nothing: pytest shows Truss's output."""
 
     s3 = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     s3.start()

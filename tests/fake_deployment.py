@@ -1,4 +1,4 @@
-"""The one deployment of the fake platform: a server of model_servers.py, and what Baseten's SDK says of it.
+"""The one deployment of the fake platform: a server of model_servers.py, and its state as in Baseten's SDK.
 
 Each answer is made as an object of the SDK's own models, so that a field that is missing or misnamed fails here.
 """

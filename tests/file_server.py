@@ -16,7 +16,7 @@ CACHE = "/app/model_cache"
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What the server sends for one range. length: what it promises; total: what it says the whole file has."""
+    """The answer to one range. length: announced bytes; total: announced size of the whole file."""
 
     body: bytes
     length: int
@@ -82,7 +82,7 @@ class FileServer:
 
 
 def etag(name: str, content: bytes) -> str:
-    """Return what Hugging Face says of a file: the SHA-256 of a large one, the git object of a small one."""
+    """Return Hugging Face's etag of a file: the SHA-256 of a large one, the git object of a small one."""
     if name.endswith(".safetensors"):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -1,4 +1,4 @@
-"""Two servers of the emitted model for the fake platform: the real one, and one that is there at once.
+"""Two servers of the emitted model for the fake platform: the real one, and one that starts at once.
 
 The second runs in the platform's own process. It checks requests with the project's model/request.py, whose schema it
 tells as Truss does, and paints each image in one color.

@@ -24,7 +24,7 @@ FAULTY_PIPELINE = Path(__file__).parent / "faulty_pipeline.py"
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A running server: its process, what it wrote, and a client."""
+    """A running server: its process, its log, and a client."""
 
     process: subprocess.Popen
     log: Path

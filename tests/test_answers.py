@@ -1,4 +1,4 @@
-"""Any answers at all: a project whose config says exactly them, or a refusal that leaves nothing."""
+"""Random answers give a project whose config has exactly them, or a refusal that leaves nothing behind."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from truss.base.truss_config import TrussConfig
 
 BAKES = 200 if ALL else 40  # beside those of SPECIAL
 ANSWERS = ("model_name", "preset", "accelerator", "weights", "hf_repo_id", "hf_revision", "_hf_variant")
-# Words that YAML, Jinja, the shell or a file system reads as something else.
+# Words with a special meaning in YAML, Jinja, the shell or a file system.
 SPECIAL = [
     *("yes", "no", "on", "null", "~", "1e3", "0x1F", "012", "1_000", ".inf", "2026-01-01", "12:30:45", "true", "="),
     *("- a", "a: b", "a #b", "&a", "*a", "!!python/object/apply:os.system [id]", "%TAG", "| x", "> x", "'", '"', "\\"),

@@ -1,4 +1,4 @@
-"""What keeps a repository well: pre-commit, Dependabot and pins, in the template and in what it emits."""
+"""Repository hygiene: pre-commit, Dependabot and pins, in the template and in emitted projects."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""The catalog against the Hub (marked network), and what is said without a network."""
+"""The catalog against the Hub (marked network), and the error without a network."""
 
 import os
 import shutil

@@ -21,7 +21,7 @@ from platforms import PROJECT_PYTHON, SMALL
 from serving import PREDICT, READY, Server, Serving
 
 CLIENTS = 16
-# Of each client, at each predict_concurrency: 16 x 200 in all with `make test-all`.
+# Requests per client, at each predict_concurrency: 16 x 200 in all with `make test-all`.
 WARM_UP_REQUESTS = 20
 REQUESTS = 80 if ALL else 30
 pytestmark = [
@@ -48,7 +48,7 @@ def answers(server: Server, numbers: Sequence[int]) -> list[tuple[int, Any]]:
         for number in numbers:
             connection.request("POST", PREDICT, json.dumps({**SMALL, **BODIES[number]}))
             response = connection.getresponse()
-            # Of a stream, the last event.
+            # The last event of a stream.
             text = response.read().decode().rstrip("\n").rpartition("\ndata: ")[2]
             content = json.loads(text)
             found.append((response.status, content.get("images") or content["error"]))
@@ -194,7 +194,7 @@ def test_out_of_memory_is_said_and_the_next_request_works(faulty: Server) -> Non
 def test_a_failed_device_is_not_healthy_until_it_makes_an_image(faulty: Server) -> None:
     assert faulty.predict(prompt="device").status_code == 500
     assert faulty.ready() == 503
-    # A request that is refused says nothing about the device.
+    # A refused request proves nothing about the device.
     assert faulty.predict(width=1).status_code == 400
     assert faulty.ready() == 503
     assert faulty.predict().status_code == 200

@@ -112,7 +112,7 @@ def test_a_tiny_pipeline_carries_it(tiny: dict[str, Path], presets: list[str]) -
             file = "tokenizer_config.json" if name.startswith("tokenizer") else "config.json"
             own = tiny[preset] / name / file
             written = json.loads((own if own.is_file() else folder / name / file).read_text())
-            # transformers ties T5's embeddings whatever the file says, and takes the file as a sign of T5 1.1.
+            # transformers always ties T5's embeddings, and reads the file's value as a sign of T5 1.1.
             kept = {key: value for key, value in options.items() if key not in {*COUNTS, "tie_word_embeddings"}}
             assert {key: written.get(key) for key in kept} == kept, (preset, name)
             assert not any(options.get(key) and not written.get(key) for key in COUNTS), (preset, name)

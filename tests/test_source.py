@@ -26,7 +26,7 @@ MACRO = '<% from "source.jinja" import fast_truss_source %><< fast_truss_source(
         ({"_template": "git+file:///a/b.git", "_checkout": "main"}, "git+file:///a/b.git@main"),
         ({"_template": "https://host/b.zip", "_checkout": None}, "https://host/b.zip"),
         ({"_template": "/a folder/fast-truss", "_checkout": None}, "/a folder/fast-truss"),
-        # As cruft says it.
+        # cruft's variables.
         ({"_template": "https://github.com/a/b", "_commit": "0123abc"}, "git+https://github.com/a/b@0123abc"),
         ({"_template": "/a/b", "_commit": "0123abc"}, "git+file:///a/b@0123abc"),
     ],
@@ -36,14 +36,14 @@ def test_the_source_is_where_the_template_came_from(answers: dict[str, str | Non
 
 
 def source_of(project: Path) -> str:
-    """Return what the Makefile says, which the README says too, once each."""
+    """Return the source in the Makefile, which is also in the README, once each."""
     (source,) = re.findall(r"^FAST_TRUSS \?= (.*)$", (project / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert (project / "README.md").read_text("utf-8").count(f'pip install "{source}"') == 1
     return source
 
 
 def check_installs(source: str, folder: Path) -> None:
-    """Install the package alone: what it depends on is here."""
+    """Install the package without its dependencies, which are installed here."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--target", folder, source], check=True, capture_output=True)
     names = {path.name for path in folder.iterdir() if not path.name.endswith(".dist-info")}

@@ -25,7 +25,7 @@ def test_permissions_are_the_least_and_actions_are_pinned(file: Path) -> None:
         for step in job["steps"]:
             if "uses" in step:
                 assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"])
-            # An expression in a script is a way in for whoever writes a branch's name.
+            # An expression in a script would let the author of a branch name inject code.
             assert "${{" not in step.get("run", "")
 
 
@@ -63,7 +63,7 @@ def push_scripts() -> list[str]:
     return [step["run"] for step in workflow["jobs"]["push"]["steps"] if "run" in step]
 
 
-# Stands for pip, truss and curl: notes what it is asked, and answers what Baseten would.
+# Replaces pip, truss and curl: records its arguments, and answers like Baseten.
 FAKE = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$RUNNER_TEMP/asked"
 case "$(basename "$0") $*" in

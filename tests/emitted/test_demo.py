@@ -33,7 +33,7 @@ def prompt(said: Seen) -> str:
 
 
 class Demo:
-    """Asks for images, and says what they show."""
+    """Requests images, and reports what they show."""
 
     def __init__(self, served: Served) -> None:
         self.served = served

@@ -1,4 +1,4 @@
-"""What the catalog says of the classes of diffusers, and what it leaves out because there is none."""
+"""The catalog's facts about diffusers' classes, and features that diffusers lacks."""
 
 import inspect
 import re

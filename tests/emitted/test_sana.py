@@ -1,4 +1,4 @@
-"""SANA-Sprint: what its pipelines would do otherwise than a request says."""
+"""SANA-Sprint: where its pipelines would deviate from a request."""
 
 import weakref
 from collections.abc import Callable

@@ -33,7 +33,7 @@ SCHEDULERS = [
     {"class_name": "UniPCMultistepScheduler"},
 ]
 STEPS = ("min_steps", "max_steps", "max_steps_per_strength")
-# What each README says to change, block by block.
+# The changes in each docs/tuning.md, block by block.
 RECIPES = [
     (preset, yaml.safe_load(textwrap.dedent(block)))
     for preset, readme in READMES.items()

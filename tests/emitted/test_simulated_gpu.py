@@ -16,7 +16,7 @@ from simulated_gpu import Gpu
 from test_faults import STAGES, WHITE, fail_once, place
 from test_lora import TAKE_LORA, choose, some_tensors
 
-# What CUDA says of two devices, and of two dtypes.
+# CUDA's errors for two devices and for two dtypes.
 DEVICES, DTYPES = "on the same device", "the same dtype|should be the same"
 PACKED = [
     preset for preset, block in BLOCKS.items() if any(".gguf" in str(part) for part in block["components"].values())

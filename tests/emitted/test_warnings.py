@@ -1,4 +1,4 @@
-"""What of a request had no effect is told, and nothing else."""
+"""Answers warn about parts of a request without effect, and about nothing else."""
 
 import base64
 import io

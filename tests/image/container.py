@@ -50,7 +50,7 @@ def what_is_missing() -> str | None:
 
 
 def run(*command: Any, **options: Any) -> str:
-    """Run command and return what it printed. Its last words go into the error if it fails."""
+    """Run command and return its output. If it fails, the error has the end of the output."""
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
     if result.returncode:
         raise RuntimeError(
@@ -102,7 +102,7 @@ def build(context: Path, name: str, cache: Path, log: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Container:
-    """A container of an image. root: its files, of which what it writes is thrown away at the end."""
+    """A container of an image. root: its files; changes are discarded at the end."""
 
     root: Path
     environment: dict[str, str]
@@ -137,7 +137,7 @@ class Container:
 
 @contextlib.contextmanager
 def container(image: str, **variables: str) -> Iterator[Container]:
-    """Yield a container of image. variables: its environment beside what the image says."""
+    """Yield a container of image. variables: environment variables in addition to the image's."""
     name = run("buildah", "from", "--pull-never", image).strip()
     try:
         root = Path(run("buildah", "mount", name).strip())
