@@ -9,6 +9,7 @@ sparse files of the real shapes and dtypes, so they take neither disk nor memory
 import contextlib
 import gc
 import json
+import os
 import re
 import struct
 import sys
@@ -22,8 +23,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "emitted"))
 
-import conftest  # noqa: E402  # isort: skip  # it says where cold_start is
-import cold_start.pipeline  # noqa: E402
+import conftest  # noqa: E402  # isort: skip  # it says where model is
 import diffusers  # noqa: E402
 import pytest  # noqa: E402
 import simulated_gpu  # noqa: E402
@@ -31,8 +31,9 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 import yaml  # noqa: E402
 from PIL import Image  # noqa: E402
-from simulated_gpu import memory  # noqa: E402
 
+# On the GPU of this machine: then torch's allocator is asked.
+REAL = "REAL_GPU" in os.environ
 SIZES = yaml.safe_load((HERE / "configs" / "sizes.yaml").read_text("utf-8"))
 NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
 # Of each LoRA that a request chooses. Those of the Hub have 4 to 128.
@@ -40,6 +41,25 @@ LORA_RANK = 64
 Q8_BLOCK, Q8_BYTES = 32, 34
 # One file is mapped as a whole, and the kernel refuses more than the memory of a small machine.
 SHARD_BYTES = 17 * 10**9
+
+
+class RealMemory:
+    """What simulated_gpu.memory is, of a GPU that is there. Setting the peak lets it begin anew."""
+
+    @property
+    def now(self) -> int:
+        return torch.cuda.memory_allocated()
+
+    @property
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated()
+
+    @peak.setter
+    def peak(self, _: int) -> None:
+        torch.cuda.reset_peak_memory_stats()
+
+
+memory = RealMemory() if REAL else simulated_gpu.memory
 
 
 def enlarge(folder: Path, preset: str, block: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
@@ -150,7 +170,8 @@ def read_packed(model: torch.nn.Module, unpacked: str | None, patch: pytest.Monk
         return {name: GGUFParameter(each, quant_type=kind) if kind else each for name, (each, kind) in made.items()}
 
     patch.setattr(model_loading_utils, "load_gguf_checkpoint", load)
-    simulated_gpu.take_gguf(patch.setattr)
+    if not REAL:
+        simulated_gpu.take_gguf(patch.setattr)
 
 
 class Stages:
@@ -191,7 +212,7 @@ def loras(pipeline: Any, count: int, dtype: torch.dtype) -> Iterator[None]:
             continue
         pairs = [
             tuple(
-                torch.empty(shape, dtype=dtype, device="cuda")
+                torch.zeros(shape, dtype=dtype, device="cuda")
                 for shape in ((LORA_RANK, layer.in_features), (layer.out_features, LORA_RANK))
             )
             for _ in range(count)
@@ -217,11 +238,11 @@ def _with(forward: Callable[..., Any], pairs: list[Any]) -> Callable[..., Any]:
 
 
 def requests(settings: Any) -> dict[str, dict[str, Any]]:
-    """Return the requests that are measured, by name: at the default size, and at the largest with all else."""
+    """Return the requests that are measured, by name: of each kind, at the default size and at the largest."""
     limits, defaults = settings.limits, settings.defaults
     image = conftest.text_of(Image.new("RGB", (limits.max_size, limits.max_size), "gray"))
     mask = conftest.text_of(Image.new("L", (limits.max_size, limits.max_size), 255))
-    largest = {"width": limits.max_size, "height": limits.max_size}
+    sizes = {"default": (defaults.width, defaults.height), "largest": (limits.max_size, limits.max_size)}
     kinds: dict[str, dict[str, Any]] = {"text": {}}
     if settings.image_to_image:
         kinds["image"] = {"image": image, "strength": 0.5}
@@ -230,10 +251,11 @@ def requests(settings: Any) -> dict[str, dict[str, Any]]:
         kinds["references"] = {"image": [image] * count if count > 1 else image}
     if settings.inpaint:
         kinds["mask"] = {"image": image, "mask": mask}
-    found: dict[str, dict[str, Any]] = {"default": {"width": defaults.width, "height": defaults.height}}
-    for kind, body in kinds.items():
-        found[f"largest, {kind}"] = {**largest, **body}
-    return found
+    return {
+        f"{name}, {kind}": {"width": width, "height": height, **body}
+        for name, (width, height) in sizes.items()
+        for kind, body in kinds.items()
+    }
 
 
 def measure(preset: str) -> dict[str, Any]:
@@ -261,7 +283,6 @@ def measure(preset: str) -> dict[str, Any]:
                 result["loras"] = memory.now - before - result["weights"]
                 largest = {"width": settings.limits.max_size, "height": settings.limits.max_size}
                 result["requests"]["largest, LoRAs"] = _stages(served, largest, before)
-    cold_start.pipeline.on_same_weights.cache_clear()
     return {**result, "seconds": round(time.process_time() - began, 1)}
 
 
@@ -280,7 +301,7 @@ def _stages(served: Any, body: dict[str, Any], before: int) -> dict[str, int]:
 
 def main(folder: Path, presets: list[str]) -> None:
     simulated_gpu.limits.numbers, simulated_gpu.limits.made_up = 70_000, True
-    with simulated_gpu.device():
+    with contextlib.nullcontext() if REAL else simulated_gpu.device():
         for preset in presets:
             try:
                 found = measure(preset)

@@ -23,12 +23,25 @@ pytestmark = pytest.mark.skipif(
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Ask for the groups, or for the modules that `--modules` names."""
+    if "modules" not in metafunc.fixturenames:
+        return
     named = metafunc.config.getoption("--modules")
     groups = [named.split(",")] if named else GROUPS
     metafunc.parametrize("modules", groups, ids=[group[0] if len(group) == 1 else f"{group[0]}..." for group in groups])
 
 
 def test_emitted_model(modules: list[str], bake: Callable[..., BakedProject], tmp_path: Path) -> None:
+    run_modules(modules, bake, tmp_path)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_does_and_refuses_what_the_simulated_one_does(
+    bake: Callable[..., BakedProject], tmp_path: Path
+) -> None:
+    run_modules(["test_simulated_gpu.py"], bake, tmp_path, REAL_GPU="1")
+
+
+def run_modules(modules: list[str], bake: Callable[..., BakedProject], tmp_path: Path, **more: str) -> None:
     blocks = tmp_path / "blocks.json"
     pipelines = {preset: render_config(preset=preset).model_metadata["pipeline"] for preset in PRESETS}
     blocks.write_text(json.dumps(pipelines), "utf-8")
@@ -42,6 +55,7 @@ def test_emitted_model(modules: list[str], bake: Callable[..., BakedProject], tm
         "PIPELINE_BLOCKS": str(blocks),
         "READMES": str(readmes),
         "PYTHONDONTWRITEBYTECODE": "1",
+        **more,
     }
     # Neither this repository's settings nor its conftest.py are those of that environment.
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={FOLDER}", f"--confcutdir={FOLDER}"]

@@ -68,7 +68,7 @@ def fail_once(owner: Any, name: str, number: int, fault: Exception | None, patch
     return calls
 
 
-# ssd-1b and sdxl-turbo decode in float32, and put their VAE back after that.
+# sdxl-turbo decodes in float32, and puts its VAE back after that.
 @pytest.mark.parametrize("preset", [*FAMILIES, "sdxl-turbo"])
 def test_after_a_fault_the_next_image_is_the_same_or_the_model_is_not_healthy(
     preset: str, settings_of: Make, serve: Callable[..., Served]
