@@ -24,6 +24,7 @@ help:
 	@echo "make bench-levers       measure each lever by leaving it out (40 minutes; like test-image)"
 	@echo "make bench-wake         measure the wait for an image with and without wake (40 minutes)"
 	@echo "make bench-memory       measure every preset's peak memory, without a GPU (10 minutes)"
+	@echo "make bench-memory GPU=L4       compare that with the GPU of this machine"
 	@echo "make bench-gpu          compare ways to load weights onto a GPU (needs one)"
 	@echo "make bench-under-load   measure health checks while requests run and bad ones are refused (5 minutes)"
 	@echo "make bench-compile      measure what compile: regional adds to a cold start (15 minutes)"
@@ -95,7 +96,7 @@ bench-loras: $(DEMO)/config.yaml
 bench-memory: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(call install,$(PROJECT_VENV)) --quiet $(REQUIRED)
-	$(BIN)/python benchmarks/memory.py $(PROJECT_VENV)/bin/python
+	$(BIN)/python benchmarks/memory.py $(PROJECT_VENV)/bin/python $(if $(PRESETS),--presets $(PRESETS)) $(if $(GPU),--gpu $(GPU))
 
 bench-gpu: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)

@@ -24,9 +24,10 @@ SECRETS = {
 }
 SEARCHED_BYTES = 2**24  # per file: keys are in small files
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# In GB, for the accelerators that Truss has and torch has kernels for.
-GPU_MEMORY_GB = {"T4": 16, "L4": 24, "A10G": 24, "A100": 80, "A100_40GB": 40, "H100": 80, "H100_40GB": 40, "H200": 141}
-GPU_MEMORY_GB |= {"B200": 180, "B300": 288, "GB300": 288, "L40S": 48, "RTX_PRO_6000": 96}
+MEMORY = ("fixed", "per_megapixel", "per_lora")
+# GB (1e9 bytes) that torch can have of each that it has kernels for, the cheapest first.
+GPU_GB = {"T4": 15.6, "L4": 23.5, "A10G": 23.6, "H100_40GB": 42.1, "A100_40GB": 42.2, "L40S": 47.6, "A100": 84.9}
+GPU_GB |= {"RTX_PRO_6000": 101.9, "H100": 84.9, "H200": 150.1, "B200": 191.5, "B300": 287.4, "GB300": 287.4}
 
 
 def commit_problems() -> list[str]:
@@ -38,24 +39,39 @@ def commit_problems() -> list[str]:
     ]
 
 
-def accelerator_problems(config: dict[str, Any]) -> list[str]:
-    """Return a sentence if the model does not fit on the accelerator (an estimate), or torch cannot use it."""
-    resources = config.get("resources") or {}
+def gpu_problems(config: dict[str, Any]) -> list[str]:
+    """Print what the largest request needs. Return a sentence if the GPU does not hold it, or torch cannot use that."""
+    resources, metadata = config.get("resources") or {}, config["model_metadata"]
     key = "instance_type" if resources.get("instance_type") else "accelerator"
-    # Such as L4:2 (two of them), or the instance type L4:4x16.
-    name = str(resources.get(key) or "").split(":")[0]
-    needed = config["model_metadata"].get("gpu_memory_gb", 0)
-    if isinstance(needed, bool) or not isinstance(needed, int | float):
-        return [f"model_metadata.gpu_memory_gb is {needed!r}: use a number of GB, the memory that the model needs."]
-    fitting = ", ".join(name for name, gb in sorted(GPU_MEMORY_GB.items(), key=lambda item: item[1]) if gb >= needed)
-    if name not in GPU_MEMORY_GB:
-        return [f"resources.{key} is {name!r}: torch has no kernels for it, use one of {fitting}."]
-    if GPU_MEMORY_GB[name] >= needed:
-        return []
-    return [
-        f"resources.{key} is {name!r}: it has {GPU_MEMORY_GB[name]} GB, but the model needs about {needed}: "
-        f"use one of {fitting}."
-    ]
+    # As L4:2, two of them, or the instance types L4:4x16, T4x4x16 and H100MIG.
+    name = re.split("[:x]", str(resources.get(key) or "").replace("H100MIG", "H100_40GB").replace("-", "_"))[0]
+    memory, pipeline = metadata.get("gpu_memory_gb"), metadata["pipeline"]
+    if not isinstance(memory, dict) or not all(type(memory.get(each)) in (int, float) for each in MEMORY):
+        return [f"model_metadata.gpu_memory_gb is {memory!r}: use the numbers {', '.join(MEMORY)}, in GB."]
+    limits, loras = pipeline["limits"], sum(not lora["fused"] for lora in pipeline["loras"])
+    pixels = min(limits["max_pixels"], limits["max_size"] ** 2)
+    held = memory["fixed"] + loras * memory["per_lora"]
+    needed = held + memory["per_megapixel"] * pixels / 1e6
+    usable = {gpu: gb for gpu, gb in GPU_GB.items() if gpu != "T4" or pipeline["dtype"] != "bfloat16"}
+    fitting = ", ".join(gpu for gpu, gb in usable.items() if gb >= needed)
+    if name not in usable:
+        why = "it has no bfloat16" if name in GPU_GB else "torch has no kernels for it"
+        return [f"resources.{key} is {name!r}: {why}, use one of {fitting}."]
+    what = f"{pixels} pixels (limits.max_pixels)" + f" and {loras} LoRA{'s' * (loras > 1)} to choose from" * bool(loras)
+
+    def fits(gpu: str) -> str:
+        most = int((GPU_GB[gpu] - held) / (memory["per_megapixel"] or 1) * 1e6)
+        return f"limits.max_pixels: {most}" if most > 0 else "no size at all"
+
+    if GPU_GB[name] < needed:
+        return [
+            f"resources.{key} is {name!r}: a model can have {GPU_GB[name]} GB of it, and an image of {what} needs "
+            f"{needed:.1f}: use one of {fitting}, or what it holds: {fits(name)}."
+        ]
+    print(f"An image of {what} needs {needed:.1f} of the {GPU_GB[name]} GB of the {name} (predicted).")
+    for gpu in [gpu for gpu in [*usable][: [*usable].index(name)] if GPU_GB[gpu] < GPU_GB[name]][-1:]:
+        print(f"A {gpu} has {GPU_GB[gpu]} GB, and holds {fits(gpu) if GPU_GB[gpu] < needed else 'it too'}.")
+    return []
 
 
 def link_problems(files: list[Path]) -> list[str]:
@@ -111,7 +127,7 @@ def main() -> None:
     for file in files:
         note = "" if NEEDED.fullmatch(file.as_posix()) else "   the server does not need it: add it to .truss_ignore"
         print(f"  {(local_server.PROJECT / file).stat().st_size:>12,}  {file}{note}", flush=True)
-    problems = commit_problems() + accelerator_problems(config) + secret_problems(files)
+    problems = commit_problems() + gpu_problems(config) + secret_problems(files)
     # The trial takes seconds, so it comes last.
     if problems := problems or trial_problems(config):
         sys.exit("\n".join(problems))

@@ -1,9 +1,10 @@
 """Predict the peak memory of every preset on a GPU, without one, and choose the smallest GPU that holds it.
 
     python benchmarks/memory.py PROJECT_PYTHON [--presets sdxl sd15] [--jobs 2]
+    python benchmarks/memory.py PROJECT_PYTHON --gpu L4     # on a real one: what was predicted, and what it is
 
 memory_of_presets.py runs the real server at full size on a simulated GPU. What the scratch memory of kernels and CUDA's
-context add is fitted on published peaks. Writes MEMORY.md beside this file, or prints the table of some presets.
+context add is fitted on published peaks. Writes catalog/memory.yaml, of some presets their lines alone, and MEMORY.md.
 """
 
 import argparse
@@ -16,28 +17,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from cookiecutter.main import cookiecutter
 
 HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE.parent
 sys.path.insert(0, str(TEMPLATE / "tests"))
-from conftest import ACCELERATOR_FACTS, FACTS, PRESETS, render_config  # noqa: E402
+from conftest import ACCELERATOR_FACTS, FACTS, PRESETS, render_config  # noqa: E402  # isort: skip  # it finds catalog
+
+from catalog import cheapest, fitted  # noqa: E402
+from catalog.schema import Memory  # noqa: E402
 
 GIB = 2**30
-# What torch says that it can have of each, in its errors of too little memory: GiB. The cheapest first of equals.
-GPUS = {
-    "T4": 14.56,
-    "L4": 21.96,
-    "A10G": 22.06,
-    "H100_40GB": 39.25,
-    "A100_40GB": 39.39,
-    "L40S": 44.40,
-    "A100": 79.14,
-    "H100": 79.10,
-    "RTX_PRO_6000": 94.97,
-    "H200": 139.80,
-    "B200": 178.35,
-}
 # What CUDA takes before the first tensor. The published peaks are those of torch's allocator, without it.
 CONTEXT = 0.5e9
 
@@ -50,24 +41,22 @@ class Published:
     Z-Image's it is not known, and GB are closer.
 
     halved: the layers of T5 that transformers keeps in float32 for a float16 model were in half precision there.
-    decode_of: the preset whose decode is measured, as theirs was in half precision.
     """
 
     preset: str
     bytes: float
     source: str
     halved: bool = False
-    decode_of: str | None = None
 
 
 BENCHMARK = "sayakpaul/sample-datasets, collated_results_sdxl.csv, A100"
 BLOG = "Hugging Face's blog on quanto and diffusers, H100"
 PUBLISHED = (
     Published("sdxl", 8.96 * GIB, BENCHMARK),
-    Published("ssd-1b", 6.5 * GIB, f"{BENCHMARK}, compiled", decode_of="sdxl"),
+    Published("ssd-1b", 6.5 * GIB, f"{BENCHMARK}, compiled"),
     Published("sd15", 2.7 * GIB, f"{BENCHMARK}, compiled"),
     Published("pixart-sigma", 12.1 * GIB, BLOG, halved=True),
-    Published("sd3-medium", 16.4 * GIB, BLOG, halved=True, decode_of="sd3.5-medium"),
+    Published("sd3-medium", 16.4 * GIB, BLOG, halved=True),
     Published("z-image-turbo", 24.87e9, "asomoza/diffusers-recipes, RTX 5090"),
     Published("z-image-turbo-8bit", 20.06e9, "asomoza/diffusers-recipes, RTX 5090"),
 )
@@ -77,10 +66,11 @@ KEPT_OF_T5 = 24 * 10240 * 4096 * 2
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """allocated = weights + factor x (peak - weights) + constant."""
+    """allocated = weights + factor x (peak - weights) + constant. reserve: the most that it was too low, in bytes."""
 
     factor: float
     constant: float
+    reserve: float
 
     def allocated(self, weights: float, peak: float) -> float:
         return weights + self.factor * (peak - weights) + self.constant
@@ -88,14 +78,19 @@ class Fit:
     def needed(self, found: dict[str, Any], request: str) -> float:
         """Return what a GPU must have for the request. Its LoRAs are weights."""
         weights = found["weights"] + (found["loras"] if request.endswith("LoRAs") else 0)
-        return self.allocated(weights, peak(found, request)) + CONTEXT
+        return self.allocated(weights, peak(found, request)) + CONTEXT + self.reserve
+
+    def most(self, found: dict[str, Any], size: str) -> float:
+        """Return what a GPU must have for each kind of request of the size, default or largest, without LoRAs."""
+        kinds = [request for request in found["requests"] if request.startswith(size) and "LoRAs" not in request]
+        return max(self.needed(found, request) for request in kinds)
 
 
 # What all published peaks give: of some presets alone it is not fitted anew.
-FITTED = Fit(1.88, 0.01e9)
+FITTED = Fit(1.88, 0.01e9, 1.57e9)
 
 
-def measure(python: str, presets: list[str], jobs: int) -> dict[str, dict[str, Any]]:
+def measure(python: str, presets: list[str], jobs: int, **more: str) -> dict[str, dict[str, Any]]:
     """Return what memory_of_presets.py writes of each preset."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -111,6 +106,7 @@ def measure(python: str, presets: list[str], jobs: int) -> dict[str, dict[str, A
             "READMES": str(folder / "readmes.json"),
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
+            **more,
         }
         command = [python, "-W", "ignore", str(HERE / "memory_of_presets.py"), name]
         running = [
@@ -123,7 +119,9 @@ def measure(python: str, presets: list[str], jobs: int) -> dict[str, dict[str, A
 
 
 def _block(preset: str) -> dict[str, Any]:
-    return dict(render_config(preset=preset).model_metadata["pipeline"])
+    """Return the block of the preset's config.yaml, with images of max_size x max_size allowed."""
+    block = dict(render_config(preset=preset).model_metadata["pipeline"])
+    return {**block, "limits": {**block["limits"], "max_pixels": block["limits"]["max_size"] ** 2}}
 
 
 def peak(found: dict[str, Any], request: str) -> int:
@@ -134,11 +132,10 @@ def compared(measured: dict[str, dict[str, Any]]) -> list[tuple[Published, float
     """Return each published peak with the weights and the peak that were found for it."""
     rows = []
     for each in PUBLISHED:
-        decode = measured.get(each.decode_of or each.preset)
-        if each.preset not in measured or decode is None:
+        if each.preset not in measured:
             continue
-        weights = measured[each.preset]["weights"] - (KEPT_OF_T5 if each.halved else 0)
-        rows.append((each, weights, weights + peak(decode, "default") - decode["weights"]))
+        found, less = measured[each.preset], KEPT_OF_T5 if each.halved else 0
+        rows.append((each, found["weights"] - less, peak(found, "default, text") - less))
     return rows
 
 
@@ -149,15 +146,64 @@ def fit(rows: list[tuple[Published, float, float]]) -> Fit:
     middle_found, middle_true = sum(found) / len(found), sum(true) / len(true)
     slope = sum((x - middle_found) * (y - middle_true) for x, y in zip(found, true, strict=True))
     slope /= sum((x - middle_found) ** 2 for x in found)
-    return Fit(slope, middle_true - slope * middle_found)
+    constant = middle_true - slope * middle_found
+    reserve = max(y - slope * x - constant for x, y in zip(found, true, strict=True))
+    return Fit(slope, constant, max(reserve, 0))
 
 
-def smallest(needed: float, dtype: str) -> str | None:
-    """Return the smallest GPU of Baseten that holds so many bytes."""
-    for name, gib in GPUS.items():
-        if gib * GIB >= needed and (dtype != "bfloat16" or ACCELERATOR_FACTS[name].bfloat16):
-            return name
-    return None
+def needed_at_most(preset: str) -> float:
+    """Return the GB of its images of max_size x max_size, which are measured too."""
+    return FACTS[preset].needed(FACTS[preset].max_size ** 2)
+
+
+def compared_with_gpu(measured: dict[str, dict[str, Any]]) -> str:
+    """Return a table: the peaks of the allocator of a real GPU beside those that the catalog predicts."""
+    lines = head("preset", "size", "predicted", "measured", "error")
+    for preset, found in measured.items():
+        facts = FACTS[preset]
+        for size, side in (("default", facts.size), ("largest", facts.max_size)):
+            if "error" in found:
+                lines.append(row(preset, size, "", found["error"], ""))
+                continue
+            kinds = [kind for kind in found["requests"] if kind.startswith(size) and "LoRAs" not in kind]
+            true, predicted = max(peak(found, kind) for kind in kinds), facts.needed(side**2) * 1e9
+            predicted -= CONTEXT + FITTED.reserve
+            lines.append(row(preset, f"{side} px", predicted, true, f"{predicted / true - 1:+.1%}"))
+    return "\n".join(lines)
+
+
+def memory_of(preset: str, found: dict[str, Any], model: Fit) -> Memory:
+    """Return the line through the default and the largest size.
+
+    In between a request needs no more: each stage is linear in the pixels, and so the most of them is convex.
+    """
+    facts = FACTS[preset]
+    small, large = facts.size**2 / 1e6, facts.max_size**2 / 1e6
+    low, high = (model.most(found, size) / 1e9 for size in ("default", "largest"))
+    slope = (high - low) / (large - small) if large > small else 0.0
+    lora = 0.0
+    if "loras" in found:
+        lora = max(found["loras"] / 1e9, model.needed(found, "largest, LoRAs") / 1e9 - high)
+        lora /= _block(preset)["limits"]["loras"]
+    return Memory(
+        fixed=round(low - slope * small, 2),
+        per_megapixel=round(slope, 3),
+        per_lora=round(lora, 2),
+        predicted=round(model.allocated(found["weights"], peak(found, "default, text")) / 1e9, 2),
+        published=next((round(each.bytes / 1e9, 2) for each in PUBLISHED if each.preset == preset), None),
+    )
+
+
+def write(memory: dict[str, Memory]) -> None:
+    """Put these presets into the catalog, which keeps the others."""
+    path = TEMPLATE / "catalog" / "memory.yaml"
+    known = {
+        **(yaml.safe_load(path.read_text("utf-8")) or {}),
+        **{preset: each.model_dump() for preset, each in memory.items()},
+    }
+    lines = [f"{preset}: {json.dumps(known[preset]).replace(chr(34), '')}" for preset in PRESETS if preset in known]
+    head = path.read_text("utf-8").partition("\n\n")[0]
+    path.write_text(head + "\n\n" + "\n".join(lines) + "\n", "utf-8")
 
 
 def report(measured: dict[str, dict[str, Any]], model: Fit, rows: list[tuple[Published, float, float]]) -> str:
@@ -170,29 +216,23 @@ def report(measured: dict[str, dict[str, Any]], model: Fit, rows: list[tuple[Pub
     lines += [
         "",
         f"predicted = weights + {model.factor:.2f} x (found - weights) {model.constant / 1e9:+.2f} GB. A GPU must",
+        f"have {gb(CONTEXT)} GB more, for CUDA's context, which the published peaks leave out (assumed), and a reserve",
+        f"of {gb(model.reserve)} GB: the most that a prediction was too low.",
+        "",
+        "## Every preset",
+        "",
     ]
-    lines += [f"have {gb(CONTEXT)} GB more, for CUDA's context, which the published peaks leave out (assumed)."]
-    lines += ["", "## Every preset", ""]
-    lines += head("preset", "now", "weights", "load", "default", "largest", "of", "GPU", "without LoRAs", "GPU of that")
+    lines += head(
+        "preset", "weights", "load", "default", "at max_size", "megapixels", "at these", "a LoRA", "GPU", "USD/h"
+    )
     for preset, found in measured.items():
-        config = render_config(preset=preset)
-        block, dtype = config.model_metadata["pipeline"], config.model_metadata["pipeline"]["dtype"]
-        most = {request: model.needed(found, request) for request in found["requests"]}
-        worst = max(most, key=lambda request: most[request])
-        plain = max(needed for request, needed in most.items() if not request.endswith("LoRAs"))
-        now = f"{config.model_metadata['gpu_memory_gb']} GB, {config.resources.accelerator.accelerator.value}"
-        of = f"{block['limits']['max_size']} px, {worst.removeprefix('largest, ')}"
-        cells = [
-            preset,
-            now,
-            found["weights"],
-            found["load"],
-            most["default"],
-            most[worst],
-            of,
-            smallest(most[worst], dtype),
-        ]
-        lines.append(row(*cells, plain, smallest(plain, dtype)))
+        facts, memory = FACTS[preset], memory_of(preset, found, model)
+        gpu = cheapest(facts.model_copy(update={"memory": memory}), ACCELERATOR_FACTS)
+        facts = fitted(preset, facts.model_copy(update={"memory": memory, "accelerator": gpu}), ACCELERATOR_FACTS)
+        most = [model.most(found, size) for size in ("default", "largest")]
+        pixels = [f"{facts.max_pixels / 1e6:.2f}", facts.needs_gb * 1e9, memory.per_lora * 1e9]
+        price = f"{ACCELERATOR_FACTS[facts.accelerator].usd_per_hour:.2f}"
+        lines.append(row(preset, found["weights"], found["load"], *most, *pixels, gpu, price))
     lines += ["", "## Live tensors, by stage", "", *head("preset", "request", "text", "step", "decode")]
     for preset, found in measured.items():
         for request, stages in found["requests"].items():
@@ -218,8 +258,16 @@ def main() -> None:
     parser.add_argument("python", help="of the environment of an emitted project")
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--gpu", choices=ACCELERATOR_FACTS, help="the one of this machine: measure the presets that fit"
+    )
     parser.add_argument("--found", type=Path, help="a folder of what memory_of_presets.py wrote before")
     options = parser.parse_args()
+    if options.gpu:
+        gpu = ACCELERATOR_FACTS[options.gpu]
+        fitting = [preset for preset in options.presets if gpu.holds(needed_at_most(preset), FACTS[preset].dtype)]
+        print(compared_with_gpu(measure(options.python, fitting, 1, REAL_GPU="1")))
+        return
     if options.found:
         measured = {file.stem: json.loads(file.read_text("utf-8")) for file in options.found.glob("*.json")}
         measured = {preset: measured[preset] for preset in options.presets if preset in measured}
@@ -234,8 +282,10 @@ def main() -> None:
             )
     rows = compared(measured)
     whole = [*measured] == PRESETS
-    table = report(measured, fit(rows) if whole else FITTED, rows)
+    model = fit(rows) if whole else FITTED
+    table = report(measured, model, rows)
     print(table)
+    write({preset: memory_of(preset, found, model) for preset, found in measured.items()})
     if whole:
         (HERE / "MEMORY.md").write_text(table, "utf-8")
 

@@ -49,14 +49,16 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 def load(root: Path = ROOT) -> dict[str, Preset]:
     """Return the presets in the order of cookiecutter.json, new ones last. Raises CatalogError."""
     families, presets = read(root / "catalog" / "families"), read(root / "catalog" / "presets")
-    found, wrong = {}, []
+    memory = yaml.safe_load((root / "catalog" / "memory.yaml").read_text("utf-8")) or {}
+    found, wrong, gpus = {}, [], accelerators(root)
     order = json.loads((root / "cookiecutter.json").read_text("utf-8"))["preset"]
     for name in sorted(presets, key=lambda name: (order.index(name) if name in order else len(order), name)):
         family = presets[name].get("family")
         if family not in families:
             raise CatalogError(f"presets/{name}.yaml: family is {family!r}: use one of {', '.join(families)}.")
         try:
-            found[name] = Preset.model_validate(merged(families[family], presets[name]))
+            whole = {**merged(families[family], presets[name]), "memory": memory.get(name)}
+            found[name] = fitted(name, Preset.model_validate(whole), gpus)
         except ValidationError as error:
             for each in error.errors(include_url=False):
                 where = ".".join(map(str, each["loc"]))
@@ -73,6 +75,37 @@ def load(root: Path = ROOT) -> dict[str, Preset]:
 def accelerators(root: Path = ROOT) -> dict[str, Accelerator]:
     said = yaml.load((root / "catalog" / "accelerators.yaml").read_text("utf-8"), LOADER)
     return {name: Accelerator.model_validate(facts) for name, facts in said.items()}
+
+
+def cheapest(preset: Preset, gpus: dict[str, Accelerator]) -> str | None:
+    """Return the cheapest GPU on Baseten's list that holds an image of max_size x max_size; of equals the smallest.
+
+    Or one that holds less, but the default size, and costs less than half: limits.max_pixels shrinks to that.
+    """
+
+    def holding(side: int) -> tuple[float, int, str] | None:
+        fits = [
+            (gpu.usd_per_hour, gpu.memory_gb, name)
+            for name, gpu in gpus.items()
+            if gpu.usd_per_hour and not gpu.on_request and gpu.holds(preset.needed(side**2), preset.dtype)
+        ]
+        return min(fits, default=None)
+
+    whole, less = holding(preset.max_size), holding(preset.size)
+    if less and (whole is None or 2 * less[0] < whole[0]):
+        return less[2]
+    return whole[2] if whole else None
+
+
+def fitted(name: str, preset: Preset, gpus: dict[str, Accelerator]) -> Preset:
+    """Return the preset with the most pixels that its GPU holds. Raises CatalogError if the default size has more."""
+    for side in range(preset.max_size, preset.size - 1, -preset.size_multiple):
+        if gpus[preset.accelerator].holds(preset.needed(side**2), preset.dtype):
+            return preset.model_copy(update={"max_pixels": side**2})
+    raise CatalogError(
+        f"presets/{name}.yaml: accelerator is {preset.accelerator!r}: it does not hold an image of the default size, "
+        f"use {cheapest(preset, gpus)}."
+    )
 
 
 def instead(presets: dict[str, Preset], name: str) -> str:

@@ -5,6 +5,7 @@ lists what differs. Mappings are merged key by key; other values, and each compo
 A family is `families/NAME.yaml`, and can start from another one (`like: NAME`). The defaults are here.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -65,6 +66,19 @@ class PromptTokens(Part):
     count: int = Field(description="Number of tokens that it reads, without special tokens.")
 
 
+class Memory(Part):
+    """GB on the GPU (1e9 bytes) as benchmarks/memory.py predicts it: fixed + per_megapixel x width x height / 1e6."""
+
+    fixed: float = Field(description="Weights, CUDA's context, and a reserve for the error of the prediction.")
+    per_megapixel: float
+    per_lora: float = Field(0, description="Each LoRA to choose from, of rank 64 on every linear layer. 0: takes none.")
+    predicted: float = Field(description="The peak of an image of the default size, without context and reserve.")
+    published: float | None = Field(None, description="The same, as somebody measured it.")
+
+    def needed(self, pixels: int) -> float:
+        return self.fixed + self.per_megapixel * pixels / 1e6
+
+
 class Shared(Part):
     """Keys that a family can set for all its presets, or a preset for itself."""
 
@@ -96,8 +110,7 @@ class Shared(Part):
     prompt_tokens: PromptTokens
     requirements: list[Requirement] = Field([], description="Additional packages, pinned.")
 
-    accelerator: str = Field(description="Default accelerator: the smallest that fits.")
-    activations_gb: float = Field(description="Estimated GPU memory beside the weights at max_size.")
+    accelerator: str = Field(description="Default accelerator: catalog.cheapest() says which it is.")
 
     published: dict[str, Settings] = Field(
         {},
@@ -127,6 +140,9 @@ class Preset(Shared):
     license_notice: str = Field(pattern=r"\.$", description="One or more sentences: is commercial use allowed?")
     repos: dict[str, Repo] = Field(description="`pipeline` first, then components, then LoRAs (lora-NAME).")
     source: str = Field(description="Where `published` was read, and which parts were not confirmed.")
+    # These two are in no preset's file.
+    memory: Memory | None = Field(None, description="From memory.yaml, which `make bench-memory` writes.")
+    max_pixels: int = Field(0, description="Of width x height: the largest square that the accelerator holds.")
 
     @model_validator(mode="after")
     def check(self) -> "Preset":
@@ -143,6 +159,15 @@ class Preset(Shared):
             if repo.time_per_image and repo.fine_tune_patterns:
                 raise ValueError(f"repos.{name}: no fine-tune brings a .gguf file: fine_tune_patterns: null")
         return self
+
+    @property
+    def needs_gb(self) -> float:
+        """What a GPU must have for the largest request."""
+        return round(self.needed(self.max_pixels), 2)
+
+    def needed(self, pixels: int) -> float:
+        """Return what a GPU must have for so many pixels. Until that is predicted, only the weights are known."""
+        return self.memory.needed(pixels) if self.memory else self.weights_gb
 
     @property
     def components(self) -> list[str]:
@@ -169,7 +194,18 @@ class Preset(Shared):
 
 
 class Accelerator(Part):
-    memory_gb: int
+    memory_gb: int = Field(description="As its maker says.")
+    usable_gib: float = Field(description="What torch can have of it, in 2**30 bytes.")
+    usd_per_hour: float | None = Field(None, description="Of the smallest instance. None: Baseten does not list it.")
+    on_request: bool = Field(False, description="Baseten gives it to those who ask.")
     instance_memory_gb: int | None = Field(None, description="Main memory of the smallest instance, if it is small.")
     bfloat16: bool = True
     unusable: str | None = Field(None, description="Why torch cannot use it.")
+
+    @property
+    def usable_gb(self) -> float:
+        """In 1e9 bytes, rounded down."""
+        return math.floor(self.usable_gib * 2**30 / 1e8) / 10
+
+    def holds(self, gigabytes: float, dtype: str) -> bool:
+        return not self.unusable and self.usable_gb >= gigabytes and (self.bfloat16 or dtype != "bfloat16")

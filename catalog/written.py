@@ -29,7 +29,8 @@ WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".onnx")
 # The most used presets, shown in the README.
 TOP = ("sdxl", "sdxl-turbo", "sdxl-lightning", "sd15", "sd3.5-medium", "sd3.5-large", "flux-schnell", "flux-dev")
 TOP += ("z-image-turbo", "qwen-image-2512")
-CHOICE = ["preset", "size", "steps", "GPU", "license", "gated"]
+ON_GPU = ["GPU", "USD per hour", "peak GB", "published"]
+CHOICE = ["preset", "size", "steps", *ON_GPU, "most GB", "license", "gated"]
 COST = ["preset", "download GB", *(f"at {rate} GB/s" for rate in RATES), "memory GB", "time per image"]
 TUNING = "<<cookiecutter.model_name>>/docs/tuning.md"
 TUNING_TITLE = """\
@@ -38,7 +39,7 @@ TUNING_TITLE = """\
 Every generated project has this page for its own preset, as `docs/tuning.md`. This is the one for `sdxl`.
 """
 # Keys that the emitted project does not use.
-NOT_RENDERED = {"note", "published", "left_out", "tiny", "tested", "source"}
+NOT_RENDERED = {"note", "published", "left_out", "tiny", "tested", "source", "memory"}
 TINY_HEADER = """\
 # The pipeline that tiny/make.py makes, so that the tests need no weights: each component of the real one, with few and
 # small layers. Other settings are as published, so the tests run the same code paths as the real model.
@@ -56,7 +57,8 @@ def entry(preset: Preset) -> dict[str, Any]:
     """Return the facts that a project's config.yaml and README.md import."""
     facts = preset.model_dump(mode="json", exclude=NOT_RENDERED | {"repos"})
     repos = {name: repo.model_dump(exclude={"files"}, exclude_none=True) for name, repo in preset.repos.items()}
-    return {**facts, "takes_lora": preset.takes_lora, "repos": repos}
+    memory = preset.memory.model_dump(include={"fixed", "per_megapixel", "per_lora"}) if preset.memory else None
+    return {**facts, "takes_lora": preset.takes_lora, "gpu_memory_gb": memory, "repos": repos}
 
 
 def tiny(preset: Preset) -> dict[str, Any]:
@@ -106,11 +108,12 @@ def linked(name: str, preset: Preset) -> str:
     return f"[`{name}`](https://huggingface.co/{preset.repos['pipeline'].repo_id})"
 
 
-def table(presets: dict[str, Preset]) -> str:
+def table(presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> str:
     cells = []
     for name, preset in presets.items():
         steps, gated = str(preset.num_inference_steps), "yes" if preset.gated else "no"
-        cells.append([linked(name, preset), f"{preset.size} px", steps, preset.accelerator, preset.license, gated])
+        on = [*on_gpu(preset, gpus), f"{preset.needs_gb:.1f}"]
+        cells.append([linked(name, preset), f"{preset.size} px", steps, *on, preset.license, gated])
     return rows_of(CHOICE, cells)
 
 
@@ -130,14 +133,25 @@ def costs(presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> str:
     return rows_of(COST, cells)
 
 
-def top(presets: dict[str, Preset]) -> str:
+def on_gpu(preset: Preset, gpus: dict[str, Accelerator]) -> list[str]:
+    """Return the GPU, what it costs an hour, and the peak of an image of the default size: predicted, and published."""
+    price, memory = gpus[preset.accelerator].usd_per_hour, preset.memory
+    published = memory.published if memory else None
+    numbers = [price, memory.predicted if memory else None, published]
+    found = [
+        "" if number is None else f"{number:.{digits}f}" for number, digits in zip(numbers, (2, 1, 1), strict=True)
+    ]
+    return [preset.accelerator, *found]
+
+
+def top(presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> str:
     """Return the README's short table."""
     cells = []
     for name in TOP:
         preset = presets[name]
         numbers, gated = [str(preset.num_inference_steps), str(preset.download_gb)], "yes" if preset.gated else "no"
-        cells.append([linked(name, preset), *numbers, preset.accelerator, preset.license, gated])
-    return rows_of(["preset", "steps", "download GB", "GPU", "license", "gated"], cells)
+        cells.append([linked(name, preset), *numbers, *on_gpu(preset, gpus), preset.license, gated])
+    return rows_of(["preset", "steps", "download GB", *ON_GPU, "license", "gated"], cells)
 
 
 def unverified(presets: dict[str, Preset]) -> str:
@@ -165,11 +179,16 @@ def cookiecutter_json(text: str, presets: dict[str, Preset], gpus: dict[str, Acc
     return json.dumps(context, indent=2, ensure_ascii=False) + "\n"
 
 
+def gpu_of_hooks(gpu: Accelerator) -> dict[str, Any]:
+    facts = gpu.model_dump(include={"memory_gb", "bfloat16", "unusable"}, exclude_none=True)
+    return {**facts, "usable_gb": gpu.usable_gb}
+
+
 def facts_of_hooks(presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> dict[str, dict[str, Any]]:
     """Return the facts about presets and accelerators for each hook."""
     checked = {
         name: {
-            "needs_gb": round(preset.weights_gb + preset.activations_gb, 2),
+            "needs_gb": preset.needs_gb,
             "bfloat16": preset.dtype == "bfloat16",
             "variants": preset.variant is not None,
             **(
@@ -190,7 +209,7 @@ def facts_of_hooks(presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> 
         }
         for name, preset in presets.items()
     }
-    memory = {name: gpu.model_dump(exclude={"instance_memory_gb"}, exclude_none=True) for name, gpu in gpus.items()}
+    memory = {name: gpu_of_hooks(gpu) for name, gpu in gpus.items()}
     return {
         "pre_gen_project": {"presets": checked, "accelerators": memory},
         "post_gen_project": {"presets": printed, "accelerators": memory},
@@ -249,7 +268,7 @@ def outputs(root: Path = ROOT) -> dict[Path, str]:
     for hook, facts_of_hook in facts_of_hooks(presets, gpus).items():
         path = root / "hooks" / f"{hook}.py"
         found[path] = with_facts(path.read_text("utf-8"), facts_of_hook)
-    lists = {"top": top(presets), "table": table(presets), "costs": costs(presets, gpus)}
+    lists = {"top": top(presets, gpus), "table": table(presets, gpus), "costs": costs(presets, gpus)}
     lists["unverified"] = unverified(presets)
     for page in (root / "README.md", root / "docs" / "presets.md"):
         text = with_lists(page.read_text("utf-8"), lists)

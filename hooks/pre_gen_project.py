@@ -21,47 +21,47 @@ CONTEXT = r"""
 # Written by `python -m catalog`, one preset per line: hooks cannot read the catalog.
 FACTS_JSON = r"""
 {"presets": {
-"sdxl": {"needs_gb": 11.94, "bfloat16": false, "variants": true},
-"sdxl-turbo": {"needs_gb": 11.94, "bfloat16": false, "variants": true},
-"sd-turbo": {"needs_gb": 5.58, "bfloat16": false, "variants": true},
-"sd15": {"needs_gb": 5.13, "bfloat16": false, "variants": true},
-"sd15-lcm": {"needs_gb": 5.13, "bfloat16": false, "variants": true},
-"sd21": {"needs_gb": 5.58, "bfloat16": false, "variants": true},
-"sdxl-lightning": {"needs_gb": 11.94, "bfloat16": false, "variants": true, "own_components": ["vae", "unet"], "instead": "sdxl"},
-"sd3-medium": {"needs_gb": 21.5, "bfloat16": false, "variants": false},
-"sd3.5-medium": {"needs_gb": 20.3, "bfloat16": true, "variants": false},
-"sd3.5-large": {"needs_gb": 32.6, "bfloat16": true, "variants": false},
-"sd3.5-large-turbo": {"needs_gb": 32.6, "bfloat16": true, "variants": false},
-"flux-schnell": {"needs_gb": 39.7, "bfloat16": true, "variants": false},
-"flux-schnell-8bit": {"needs_gb": 28.6, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "flux-schnell"},
-"flux-dev": {"needs_gb": 39.7, "bfloat16": true, "variants": false},
-"lcm-dreamshaper": {"needs_gb": 5.13, "bfloat16": false, "variants": false},
-"ssd-1b": {"needs_gb": 9.46, "bfloat16": false, "variants": true},
-"pixart-sigma": {"needs_gb": 17.9, "bfloat16": false, "variants": false},
-"sana-sprint": {"needs_gb": 11.1, "bfloat16": true, "variants": false},
-"z-image-turbo": {"needs_gb": 26.6, "bfloat16": true, "variants": false},
-"z-image-turbo-8bit": {"needs_gb": 21.4, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "z-image-turbo"},
-"z-image": {"needs_gb": 26.6, "bfloat16": true, "variants": false},
-"ernie-image-turbo": {"needs_gb": 29.9, "bfloat16": true, "variants": false},
-"qwen-image-2512": {"needs_gb": 65.7, "bfloat16": true, "variants": false},
-"flux2-klein-4b": {"needs_gb": 21.98, "bfloat16": true, "variants": false},
-"flux2-klein-4b-8bit": {"needs_gb": 18.5, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "flux2-klein-4b"}
+"sdxl": {"needs_gb": 15.86, "bfloat16": false, "variants": true},
+"sdxl-turbo": {"needs_gb": 15.4, "bfloat16": false, "variants": true},
+"sd-turbo": {"needs_gb": 7.7, "bfloat16": false, "variants": true},
+"sd15": {"needs_gb": 7.25, "bfloat16": false, "variants": true},
+"sd15-lcm": {"needs_gb": 7.25, "bfloat16": false, "variants": true},
+"sd21": {"needs_gb": 7.7, "bfloat16": false, "variants": true},
+"sdxl-lightning": {"needs_gb": 15.85, "bfloat16": false, "variants": true, "own_components": ["vae", "unet"], "instead": "sdxl"},
+"sd3-medium": {"needs_gb": 23.47, "bfloat16": false, "variants": false},
+"sd3.5-medium": {"needs_gb": 23.48, "bfloat16": true, "variants": false},
+"sd3.5-large": {"needs_gb": 35.75, "bfloat16": true, "variants": false},
+"sd3.5-large-turbo": {"needs_gb": 35.72, "bfloat16": true, "variants": false},
+"flux-schnell": {"needs_gb": 42.64, "bfloat16": true, "variants": false},
+"flux-schnell-8bit": {"needs_gb": 31.5, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "flux-schnell"},
+"flux-dev": {"needs_gb": 42.67, "bfloat16": true, "variants": false},
+"lcm-dreamshaper": {"needs_gb": 7.25, "bfloat16": false, "variants": false},
+"ssd-1b": {"needs_gb": 13.39, "bfloat16": false, "variants": true},
+"pixart-sigma": {"needs_gb": 18.08, "bfloat16": false, "variants": false},
+"sana-sprint": {"needs_gb": 16.15, "bfloat16": true, "variants": false},
+"z-image-turbo": {"needs_gb": 29.46, "bfloat16": true, "variants": false},
+"z-image-turbo-8bit": {"needs_gb": 23.41, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "z-image-turbo"},
+"z-image": {"needs_gb": 29.48, "bfloat16": true, "variants": false},
+"ernie-image-turbo": {"needs_gb": 31.56, "bfloat16": true, "variants": false},
+"qwen-image-2512": {"needs_gb": 77.87, "bfloat16": true, "variants": false},
+"flux2-klein-4b": {"needs_gb": 23.57, "bfloat16": true, "variants": false},
+"flux2-klein-4b-8bit": {"needs_gb": 21.56, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "flux2-klein-4b"}
 },
 "accelerators": {
-"T4": {"memory_gb": 16, "bfloat16": false},
-"L4": {"memory_gb": 24, "bfloat16": true},
-"A10G": {"memory_gb": 24, "bfloat16": true},
-"V100": {"memory_gb": 16, "bfloat16": true, "unusable": "torch 2.13.0 is built for CUDA 13, which has no kernels for it"},
-"A100": {"memory_gb": 80, "bfloat16": true},
-"A100_40GB": {"memory_gb": 40, "bfloat16": true},
-"H100": {"memory_gb": 80, "bfloat16": true},
-"H100_40GB": {"memory_gb": 40, "bfloat16": true},
-"H200": {"memory_gb": 141, "bfloat16": true},
-"B200": {"memory_gb": 180, "bfloat16": true},
-"B300": {"memory_gb": 288, "bfloat16": true},
-"GB300": {"memory_gb": 288, "bfloat16": true},
-"L40S": {"memory_gb": 48, "bfloat16": true},
-"RTX_PRO_6000": {"memory_gb": 96, "bfloat16": true}
+"T4": {"memory_gb": 16, "bfloat16": false, "usable_gb": 15.6},
+"L4": {"memory_gb": 24, "bfloat16": true, "usable_gb": 23.5},
+"A10G": {"memory_gb": 24, "bfloat16": true, "usable_gb": 23.6},
+"V100": {"memory_gb": 16, "bfloat16": true, "unusable": "torch 2.13.0 is built for CUDA 13, which has no kernels for it", "usable_gb": 16.9},
+"A100": {"memory_gb": 80, "bfloat16": true, "usable_gb": 84.9},
+"A100_40GB": {"memory_gb": 40, "bfloat16": true, "usable_gb": 42.2},
+"H100": {"memory_gb": 80, "bfloat16": true, "usable_gb": 84.9},
+"H100_40GB": {"memory_gb": 40, "bfloat16": true, "usable_gb": 42.1},
+"H200": {"memory_gb": 141, "bfloat16": true, "usable_gb": 150.1},
+"B200": {"memory_gb": 180, "bfloat16": true, "usable_gb": 191.5},
+"B300": {"memory_gb": 288, "bfloat16": true, "usable_gb": 287.4},
+"GB300": {"memory_gb": 288, "bfloat16": true, "usable_gb": 287.4},
+"L40S": {"memory_gb": 48, "bfloat16": true, "usable_gb": 47.6},
+"RTX_PRO_6000": {"memory_gb": 96, "bfloat16": true, "usable_gb": 101.9}
 }}
 """  # noqa: E501
 
@@ -108,17 +108,17 @@ def accelerator_problems(answers: dict[str, Any]) -> list[str]:
     # An unknown preset has no requirements.
     needed, bfloat16 = (preset["needs_gb"], preset["bfloat16"]) if preset else (0, False)
     lacks_bfloat16 = [other for other, facts in ACCELERATORS.items() if bfloat16 and not facts["bfloat16"]]
-    fits = [o for o in usable if ACCELERATORS[o]["memory_gb"] >= needed and o not in lacks_bfloat16]
+    fits = [o for o in usable if ACCELERATORS[o]["usable_gb"] >= needed and o not in lacks_bfloat16]
     chosen, fitting = ACCELERATORS[name], ", ".join(fits)
     if "unusable" in chosen:
         return [f"accelerator is {name!r}: {chosen['unusable']}: use one of {fitting}."]
-    if chosen["memory_gb"] < needed:
-        return [
-            f"accelerator is {name!r}: it has {chosen['memory_gb']} GB of memory, but {answers['preset']} needs about "
-            f"{needed:.0f}: use one of {fitting}."
-        ]
     if name in lacks_bfloat16:
         return [f"accelerator is {name!r}: {answers['preset']} runs in bfloat16, which it lacks: use one of {fitting}."]
+    if chosen["usable_gb"] < needed:
+        return [
+            f"accelerator is {name!r}: it has {chosen['usable_gb']} GB for a model, and {answers['preset']} needs "
+            f"about {needed:.1f}: use one of {fitting}."
+        ]
     return []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ACCELERATOR_FACTS, ALL, CATALOG, DELIVERIES, PRESETS, TEMPLATE
+from conftest import ACCELERATOR_FACTS, ALL, CATALOG, DELIVERIES, FACTS, PRESETS, TEMPLATE
 from cookiecutter.main import cookiecutter
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -46,11 +46,10 @@ def good_answers(draw: st.DrawFn) -> dict[str, str]:
     """Answers that must give a project."""
     preset = draw(st.sampled_from(PRESETS))
     facts = CATALOG[preset]
-    needed = facts["weights_gb"] + facts["activations_gb"]
     usable = {n: gpu for n, gpu in ACCELERATOR_FACTS.items() if not gpu.unusable}
     if facts["dtype"] == "bfloat16":
         usable = {n: gpu for n, gpu in usable.items() if gpu.bfloat16}
-    large_enough = [n for n, gpu in usable.items() if gpu.memory_gb >= needed]
+    large_enough = [n for n, gpu in usable.items() if gpu.usable_gb >= FACTS[preset].needs_gb]
     variants = ["preset", "", "fp16", "bf16", "fp32"] if facts["variant"] else ["preset"]
     answers = {
         "model_name": draw(NAME | YAML_WORDS),

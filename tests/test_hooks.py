@@ -10,7 +10,7 @@ from types import ModuleType
 
 import coverage
 import pytest
-from conftest import ACCELERATOR_FACTS, CATALOG, CONTEXT, MEASURED, PRESETS, TEMPLATE, BakedProject
+from conftest import ACCELERATOR_FACTS, CATALOG, CONTEXT, FACTS, MEASURED, PRESETS, TEMPLATE, BakedProject
 
 GOOD = {name: value[0] if isinstance(value, list) else value for name, value in CONTEXT.items()}
 SHA = "0123456789abcdef" * 2 + "01234567"
@@ -135,12 +135,11 @@ def test_lightning_takes_no_fine_tune() -> None:
 
 
 def test_an_accelerator_that_is_too_small_names_all_that_are_not() -> None:
-    (sentence,) = hook("pre_gen_project").problems({**GOOD, "preset": "flux-dev", "accelerator": "T4"})
+    (sentence,) = hook("pre_gen_project").problems({**GOOD, "preset": "flux-dev", "accelerator": "L4"})
     start, fitting = sentence.split(": use one of ")
-    assert start == "accelerator is 'T4': it has 16 GB of memory, but flux-dev needs about 40"
-    facts = CATALOG["flux-dev"]
-    needed = facts["weights_gb"] + facts["activations_gb"]
-    memory = {name: gpu.memory_gb for name, gpu in ACCELERATOR_FACTS.items() if gpu.memory_gb >= needed}
+    needed = FACTS["flux-dev"].needs_gb
+    assert start == f"accelerator is 'L4': it has 23.5 GB for a model, and flux-dev needs about {needed:.1f}"
+    memory = {name: gpu.memory_gb for name, gpu in ACCELERATOR_FACTS.items() if gpu.usable_gb >= needed}
     # V100 has kernels no more.
     assert fitting.removesuffix(".").split(", ") == sorted(memory, key=memory.get)
 

@@ -17,7 +17,7 @@ from typing import Any
 import control_plane
 import httpx
 import pytest
-from conftest import ACCELERATOR_FACTS, DELIVERIES, BakedProject
+from conftest import ACCELERATOR_FACTS, DELIVERIES, FACTS, BakedProject
 from platforms import PROJECT_PYTHON, SMALL, url_when_ready
 from truss.base.truss_config import TrussConfig
 from truss.util.path import is_ignored, load_trussignore_patterns_from_truss_dir
@@ -184,8 +184,8 @@ def test_the_image_gets_all_that_is_pushed(pushes: dict[str, Push], tmp_path: Pa
     assert not [file for file in context if SECRET in file.read_bytes()]
 
 
-def check(project: Path) -> subprocess.CompletedProcess:
-    command = [PROJECT_PYTHON or sys.executable, "check.py"]
+def check(project: Path, python: str | None = PROJECT_PYTHON) -> subprocess.CompletedProcess:
+    command = [python or sys.executable, "check.py"]
     return subprocess.run(command, cwd=project, capture_output=True, text=True)
 
 
@@ -208,11 +208,24 @@ def test_make_check_lists_what_is_pushed(pushes: dict[str, Push]) -> None:
         ("config.yaml", "accelerator: T4", "accelerator: T5", "accelerator: Unsupported accelerator type: `T5`"),
         (
             "config.yaml",
-            "gpu_memory_gb: 6",
-            "gpu_memory_gb: 20",
-            "has 16 GB, but the model needs about 20: use one of L4",
+            'gpu_memory_gb: {"fixed": ',
+            'gpu_memory_gb: {"fixed": 1',
+            "a model can have 15.6 GB of it, and an image of 1048576 pixels (limits.max_pixels) needs ",
         ),
-        ("config.yaml", "gpu_memory_gb: 6", "gpu_memory_gb: lots", "gpu_memory_gb is 'lots': use a number"),
+        (
+            "config.yaml",
+            "gpu_memory_gb: {",
+            "gpu_memory_gb: lots # {",
+            "gpu_memory_gb is 'lots': use the numbers fixed",
+        ),
+        ("config.yaml", '"per_lora": ', '"per_lora": true, "x": ', "use the numbers fixed, per_megapixel, per_lora"),
+        ("config.yaml", "    dtype: float16", "    dtype: bfloat16", "'T4': it has no bfloat16, use one of L4, "),
+        (
+            "config.yaml",
+            "max_size: 1024\n      max_pixels: 1048576",
+            "max_size: 4096\n      max_pixels: 16777216",
+            "use one of A100, RTX_PRO_6000, H100, H200, B200, B300, GB300, or what it holds: limits.max_pixels: ",
+        ),
         ("config.yaml", "resources:\n", "resources: {}\nother:\n", "Truss has no key other"),
         (
             "config.yaml",
@@ -260,10 +273,44 @@ def test_make_check_names_what_the_server_does_not_need(bake: Callable[..., Bake
 
 def test_make_check_knows_the_memory_of_every_accelerator_that_can_be_chosen(bake: Callable[..., BakedProject]) -> None:
     text = (bake(preset="sd15").path / "check.py").read_text("utf-8")
-    known: dict[str, int] = {}
-    for part in re.findall(r"GPU_MEMORY_GB \|?= (\{.*?\})", text):
-        known |= ast.literal_eval(part)
-    assert known == {name: gpu.memory_gb for name, gpu in ACCELERATOR_FACTS.items() if not gpu.unusable}
+    found: dict[str, float] = {}
+    for table in re.findall(r"^GPU_GB \|?= (\{.*?\})", text, re.DOTALL | re.MULTILINE):
+        found |= ast.literal_eval(table)
+    assert found == {name: gpu.usable_gb for name, gpu in ACCELERATOR_FACTS.items() if not gpu.unusable}
+    prices = [price for name in found if (price := ACCELERATOR_FACTS[name].usd_per_hour)]
+    assert prices == sorted(prices)
+    assert [name for name, gpu in ACCELERATOR_FACTS.items() if not gpu.bfloat16] == ["T4"]
+
+
+def test_make_check_tells_how_well_the_model_fits(bake: Callable[..., BakedProject]) -> None:
+    project = bake(preset="sdxl").path
+    config, memory = project / "config.yaml", FACTS["sdxl"].memory
+    assert memory
+
+    def said() -> tuple[str, str]:
+        # Without torch: nothing is tried on tiny weights, which takes long.
+        result = check(project, sys.executable)
+        assert result.returncode == 0, result.stderr
+        _, first, second, *_ = result.stdout[result.stdout.index("\nAn image") :].splitlines()
+        return first, second
+
+    needed = memory.needed(1536**2)
+    most = int((15.6 - memory.fixed) / memory.per_megapixel * 1e6)
+    assert said() == (
+        f"An image of 2359296 pixels (limits.max_pixels) needs {needed:.1f} of the 23.5 GB of the L4 (predicted).",
+        f"A T4 has 15.6 GB, and holds limits.max_pixels: {most}.",
+    )
+    # With what it says, and a LoRA to choose from, it still fits the L4.
+    text = config.read_text("utf-8").replace("max_pixels: 2359296", f"max_pixels: {most}")
+    config.write_text(text, "utf-8")
+    assert said()[1] == "A T4 has 15.6 GB, and holds it too."
+    text = text.replace("    loras: []", "    loras: [{name: ink, scale: 1.0, fused: false}]")
+    config.write_text(
+        text.replace("    weight_files:\n", "    weight_files:\n      lora-ink: [ink.safetensors]\n"), "utf-8"
+    )
+    first, second = said()
+    assert f" and 1 LoRA to choose from needs {memory.needed(most) + memory.per_lora:.1f} of the 23.5 GB" in first
+    assert second.startswith("A T4 has 15.6 GB, and holds limits.max_pixels: ")
 
 
 def test_make_push_replaces_production_and_a_plain_push_does_not(

@@ -115,6 +115,15 @@ class GenerationRequest(BaseModel):
         return pixels
 
     @model_validator(mode="after")
+    def _gpu_can_hold_it(self) -> Self:
+        pixels, multiple = self.settings.limits.max_pixels, self.settings.limits.size_multiple
+        if self.height > (most := pixels // self.width // multiple * multiple):
+            raise ValueError(
+                f"at width {self.width}, height is at most {most}: this model makes {pixels} pixels at most"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _strength_has_an_effect(self) -> Self:
         settings, limits = self.settings, self.settings.limits
         if self.image is None or (settings.reference_images and self.mask is None):
@@ -176,7 +185,8 @@ def request_model(settings: Settings) -> type[GenerationRequest]:
     """Return the class of requests, with the bounds and defaults of settings. Truss takes /schema from it."""
     limits, defaults, references = settings.limits, settings.defaults, settings.reference_images
     names: Any = {"enum": settings.lora_names} if settings.lora_names else None
-    pixels = {"ge": limits.min_size, "le": limits.max_size, "multiple_of": limits.size_multiple}
+    pixels: dict[str, Any] = {"ge": limits.min_size, "le": limits.max_size, "multiple_of": limits.size_multiple}
+    pixels["description"] = f"In pixels. width x height is at most {limits.max_pixels}."
     steps = {"ge": limits.min_steps, "le": limits.max_steps}
     several = Annotated[list[str], Field(min_length=1, max_length=references.count)] if references else None
     file = f"{FILE}, {REFERENCE.format(references.count) if references else START}"

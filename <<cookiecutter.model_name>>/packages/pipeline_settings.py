@@ -80,6 +80,7 @@ class Limits(Strict):
     guidance_scale: float = Field(ge=0)
     min_size: Positive
     max_size: Positive
+    max_pixels: Positive = Field(description="Of width x height: what the GPU holds, as `make check` tells.")
     size_multiple: Positive
     num_images: Positive
     loras: Positive = Field(description="In one request.")
@@ -159,6 +160,9 @@ class Settings(Strict):
         for size in self.warm_up_sizes:
             if not all(least <= pixels <= most and pixels % multiple == 0 for pixels in size):
                 raise ValueError(f"warm_up_sizes holds {size}: use {least} to {most}, and multiples of {multiple}")
+        sizes = [[self.defaults.width, self.defaults.height], [most, least], *self.warm_up_sizes]
+        if any(width * height > limits.max_pixels for width, height in sizes):
+            raise ValueError("limits.max_pixels is less than that of defaults, warm_up_sizes, or max_size x min_size")
         if (self.compile or self.warm_up_sizes) and not self.warm_up:
             raise ValueError("compile and warm_up_sizes have no use without warm_up: set it to true")
         return self

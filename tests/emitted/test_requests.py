@@ -1,5 +1,6 @@
 """The bounds of a request are those of its preset, of which one process can build any."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,8 +40,11 @@ def test_the_bounds_and_defaults_are_those_of_the_preset(preset: str) -> None:
         "quality": (1, 100, 1),
     }
     for name, (low, high, step) in bounds.items():
+        # Both at their largest may be more pixels than the GPU holds.
+        other = {"width": "height", "height": "width"}.get(name)
+        beside = {other: limits["min_size"]} if other else {}
         for good in (low, high):
-            assert getattr(model(prompt="x", **{name: good}), name) == good
+            assert getattr(model(prompt="x", **{name: good}, **beside), name) == good
         for bad in (low - step, high + step):
             with pytest.raises(ValidationError, match=name):
                 model(prompt="x", **{name: bad})
@@ -52,6 +56,23 @@ def test_the_bounds_and_defaults_are_those_of_the_preset(preset: str) -> None:
     for field in ("prompt", "negative_prompt"):
         with pytest.raises(ValidationError, match=f"{field}\n.*at most {most} characters"):
             model(**{"prompt": "x", field: "x" * (most + 1)})
+
+
+@pytest.mark.parametrize("preset", BLOCKS)
+def test_no_request_has_more_pixels_than_the_gpu_holds(preset: str) -> None:
+    limits, model = BLOCKS[preset]["limits"], of(preset)
+    multiple, longest = limits["size_multiple"], limits["max_size"]
+    side = math.isqrt(limits["max_pixels"])
+    most = min(longest, limits["max_pixels"] // longest // multiple * multiple)
+    for width, height in ((side, side), (longest, most), (most, longest)):
+        assert model(prompt="x", width=width, height=height)
+    assert str(limits["max_pixels"]) in model.model_json_schema()["properties"]["width"]["description"]
+    if most < longest:
+        words = f"at width {longest}, height is at most {most}: this model makes {limits['max_pixels']} pixels"
+        with pytest.raises(ValidationError, match=words):
+            model(prompt="x", width=longest, height=most + multiple)
+        with pytest.raises(ValidationError, match="height is at most"):
+            model(prompt="x", width=side + multiple, height=side)
 
 
 @pytest.mark.parametrize("preset", BLOCKS)

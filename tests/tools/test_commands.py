@@ -214,7 +214,7 @@ def test_a_deployment_without_a_schema_gets_what_json_makes_of_it(awake: Platfor
 
 def test_fields_are_those_of_the_model(awake: Platform) -> None:
     shown = awake.run("fields").stdout
-    assert re.search(r"width +│ integer +│ minimum 64, maximum 1024, multipleOf 8 +│ 512 +│ Width in pixels", shown)
+    assert re.search(r"width +│ integer +│ minimum 64, maximum 1024, multipleOf 8 +│ 512 +│ In pixels", shown)
     assert "'png', 'jpeg', 'webp'" in shown
     assert "prompt" in json.loads(awake.run("fields", "--json").stdout)["properties"]
 
