@@ -29,7 +29,7 @@ WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".onnx")
 # The most used presets, shown in the README.
 TOP = ("sdxl", "sdxl-turbo", "sdxl-lightning", "sd15", "sd3.5-medium", "sd3.5-large", "flux-schnell", "flux-dev")
 TOP += ("z-image-turbo", "qwen-image-2512")
-ON_GPU = ["GPU", "USD per hour", "peak GB", "published"]
+ON_GPU = ["GPU", "USD/h", "peak GB", "published"]
 CHOICE = ["preset", "size", "steps", *ON_GPU, "most GB", "license", "gated"]
 COST = ["preset", "download GB", *(f"at {rate} GB/s" for rate in RATES), "memory GB", "time per image"]
 TUNING = "<<cookiecutter.model_name>>/docs/tuning.md"
