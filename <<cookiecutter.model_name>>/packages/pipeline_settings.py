@@ -168,19 +168,32 @@ class Settings(Strict):
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        for place, (key, _) in enumerate(node.value):
+            if key.value in [before.value for before, _ in node.value[:place]]:  # the last would count, in silence
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_settings(config: Path) -> Settings:
     """Return the checked block of config.yaml. Raises SettingsError: the first fault, in a sentence."""
     try:
-        content = yaml.safe_load(config.read_text("utf-8"))
+        content = yaml.load(config.read_text("utf-8"), _Loader)
         block = content["model_metadata"]["pipeline"]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it holds a character that YAML does not allow"
         raise SettingsError(f"config.yaml{where}: {problem}.") from None
+    except UnicodeDecodeError:
+        raise SettingsError("config.yaml holds bytes that are no UTF-8: save it as UTF-8.") from None
     except (KeyError, TypeError):
         raise SettingsError(f"config.yaml lacks the block {BLOCK}: generate the project again.") from None
-    concurrency = (content.get("runtime") or {}).get("predict_concurrency", 1)
+    runtime = content.get("runtime") or {}
+    if not isinstance(runtime, dict):
+        raise SettingsError("config.yaml, runtime: use keys such as predict_concurrency: 1.")
+    concurrency = runtime.get("predict_concurrency", 1)
     if concurrency not in range(1, MAX_CONCURRENCY + 1):
         raise SettingsError(f"config.yaml, runtime.predict_concurrency: use 1 to {MAX_CONCURRENCY}.")
     try:

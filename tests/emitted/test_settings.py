@@ -75,6 +75,8 @@ STYLE = {"name": "style", "scale": 1.0, "fused": False}
         (BLOCK, None, "lacks the block"),
         (BLOCK, [], "model_metadata.pipeline: "),
         ("model_metadata", None, "lacks the block"),
+        ("runtime", "x", "runtime: use keys such as predict_concurrency: 1"),
+        ("runtime", True, "runtime: use keys such as"),
         ("runtime/predict_concurrency", 9, "predict_concurrency: use 1 to 8"),
         ("runtime/predict_concurrency", "2", "predict_concurrency: use 1 to 8"),
     ],
@@ -95,6 +97,23 @@ def test_a_misspelt_key_is_told_and_not_the_one_that_is_missing(tmp_path: Path) 
     file.write_text(yaml.safe_dump(config))
     with pytest.raises(SettingsError, match=r"warm_pu: there is no such key, did you mean warm_up\?"):
         read_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: 1\nb:\n  c: 1\n  c: 2\n", "config.yaml, line 4: c stands twice."),
+        (b"a: 1\n? [x, y]\n: 1\na: 1\n", "config.yaml, line 4: a stands twice."),
+        ("a: ä".encode("latin-1"), "config.yaml holds bytes that are no UTF-8: save it as UTF-8."),
+        ("a: ä".encode("utf-16"), "config.yaml holds bytes that are no UTF-8: save it as UTF-8."),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_one_sentence(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        read_settings(file)
+    assert str(caught.value) == words
 
 
 @pytest.mark.parametrize("text", ["a:\n\t- b", "a: [", "", "just words", "a: \x07"])
