@@ -16,9 +16,14 @@ def warm_up(denoiser: Any, settings: Settings, make_image: Callable[[int, int], 
     """
     import torch
 
+    sizes = settings.warm_up_sizes or [[settings.defaults.width, settings.defaults.height]]
     if settings.compile:
         compile_blocks(denoiser)
-    for width, height in settings.warm_up_sizes or [[settings.defaults.width, settings.defaults.height]]:
+        if all(width == height for width, height in sizes):
+            # Of squares alone torch learns that both sides are one number, and what it compiled is for no other size.
+            side, multiple = sizes[0][0], settings.limits.size_multiple
+            sizes = [*sizes, [side, max(side // 2 // multiple * multiple, settings.limits.min_size)]]
+    for width, height in sizes:
         try:
             make_image(width, height)
         except Exception as error:
