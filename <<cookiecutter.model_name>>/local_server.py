@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ REAL_WEIGHTS = PROJECT / ".weights"
 DEMO = PROJECT / "tiny" / "demo"
 PREDICT = "/v1/models/model:predict"
 READY = "/v1/models/model/loaded"
+# How load() ends if config.yaml or the weights are wrong, in a line of JSON.
+SENTENCE = re.compile(r'(?:SettingsError|WeightsError): ([^"\\]+)')
 # Environment variables to pass on: programs, libraries, GPU, locale, threads, secrets that Truss reads, coverage.
 # Others, such as keys and tokens, do not reach the server.
 PASSED_ON = re.compile(r"PATH|LD_LIBRARY_PATH|TMPDIR|TZ|LANG|(LC|CUDA|NVIDIA|OMP|MKL|TRUSS_SECRET|COVERAGE)_.*")
@@ -129,6 +132,9 @@ def build_app(app: Path, weights: Path, defaults: dict[str, Any] | None = None) 
     config = yaml.safe_load((app / "context" / "config.yaml").read_text("utf-8"))
     pipeline = config["model_metadata"]["pipeline"]
     pipeline["weights_dir"] = str(weights.resolve())
+    if defaults:  # nobody trained LoRAs for those weights
+        pipeline["loras"] = []
+        pipeline["weight_files"] = {k: v for k, v in pipeline["weight_files"].items() if not k.startswith("lora-")}
     for name, value in (defaults or {}).items():
         pipeline["defaults"][name] = _within(pipeline["limits"], name, value)
     (app / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
@@ -245,22 +251,23 @@ def demo_request() -> dict[str, Any] | None:
         return None
     pipeline = read_config()["model_metadata"]["pipeline"]
     fits = json.loads((DEMO / "model_index.json").read_text("utf-8"))["_class_name"] == pipeline["class_name"]
-    # The tiny LoRAs are random.
-    if not fits or pipeline["loras"]:
+    if not fits:
         return None
+    if pipeline["loras"]:
+        print("The demo's weights are served without the LoRAs of config.yaml, which were not made for them.")
     return dict(json.loads((DEMO / "request.json").read_text("utf-8")))
 
 
-def find_weights(choice: str, temporary: Path) -> Path:
-    """Return the folder of weights for --weights. demo and tiny are written to temporary."""
+def find_weights(choice: str, temporary: Path, trained: bool = False) -> Path:
+    """Return the folder of weights for --weights. demo and tiny are written to temporary. trained: there is a demo."""
     if choice == "real":
         return download_weights()
     if choice not in ("demo", "tiny"):
         return Path(choice)
     # A separate process, so that this one does not import torch.
-    made, trained = temporary / "weights", choice == "demo" and demo_request() is not None
+    made = temporary / "weights"
     if choice == "demo" and not trained:
-        print("The demo fits only SDXL's family, without LoRAs: using tiny random weights, so the image is noise.")
+        print("The demo fits only SDXL's family: using tiny random weights, so the image is noise.")
     program = PROJECT / "tiny" / "make.py"
     quiet = {**os.environ, "TQDM_DISABLE": "1", "DIFFUSERS_VERBOSITY": "error"}
     subprocess.run([sys.executable, program, made, *(["--trained"] if trained else [])], check=True, env=quiet)
@@ -356,8 +363,11 @@ def serve(arguments: argparse.Namespace) -> None:
         example["prompt"] = arguments.prompt
     with tempfile.TemporaryDirectory(prefix="truss-") as temporary:
         app = Path(temporary) / "app"
-        build_app(app, find_weights(arguments.weights, Path(temporary)), request)
-        process = start(app, port, host)
+        build_app(app, find_weights(arguments.weights, Path(temporary), bool(request)), request)
+        process = start(app, port, host, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        said: list[str] = []
+        log = threading.Thread(target=copy_log, args=(process.stdout, said), daemon=True)
+        log.start()
         try:
             wait_until_ready(process, url)
             if arguments.prompt is not None:
@@ -366,8 +376,19 @@ def serve(arguments: argparse.Namespace) -> None:
             print(f"\nReady. Ctrl-C stops it. Try:\n  curl {url}{PREDICT} -d '{body}'\n", flush=True)
             process.wait()
             raise RuntimeError("The server stopped: see its log above.")
+        except RuntimeError as error:
+            log.join(5)  # as it ends with the server
+            raise RuntimeError(said[-1] if said else str(error)) from error
         finally:
             stop(process)
+
+
+def copy_log(output: Any, said: list[str]) -> None:
+    """Write what the server writes, and add to said the sentences in which load() refuses."""
+    for line in output:
+        sys.stdout.buffer.write(line)
+        sys.stdout.flush()
+        said += SENTENCE.findall(line.decode(errors="replace"))
 
 
 if __name__ == "__main__":

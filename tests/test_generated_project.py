@@ -191,8 +191,15 @@ def test_real_weights_without_a_network_are_one_sentence(bake: Callable[..., Bak
 def test_its_first_image_shows_what_the_prompt_says(bake: Callable[..., BakedProject], tmp_path: Path) -> None:
     image, text = tmp_path / "image.png", "a white cross on a red background"
     command = [PROJECT_PYTHON, "local_server.py", "--port", "0", "--prompt", text, "--output", image]
-    made = subprocess.run(command, cwd=bake(preset="sdxl").path, capture_output=True, text=True)
+    project = bake(preset="sdxl").path
+    config = (project / "config.yaml").read_text("utf-8")
+    # A LoRA of the real weights.
+    config = config.replace("loras: []", "loras: [{name: style, scale: 1.0, fused: true}]")
+    config = config.replace("pipeline: *pipeline_files", 'pipeline: *pipeline_files\n      lora-style: ["*.safetensors"]')
+    (project / "config.yaml").write_text(config, "utf-8")
+    made = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout + made.stderr
+    assert "served without the LoRAs" in made.stdout
     look = "import sys, numpy, PIL.Image; from judge import look; from shapes import COLORS\n"
     look += "pixels = numpy.asarray(PIL.Image.open(sys.argv[1])); seen = look(pixels, COLORS)\n"
     look += "print(len(pixels), seen.color, seen.shape, seen.background)"
