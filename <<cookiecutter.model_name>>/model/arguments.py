@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,9 +56,7 @@ def of_request(settings: Settings, request: GenerationRequest) -> Asked:
         assert other  # the same
         return Asked(arguments | {"image": start} | (size if other.takes_size else {}), other)
     with _of_field("mask"):
-        shape = mask.decode(request.mask, **size, blur=request.mask_blur)
-        if not math.isclose(shape.info["shape"], start.info["shape"], rel_tol=0.02):
-            raise ValueError("its aspect ratio differs from that of image: make it as wide and high")
+        shape = mask.decode(request.mask, start, request.mask_blur)
     image, mask_image, finish = mask.cut_out(start, shape, request.mask_padding, multiple)
     return Asked(arguments | size | {"image": image, "mask_image": mask_image}, settings.inpaint, finish)
 

@@ -1,6 +1,7 @@
 """Images as base64 text: what a request may bring, and what an answer holds."""
 
 import base64
+import contextlib
 import io
 import math
 import re
@@ -45,15 +46,12 @@ def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
         raise ValueError(f"the images together have more than {max_pixels} pixels: send smaller ones")
 
 
-def decode(text: str, width: int, height: int, background: str = "white") -> Any:
-    """Return the RGB image in text: upright, laid on the background, scaled and cropped to width x height.
-
-    Its info tells the share that was cut off (cropped), and how many times as wide as high it was (shape). Raises
-    ValueError with a sentence if it is damaged. It decodes whatever it is given: call check() first.
+def decode(text: str, width: int, height: int) -> Any:
+    """Return the RGB image in text: upright, laid on white, scaled and cropped to width x height: see read().
     """
     from PIL import ImageOps
 
-    return _decode(text, max(width, height), background, lambda image: ImageOps.fit(image, (width, height)))
+    return read(text, max(width, height), "white", lambda image: ImageOps.fit(image, (width, height)))
 
 
 def decode_reference(text: str, bounds: ReferenceImages, multiple: int) -> Any:
@@ -61,7 +59,7 @@ def decode_reference(text: str, bounds: ReferenceImages, multiple: int) -> Any:
 
     Raises ValueError with a sentence if it is damaged or too long. As decode() does, it needs check() first.
     """
-    image = _decode(text, math.isqrt(bounds.max_pixels), "white", lambda image: image)
+    image = read(text, math.isqrt(bounds.max_pixels), "white", lambda image: image)
     if max(image.size) > bounds.max_ratio * min(image.size):
         raise ValueError(f"it is more than {bounds.max_ratio} times as long as wide: crop it")
     scale = min(1, math.sqrt(bounds.max_pixels / (image.width * image.height)))
@@ -71,9 +69,14 @@ def decode_reference(text: str, bounds: ReferenceImages, multiple: int) -> Any:
     return image.resize(sides)
 
 
-def _decode(text: str, side: int, background: str, fit: Callable[[Any], Any]) -> Any:
-    """Return fit(image). side: no smaller than that is a JPEG scaled down while it is decoded."""
-    from PIL import Image, ImageOps
+def read(text: str, side: int, background: str, fit: Callable[[Any], Any]) -> Any:
+    """Return fit(image): of the RGB image in text, upright, in sRGB and laid on the background.
+
+    side: no smaller than that is a JPEG scaled down while it is decoded. The info tells the share that fit cut off
+    (cropped), how many times as wide as high it was (shape), and nothing of what the file says beside its pixels.
+    Raises ValueError with a sentence if it is damaged. It decodes whatever it is given: call check() first.
+    """
+    from PIL import Image, ImageChops, ImageOps
 
     file = _bytes(_encoded(text))
     image = _open(file)
@@ -83,20 +86,38 @@ def _decode(text: str, side: int, background: str, fit: Callable[[Any], Any]) ->
     try:
         # A JPEG then comes at the least of 1/8, 1/4, 1/2 and 1 that is no smaller than asked, however it is turned.
         image.draft("RGB", (side, side))
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        with contextlib.suppress(Exception):  # what is damaged beside the pixels turns none
+            image = ImageOps.exif_transpose(image)
+        profile = image.info.get("icc_profile")
         if image.mode.startswith("I"):
             image = image.convert("I").point(lambda gray: gray * (255 / 65535)).convert("L")
         if image.has_transparency_data:
             image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-        made = fit(image.convert("RGB"))
+        seen = _in_srgb(image, profile) if profile else image.convert("RGB")
+        if image.mode == "RGBA":
+            seen.paste(Image.new("RGB", image.size, background), mask=ImageChops.invert(image.getchannel("A")))
+        made = fit(seen)
         wide, high = sorted(size, reverse=image.width > image.height)
         fits = (wide * made.height) / (high * made.width)
-        made.info |= {"shape": wide / high, "cropped": 1 - min(fits, 1 / fits)}
+        made.info = {"shape": wide / high, "cropped": 1 - min(fits, 1 / fits)}
         return made
     # For a damaged file Pillow raises whatever its parsers run into, AttributeError and struct.error among them.
     except Exception as error:
         raise ValueError("it cannot be read: send a whole PNG, JPEG or WebP file") from error
+
+
+def _in_srgb(image: Any, profile: bytes) -> Any:
+    """Return the image, opaque, in RGB. As browsers do, it ignores a profile that is damaged or of other channels."""
+    from PIL import ImageCms
+
+    with contextlib.suppress(OSError, ImageCms.PyCMSError):
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = {"GRAY": "L", "CMYK": "CMYK"}.get(own.profile.xcolor_space.strip(), "RGB")
+        if (mode == "CMYK") == (image.mode == "CMYK"):
+            srgb = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image.convert(mode), own, srgb, outputMode="RGB")
+    return image.convert("RGB")
 
 
 def encode(image: Any, output_format: str, quality: int, compress_level: int) -> str:

@@ -9,17 +9,50 @@ from model import images
 Box = tuple[int, int, int, int]
 
 
-def decode(text: str, width: int, height: int, blur: int) -> Any:
-    """Return the mask in text, fitted as images.decode() fits: 0 is kept, 255 painted over. What is clear is kept.
+def decode(text: str, start: Any, blur: int) -> Any:
+    """Return the mask in text, fitted as start, its image, was: 0 is kept, 255 painted over. What is clear is kept.
 
-    blur: of its edges, the deviation in pixels. Raises ValueError as images.decode() does, and if all of it is black.
+    blur: the edges fade outwards, half at so many pixels, all at twice. White stays 255, however thin. Raises
+    ValueError as images.read() does, if its shape differs from that of start, and if it paints nothing.
     """
-    from PIL import ImageFilter
+    from PIL import Image, ImageFilter, ImageOps
 
-    mask = images.decode(text, width, height, background="black").convert("L").filter(ImageFilter.GaussianBlur(blur))
-    if mask.getbbox() is None:
+    white: list[Any] = []
+
+    def fit(whole: Any) -> Any:
+        # A brush or a JPEG makes black and white only nearly so.
+        gray = whole.convert("L").point(lambda level: 0 if level < 16 else 255 if level > 239 else level)
+        # As it weighs by opacity, scaling down makes nothing paler.
+        gray.putalpha(gray.point(lambda level: 255 if level else 0))
+        white.append(gray.getbbox())
+        return ImageOps.fit(gray, start.size, Image.Resampling.BOX).getchannel("L")
+
+    mask = images.read(text, max(start.size), "black", fit)
+    if not math.isclose(mask.info["shape"], start.info["shape"], rel_tol=0.02):
+        raise ValueError("its aspect ratio differs from that of image: make it as wide and high")
+    if white == [None]:
         raise ValueError("it is all black, so nothing would change: paint white what should change")
+    if mask.getbbox() is None:
+        raise ValueError(
+            "what is white in it was cropped away, or is less than a pixel: give width and height the shape of image"
+        )
+    mask = Image.fromarray(_widened(mask, blur))
+    for radius in (blur // 3, (blur + 1) // 3, (blur + 2) // 3):  # three boxes are nearly a bell
+        mask = mask.filter(ImageFilter.BoxBlur(radius))
     return mask
+
+
+def _widened(mask: Any, pixels: int) -> Any:
+    """Return, of the square of so many pixels around each pixel, the most: an array. In steps that double."""
+    import numpy
+
+    gray = numpy.asarray(mask)
+    for _ in range(2):
+        gray, span = numpy.pad(gray.T, ((pixels, pixels), (0, 0))), 1
+        while span <= 2 * pixels:
+            step = min(span, 2 * pixels + 1 - span)
+            gray, span = numpy.maximum(gray[:-step], gray[step:]), span + step
+    return gray
 
 
 def cut_out(start: Any, mask: Any, padding: int | None, cell: int) -> tuple[Any, Any, Callable[[Any], Any]]:

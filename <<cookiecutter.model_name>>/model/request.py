@@ -57,7 +57,7 @@ class GenerationRequest(BaseModel):
     image: str | list[str] | None = Field(None, description=FILE)
     strength: float | None = Field(None, gt=0, le=1, description="How much of image is painted over.")
     mask: str | None = Field(None, description=f"{FILE}: white is painted over, the rest of image keeps its pixels.")
-    mask_blur: int = Field(4, ge=0, le=64, description="How soft the edges of mask are, in pixels.")
+    mask_blur: int = Field(4, ge=0, le=64, description="Its edges fade outwards: half at so many pixels.")
     mask_padding: int | None = Field(None, ge=0, description="Paints mask and these pixels around it, at full size.")
     loras: list[LoraChoice] = Field([], fail_fast=True, description="LoRAs of this image. None: the model as it is.")
     num_images: int = Field(1, ge=1, description="How many images.")

@@ -13,7 +13,7 @@ from conftest import ALL, BLOCKS, DEMO, Make, Served, pixels_of, text_of
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[2] / "demo"))
-from judge import Seen, look
+from judge import Seen, look, nearest
 from shapes import COLORS, NEW_COLORS, SHAPES
 from test_schedulers import SCHEDULERS
 
@@ -129,6 +129,25 @@ def test_a_mask_changes_only_what_is_inside(demo: Ask) -> None:
     assert look(pixels, COLORS) == SAID
     kept = numpy.asarray(mask) == 0
     assert (pixels[kept] == numpy.asarray(start)[kept]).all()
+
+
+def test_a_scratch_over_the_shape_is_painted_over_and_the_rest_stays(demo: Ask) -> None:
+    start = Image.new("RGB", (REQUEST["width"], REQUEST["height"]), COLORS["green"])
+    start.paste(COLORS["yellow"], (16, 16, 48, 48))
+    mask, scratch = Image.new("L", start.size), (0, 34, 64, 37)
+    mask.paste(255, scratch)
+    start.paste(COLORS["blue"], scratch)
+    served, rows = demo(), slice(34, 37)
+    for more in ({}, {"mask_padding": 0}):
+        pixels = served.pixels(prompt(SAID), image=text_of(start), mask=text_of(mask), **more)
+        words = {nearest(color, COLORS) for color in pixels[rows].reshape(-1, 3)}
+        assert "blue" not in words, more
+        assert {nearest(color, COLORS) for color in pixels[rows, 20:44].reshape(-1, 3)} == {"yellow"}
+        # By default edges fade for eight pixels.
+        far = numpy.ones(64, bool)
+        far[34 - 8 : 37 + 8] = False
+        assert (pixels[far] == numpy.asarray(start)[far]).all()
+    assert look(pixels, COLORS) == SAID
 
 
 @pytest.fixture

@@ -26,6 +26,12 @@ def noise(width: int = SIDE, height: int = SIDE) -> Image.Image:
     return Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (height, width, 3), dtype="uint8"))
 
 
+def fitted(text: str, start: Image.Image, blur: int = 0) -> Image.Image:
+    """Return the mask in text for start, an image that had its own shape."""
+    start.info["shape"] = start.width / start.height
+    return mask.decode(text, start, blur)
+
+
 def white(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
     shape = Image.new("L", size)
     for box in boxes:
@@ -41,7 +47,7 @@ def test_outside_the_mask_each_pixel_is_kept(preset: str, settings_of: Make, ser
     image = text_of(start)
     seen = set()
     for more in ({}, {"mask_blur": 0}, {"mask_blur": 0, "mask_padding": 2}, {"mask_padding": 0}, {"strength": 0.5}):
-        soft = numpy.asarray(mask.decode(shape, SIDE, SIDE, more.get("mask_blur", 4)))
+        soft = numpy.asarray(fitted(shape, start, more.get("mask_blur", 4)))
         found = pixels_of(served.image(image=image, mask=shape, **more))
         changed = (found != numpy.asarray(start)).any(axis=2)
         assert not changed[soft == 0].any(), more
@@ -153,15 +159,41 @@ WHITES = {
 
 @pytest.mark.parametrize("text", WHITES.values(), ids=WHITES)
 def test_what_is_white_to_see_is_painted(text: str) -> None:
-    found = numpy.asarray(mask.decode(text, SIDE, SIDE, 0)).astype(int)
+    found = numpy.asarray(fitted(text, noise())).astype(int)
     assert numpy.abs(found - numpy.asarray(HALF))[:, [*range(30), *range(34, 64)]].max() <= 3
 
 
 def test_the_mask_is_cropped_as_the_image_is() -> None:
     # Marked by the same colors in both.
-    shape = white((40, 10, 60, 30), size=(160, 96))
-    image = numpy.asarray(images.decode(text_of(shape.convert("RGB")), SIDE, SIDE))[..., 0]
-    assert (numpy.asarray(mask.decode(text_of(shape), SIDE, SIDE, 0)) == image).all()
+    shape = white((40, 16, 64, 32), size=(160, 64))
+    start = images.decode(text_of(shape.convert("RGB")), SIDE, SIDE)
+    found = numpy.asarray(mask.decode(text_of(shape), start, 0))
+    assert (found == numpy.asarray(start)[..., 0]).all()
+    assert found.any()
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+@pytest.mark.parametrize("blur", [0, 1, 4, 16])
+def test_edges_fade_outwards(width: int, blur: int) -> None:
+    shape = white((40, 0, 40 + width, 128), size=(128, 128))
+    shape.paste(15, (0, 0, 20, 128))  # nearly black
+    shape.paste(240, (40, 0, 40 + width, 64))  # nearly white
+    row = numpy.asarray(fitted(text_of(shape), noise(128, 128), blur)).astype(int)[64]
+    right = row[40 + width :]
+    assert (row[40 : 40 + width] == 255).all()
+    assert (numpy.diff(right) <= 0).all()
+    assert not right[2 * blur :].any()
+    assert not row[: 40 - 2 * blur].any() or blur == 16
+    if blur > 1:
+        assert 100 < right[blur - 1] < 155
+
+
+def test_what_is_scaled_down_is_as_white_as_before() -> None:
+    line = numpy.asarray(fitted(text_of(white((99, 0, 100, 512), size=(512, 512))), noise()))
+    assert (line == numpy.asarray(white((12, 0, 13, SIDE)))).all()
+    gray = Image.new("L", (512, 512))
+    gray.paste(128, (99, 0, 100, 512))
+    assert set(numpy.unique(numpy.asarray(fitted(text_of(gray), noise())))) <= {0, 127, 128, 129}
 
 
 def test_gray_mixes_both(settings_of: Make, serve: Callable[..., Served]) -> None:
@@ -171,36 +203,32 @@ def test_gray_mixes_both(settings_of: Make, serve: Callable[..., Served]) -> Non
     assert numpy.abs(half - (painted + numpy.asarray(start)) / 2).max() <= 2
 
 
-NOTHING = {
-    "black": Image.new("L", (SIDE, SIDE)),
-    "clear": Image.new("RGBA", (SIDE, SIDE), (255, 255, 255, 0)),
-    "white where it is cropped": white((0, 0, 20, 64), size=(256, 64)),
+SHAPE = "its aspect ratio differs from that of image: make it as wide and high"
+BLACK = "it is all black, so nothing would change"
+WIDE = (256, 64)
+UNUSABLE = {
+    "black": (Image.new("L", WIDE), BLACK),
+    "nearly black": (Image.new("L", WIDE, 15), BLACK),
+    "clear": (Image.new("RGBA", WIDE, (255, 255, 255, 0)), BLACK),
+    "white where it is cropped": (white((0, 0, 20, 64), size=WIDE), "what is white in it was cropped away"),
+    "black and another shape": (Image.new("L", (64, 256)), SHAPE),
+    "a square": (Image.new("L", (64, 64), 255), SHAPE),
+    "turned": (Image.new("L", (64, 256), 255), SHAPE),
+    "larger": (Image.new("L", (512, 128), 255), None),
+    "nearly its shape": (Image.new("L", (257, 64), 255), None),
+    "a dot and much blur": (white((128, 32, 129, 33), size=WIDE), None),
 }
 
 
-@pytest.mark.parametrize("shape", NOTHING.values(), ids=NOTHING)
-def test_a_mask_that_paints_nothing_is_refused(
-    shape: Image.Image, settings_of: Make, serve: Callable[..., Served]
+@pytest.mark.parametrize(("shape", "sentence"), UNUSABLE.values(), ids=UNUSABLE)
+def test_what_is_wrong_with_a_mask_is_said(
+    shape: Image.Image, sentence: str | None, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
     served = serve(settings_of("sd15"))
-    answer = served.ask(image=text_of(noise()), mask=text_of(shape))
-    assert answer.status_code == 400
-    assert b"`mask`: Value error, it is all black, so nothing would change" in answer.body
-
-
-@pytest.mark.parametrize(
-    ("size", "status"), [((512, 256), None), ((257, 128), None), ((64, 64), 400), ((64, 128), 400)]
-)
-def test_a_mask_of_another_shape_is_refused(
-    size: tuple[int, int], status: int | None, settings_of: Make, serve: Callable[..., Served]
-) -> None:
-    # It would be cropped in another way, and lie elsewhere.
-    answer = serve(settings_of("sd15")).ask(image=text_of(noise(128, 64)), mask=text_of(Image.new("L", size, 255)))
-    assert getattr(answer, "status_code", None) == status
-    if status:
-        assert (
-            b"`mask`: Value error, its aspect ratio differs from that of image: make it as wide and high" in answer.body
-        )
+    answer = served.ask(image=text_of(noise(*WIDE)), mask=text_of(shape), mask_blur=64, num_inference_steps=1)
+    assert getattr(answer, "status_code", None) == (400 if sentence else None)
+    if sentence:
+        assert sentence.encode() in answer.body
 
 
 def test_a_damaged_mask_is_refused_by_its_name(settings_of: Make, serve: Callable[..., Served]) -> None:
@@ -290,7 +318,7 @@ def test_flux2_klein_paints_a_megapixel_at_once(settings_of: Make, serve: Callab
     )
     asked = arguments.of_request(served.settings, request)
     made = served.model._generate(asked, 0, Progress(threading.Event()))
-    soft = numpy.asarray(mask.decode(shape, 1040, 1024, 4))
+    soft = numpy.asarray(fitted(shape, start, 4))
     same = (numpy.asarray(made) == numpy.asarray(start)).all(axis=2)
     assert same[soft == 0].all()
     assert same[:48, :112].mean() < 0.05
