@@ -52,6 +52,7 @@ MANIFEST = {
     "packages/cold_start/warm_up.py",
     "packages/cold_start/weights.py",
     "packages/image_build.py",
+    "packages/metrics.py",
     "packages/pipeline_settings.py",
     "pyproject.toml",
     "requirements-dev.txt",

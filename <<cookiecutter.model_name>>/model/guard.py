@@ -1,10 +1,10 @@
 """Owns all that touches the device: one piece of work at a time, what a fault leaves behind, and health."""
 
 import gc
-import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from fastapi import HTTPException
@@ -21,8 +21,8 @@ class Guard:
     """Runs work on the pipeline, and knows whether the next can succeed."""
 
     def __init__(self) -> None:
-        # A pipeline keeps state between steps: two requests must not share it.
-        self._lock = threading.Lock()
+        # One, as a pipeline keeps state between steps: two requests must not share it. It keeps the order of arrival.
+        self._thread = ThreadPoolExecutor(1)
         self._dtypes: dict[Any, set[Any]] = {}
         self._failed = False
 
@@ -40,26 +40,27 @@ class Guard:
         """Return False before watch(), and while the last that was seen of the device or the weights is a fault."""
         return bool(self._dtypes) and not self._failed
 
-    def run(self, work: Callable[[], Any]) -> tuple[Any, float, float]:
-        """Return what work returns, the seconds that it waited for its turn, and those that it took.
+    def submit(self, work: Callable[[], Any]) -> "Future[tuple[Any, float]]":
+        """Run work after all that was submitted before. The result: what it returns, and the seconds that it took.
 
-        Raises HTTPException: 503 if memory ran out, 500 for NaN instead of an image; else what work raises.
+        The result raises HTTPException: 503 if memory ran out, 500 for NaN instead of an image; else what work raises.
         """
-        asked = time.perf_counter()
-        with self._lock:
-            started = time.perf_counter()
-            try:
-                result = work()
-            except Exception as error:
-                # Its frames hold the tensors that filled the memory.
-                for each in filter(None, (error, error.__context__)):
-                    traceback.clear_frames(each.__traceback__)
-                fault = error
-            else:
-                self._failed = False
-                return result, started - asked, time.perf_counter() - started
-            # Out of the except, which holds them too.
-            raise self._recover(fault)
+        return self._thread.submit(self._run, work)
+
+    def _run(self, work: Callable[[], Any]) -> tuple[Any, float]:
+        started = time.perf_counter()
+        try:
+            result = work()
+        except Exception as error:
+            # Its frames hold the tensors that filled the memory.
+            for each in filter(None, (error, error.__context__)):
+                traceback.clear_frames(each.__traceback__)
+            fault = error
+        else:
+            self._failed = False
+            return result, time.perf_counter() - started
+        # Out of the except, which holds them too.
+        raise self._recover(fault)
 
     def _recover(self, fault: Exception) -> Exception:
         """Leave the pipeline as it was before fault, and return what to tell the client."""

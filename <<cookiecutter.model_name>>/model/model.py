@@ -5,7 +5,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -17,6 +17,7 @@ from cold_start.phases import ColdStart, without_garbage_collection
 from cold_start.pipeline import read_pipeline
 from cold_start.warm_up import warm_up
 from cold_start.weights import check_weights, wait_for_download
+from metrics import counted
 from model import arguments, images
 from model.guard import Guard
 from model.pipelines import choose_loras, denoiser, on_same_weights
@@ -78,18 +79,24 @@ class Model:
         self._guard.watch(pipeline, lambda: self._usual_image(defaults.width, defaults.height))
         if settings.warm_up:
             with phase("warm_up"):
-                warm_up(denoiser(pipeline), settings, lambda *size: self._guard.run(lambda: self._usual_image(*size)))
+                warm_up(
+                    denoiser(pipeline),
+                    settings,
+                    lambda *size: self._guard.submit(lambda: self._usual_image(*size)).result(),
+                )
 
     # Union: of this notation alone Truss reads that there may be a stream.
     def predict(self, inputs: Inputs, request: Request) -> Union[GenerationResponse, Iterator[str]]:  # noqa: UP007
         """Make the images one after the other, each from its own seed, so that each can be made again."""
         began = time.perf_counter()
         try:
-            work = functools.partial(self._answer, inputs, arguments.of_request(self._settings, inputs), began)
+            with counted():
+                asked = arguments.of_request(self._settings, inputs)
+            begin = functools.partial(self._begin, inputs, asked, began)
             if inputs.stream:
-                return Events(work)  # type: ignore[return-value]  # Truss sends a Response as it is
+                return Events(begin)  # type: ignore[return-value]  # Truss sends a Response as it is
             with request.state.watch_disconnect() as left:
-                return work(Progress(left))
+                return begin(Progress(left))()
         except HTTPException as refusal:
             # Raised, it would stand in the log as a traceback of this code.
             logger.warning("Answered %s: %s", refusal.status_code, refusal.detail)
@@ -101,31 +108,37 @@ class Model:
         """Return False before load() is done and after a fault that stays: the platform then replaces the replica."""
         return self._guard.is_healthy()
 
-    def _answer(
+    def _begin(
         self, inputs: GenerationRequest, asked: arguments.Asked, began: float, progress: Progress
-    ) -> GenerationResponse:
+    ) -> Callable[[], GenerationResponse]:
+        """Get in line, and return what waits for the images and answers."""
         settings, seeds = self._settings, arguments.seeds(inputs)
 
-        def work() -> tuple[list[Any], list[str]]:
-            progress.begin()
+        def work() -> tuple[list[Any], list[str], float]:
+            wait = progress.begin()
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
             if settings.lora_names:
                 choose_loras(self._pipelines[None], arguments.loras(settings, inputs))
-            told = arguments.warnings(settings, inputs, self._pipelines[None], asked)
-            return [self._generate(asked, seed, progress) for seed in seeds], told
+            made = [self._generate(asked, seed, progress) for seed in seeds]
+            return made, arguments.warnings(settings, inputs, self._pipelines[asked.other], asked), wait
 
-        (made, told), wait, generate = self._guard.run(work)
-        started = time.perf_counter()
-        level = settings.png_compress_level
-        files = [images.encode(image, inputs.output_format, inputs.quality, level) for image in made]
-        ended = time.perf_counter()
-        seconds = {"wait": wait, "generate": generate, **progress.seconds, "encode": ended - started}
-        return GenerationResponse(
-            images=[GeneratedImage(image=file, seed=seed) for file, seed in zip(files, seeds, strict=True)],
-            content_type=f"image/{inputs.output_format}",
-            warnings=told,
-            timings=Timings(**seconds, cold_start=self._cold_start.first_answer(ended - began)),
-        )
+        work_done = self._guard.submit(work)
+
+        @counted(began)
+        def answer() -> GenerationResponse:
+            (made, told, wait), generate = work_done.result()
+            started, level = time.perf_counter(), settings.png_compress_level
+            files = [images.encode(image, inputs.output_format, inputs.quality, level) for image in made]
+            ended = time.perf_counter()
+            seconds = {"wait": wait, "generate": generate, **progress.seconds, "encode": ended - started}
+            return GenerationResponse(
+                images=[GeneratedImage(image=file, seed=seed) for file, seed in zip(files, seeds, strict=True)],
+                content_type=f"image/{inputs.output_format}",
+                warnings=told,
+                timings=Timings(**seconds, cold_start=self._cold_start.first_answer(ended - began)),
+            )
+
+        return answer
 
     def _usual_image(self, width: int, height: int) -> None:
         """Make an image that nobody gets: of few steps, without LoRAs."""

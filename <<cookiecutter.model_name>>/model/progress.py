@@ -34,11 +34,13 @@ class Progress:
         self.seconds = {"text": 0.0, "steps": 0.0, "decode": 0.0}
         self._left, self._tell = left, tell
         self._image = self._step = 0
-        self.begin()
-
-    def begin(self) -> None:
-        """Start the clock: its turn has come."""
         self._began = self._border = time.perf_counter()
+
+    def begin(self) -> float:
+        """Start the clock, as its turn has come. Returns the seconds until then."""
+        asked, self._began = self._began, time.perf_counter()
+        self._border = self._began
+        return self._began - asked
 
     @contextlib.contextmanager
     def image(self, denoiser: Any) -> Iterator[None]:
@@ -84,10 +86,10 @@ class Events(Response):
     reads slowly would hold up all, and who waits would not be told. One piece of work at a time is guard.py's matter.
     """
 
-    def __init__(self, work: Callable[[Progress], Any]) -> None:
-        """work: returns the result, a pydantic model. It runs in a thread."""
+    def __init__(self, begin: Callable[[Progress], Callable[[], Any]]) -> None:
+        """begin: gets in line, and returns what waits for the result, a pydantic model. That runs in a thread."""
         super().__init__()
-        self._work = work
+        self._begin = begin
         self._left = threading.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -98,11 +100,14 @@ class Events(Response):
             self._left.set()
 
     async def _events(self) -> AsyncIterator[str]:
-        yield _event("queued", "{}")
         loop, events = asyncio.get_running_loop(), asyncio.Queue[str]()
-        work = asyncio.create_task(
-            asyncio.to_thread(self._run, lambda text: loop.call_soon_threadsafe(events.put_nowait, text))
-        )
+
+        def send(text: str) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, text)
+
+        result = self._begin(Progress(self._left, lambda step: send(_event("step", json.dumps(step)))))
+        work = asyncio.create_task(asyncio.to_thread(self._run, result, send))
+        yield _event("queued", "{}")
         while True:
             try:
                 async with asyncio.timeout(SILENT_SECONDS):
@@ -114,11 +119,10 @@ class Events(Response):
             yield text
         await work
 
-    def _run(self, send: Callable[[str], Any]) -> None:
+    def _run(self, result: Callable[[], Any], send: Callable[[str], Any]) -> None:
         """Send all but the first event, and at the end "": whatever happens, the stream must not stay open."""
         try:
-            progress = Progress(self._left, lambda step: send(_event("step", json.dumps(step))))
-            send(_event("result", self._work(progress).model_dump_json()))
+            send(_event("result", result().model_dump_json()))
         except HTTPException as refusal:
             logger.warning("Answered %s: %s", refusal.status_code, refusal.detail)
             send(_event("error", json.dumps({"error": refusal.detail, "status": refusal.status_code})))

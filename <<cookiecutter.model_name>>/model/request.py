@@ -8,6 +8,7 @@ import pydantic
 from fastapi import HTTPException
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from metrics import counted
 from model import images
 from pipeline_settings import Settings
 
@@ -168,6 +169,7 @@ class GenerationRequest(BaseModel):
         return cls._parse(cls.model_validate, obj, isinstance(obj, dict) and len(obj) > cls.max_fields)
 
     @classmethod
+    @counted()
     def _parse(cls, parse: Callable[[Any], Self], body: Any, flood: bool) -> Self:
         if flood:
             most = f"more fields, or more than the {cls.max_bytes} bytes"

@@ -1,15 +1,21 @@
 """A stream tells the steps that really run, of every family, and its answer is the one without. Stages are timed."""
 
 import asyncio
+import contextlib
 import functools
 import json
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import FAMILIES, Make, Served
+from fastapi import HTTPException
+from PIL import Image
+from pydantic import ValidationError
 
 
 async def sent(response: Any, leave: Callable[[bytes], bool] = lambda _: False) -> bytes:
@@ -165,13 +171,82 @@ def test_a_client_that_leaves_before_its_turn_costs_no_step(
     monkeypatch.setattr(progress, "SILENT_SECONDS", 0.05)
 
     async def ask_and_leave() -> None:
-        with served.model._guard._lock:  # as a request before it has it
-            await sent(served.ask(stream=True), leave=lambda part: b"still there" in part)
+        over = threading.Event()
+        served.model._guard.submit(over.wait)  # as a request before it
+        await sent(served.ask(stream=True), leave=lambda part: b"still there" in part)
+        over.set()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
 
-    # It waits for the thread.
     asyncio.run(ask_and_leave())
     assert steps == []
     assert served.image()
+
+
+def test_who_asks_first_is_served_first_however_many_wait(
+    settings_of: Make, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # asyncio.to_thread has few threads.
+    served, order = serve(settings_of("sd15")), []
+    monkeypatch.setattr(
+        served.model, "_generate", lambda asked, seed, progress: order.append(seed) or Image.new("L", (8, 8))
+    )
+
+    async def ask() -> list[bytes]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        over = threading.Event()
+        served.model._guard.submit(over.wait)
+        streams = [asyncio.create_task(sent(served.ask(stream=True, seed=seed))) for seed in range(45)]
+        waiting = served.model._guard._thread._work_queue.qsize
+        with ThreadPoolExecutor() as other:
+            while waiting() < 45:
+                await asyncio.sleep(0.01)
+            plain = other.submit(served.ask, seed=45)
+            while waiting() < 46:
+                await asyncio.sleep(0.01)
+            streams.append(asyncio.create_task(sent(served.ask(stream=True, seed=46))))
+            await asyncio.sleep(0.2)
+            over.set()
+            answers = await asyncio.gather(*streams)
+            assert plain.result().timings.wait >= 0.2
+            return answers
+
+    answers = asyncio.run(ask())
+    assert order == list(range(47))
+    waits = [json.loads(answer.split(b"data: ")[-1])["timings"]["wait"] for answer in answers]
+    assert min(waits) >= 0.2
+
+
+def test_metrics_count_each_request_by_its_status(
+    settings_of: Make, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metrics import REQUESTS, SECONDS
+    from test_faults import fail_once
+
+    served = serve(settings_of("sd15"))
+
+    def counts() -> dict[str, float]:
+        ended = [each for each in REQUESTS.collect()[0].samples if each.name == "image_requests_total"]
+        found = {each.labels["status"]: each.value for each in ended}
+        (seconds,) = (each.value for each in SECONDS.collect()[0].samples if each.name.endswith("_count"))
+        return {**found, "seconds": seconds}
+
+    def counted_by(ask: Callable[[], Any]) -> dict[str, float]:
+        before = counts()
+        with contextlib.suppress(ValidationError, HTTPException, ValueError):
+            ask()
+        return {name: value - before.get(name, 0) for name, value in counts().items() if value != before.get(name, 0)}
+
+    assert counted_by(served.ask) == counted_by(lambda: told(served)) == {"200": 1, "seconds": 1}
+    assert counted_by(lambda: served.request.parse_raw(b'{"prompt": "x", "width": 1}')) == {"400": 1}
+    assert counted_by(lambda: served.request.parse_raw(b"x" * 20_000_000)) == {"413": 1}
+    assert counted_by(lambda: served.request.parse_obj({"prompt": "x", "image": "A" * 30_000_000})) == {"413": 1}
+    whole = served.image()
+    assert counted_by(lambda: served.ask(image=whole[: len(whole) // 8 * 4], strength=0.5)) == {"400": 1}
+    for ask in (served.ask, lambda: told(served)):
+        with monkeypatch.context() as patch:
+            fail_once(served.pipeline.unet, "forward", 2, None, patch)
+            assert counted_by(ask) == {"500": 1}
+    assert counted_by(lambda: asyncio.run(sent(served.ask(stream=True), leave=bool))) == {"499": 1}
 
 
 def test_a_long_wait_is_not_silent(
