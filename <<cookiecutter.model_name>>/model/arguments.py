@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import json
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +13,8 @@ from fastapi import HTTPException
 from model import images, mask
 from model.request import MAX_SEED, GenerationRequest
 from pipeline_settings import ImageToImage, Inpaint, PromptTokens, Settings
+
+LORA_TAG = re.compile(r"(<lora:([^:>]+)(?::([^:>]*))?[^>]*>)")  # as other tools read it in a prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,7 @@ def _of_field(name: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise HTTPException(400, f"Input Parsing Error:\n  `{name}`: Value error, {error}.") from None
+        raise HTTPException(400, f"Input Parsing Error:\n  `{name}`: {error}.") from None
 
 
 def of_image(settings: Settings, seed: int, steps: int, stepped: Callable[[int], None]) -> dict[str, Any]:
@@ -97,14 +101,47 @@ def warnings(settings: Settings, request: GenerationRequest, pipeline: Any, aske
     at_once = (settings.inpaint.max_pixels if settings.inpaint and request.mask else None) or float("inf")
     scaled_up = request.width * request.height > at_once
     guided = settings.limits.guidance_scale > 1 or request.guidance_scale == settings.defaults.guidance_scale
+    # At their first step flow models see noise alone, and others a little of the image.
+    all_steps = getattr(pipeline, "num_timesteps", 0) >= request.num_inference_steps
+    flow = not hasattr(pipeline.scheduler, "alphas_cumprod")
+    lost = asked.other is not None and asked.other == settings.image_to_image and all_steps and flow
+    # Where there are negative prompts, guidance is the second of two calls.
+    off = settings.negative_prompt and not getattr(pipeline, "do_classifier_free_guidance", False)
+    without = off and 0 < request.guidance_scale < 1
+    silent = ", ".join(name.removeprefix("lora-") for name, scale in loras(settings, request).items() if scale == 0)
+    share = min(cropped, 0.99)
     rules = {
         # As width and height are multiples, a little always is.
-        f"image: {cropped:.0%} of it had no effect, as it was cropped to the shape of width x height.": cropped > 0.01,
+        f"image: {share:.0%} of it had no effect, as it was cropped to the shape of width x height.": cropped > 0.01,
+        "image: it had no effect, as strength lets all steps begin from noise: lower it, or ask for more steps.": lost,
         f"mask: the model paints {at_once} pixels at once, so what it painted was scaled up": scaled_up,
         "quality: it has no effect on png.": request.output_format == "png" and request.quality != quality,
         "guidance_scale: this model has no guidance, so it had no effect.": not guided,
+        f"guidance_scale: below 1 there is no guidance, so {request.guidance_scale} is the same as 1.": without,
+        f"loras: the scale of {silent} is 0, so it had no effect.": bool(silent),
     }
-    return [*_unread(settings.prompt_tokens, request, pipeline), *(told for told, holds in rules.items() if holds)]
+    texts = [*_unread(settings.prompt_tokens, request, pipeline), *_loras_as_words(settings, request.prompt)]
+    return [*texts, *(told for told, holds in rules.items() if holds)]
+
+
+def _loras_as_words(settings: Settings, prompt: str) -> Iterator[str]:
+    for tag, name, scale in dict.fromkeys(LORA_TAG.findall(prompt)):
+        instead = f'Send "loras": [{{"name": "{name}", "scale": {scale or 1}}}] instead.'
+        told = instead if name in settings.lora_names else "This model has no LoRA of that name."
+        yield f"prompt: {tag} was read as words. {told}"
+
+
+def described(settings: Settings, request: GenerationRequest, seed: int, sampler: str) -> str | None:
+    """Return what the image's file says, as AUTOMATIC1111's web UI writes it and many tools read it. None: nothing."""
+    if not settings.embed_metadata:
+        return None
+    chosen = ", ".join(f"{name.removeprefix('lora-')}: {scale}" for name, scale in loras(settings, request).items())
+    said = {"Steps": request.num_inference_steps, "Sampler": sampler, "CFG scale": request.guidance_scale, "Seed": seed}
+    said |= {"Size": f"{request.width}x{request.height}", "Denoising strength": request.strength}
+    said |= {"LoRAs": json.dumps(chosen) if chosen else None}
+    negative = f"Negative prompt: {request.negative_prompt}\n" if request.negative_prompt else ""
+    settled = ", ".join(f"{name}: {value}" for name, value in said.items() if value is not None)
+    return f"{request.prompt}\n{negative}{settled}"
 
 
 def _unread(reads: PromptTokens, request: GenerationRequest, pipeline: Any) -> Iterator[str]:

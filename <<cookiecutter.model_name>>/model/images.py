@@ -22,6 +22,11 @@ JPEG_PIXELS = 4
 # what follows it, as a video behind the image holds the marker alone by chance.
 JPEG_SCANS, SCAN = 100, re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
 
+# IPTC's mark of what a model made: https://iptc.org/std/photometadata/specification/, Digital Source Type.
+XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:\
+DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/></rdf:RDF></x:xmpmeta>"""
+
 
 def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
     """Raise ValueError with a sentence if the images cannot be used. Looks at their length and their headers only.
@@ -47,8 +52,7 @@ def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
 
 
 def decode(text: str, width: int, height: int) -> Any:
-    """Return the RGB image in text: upright, laid on white, scaled and cropped to width x height: see read().
-    """
+    """Return the RGB image in text: upright, laid on white, scaled and cropped to width x height: see read()."""
     from PIL import ImageOps
 
     return read(text, max(width, height), "white", lambda image: ImageOps.fit(image, (width, height)))
@@ -120,11 +124,29 @@ def _in_srgb(image: Any, profile: bytes) -> Any:
     return image.convert("RGB")
 
 
-def encode(image: Any, output_format: str, quality: int, compress_level: int) -> str:
-    """Return the file as base64. quality: 1 to 100, of jpeg and webp only. compress_level: 0 to 9, of png only."""
+def encode(image: Any, output_format: str, quality: int, compress_level: int, text: str | None = None) -> str:
+    """Return the file as base64. quality: 1 to 100, of jpeg and webp only. compress_level: 0 to 9, of png only.
+
+    text: what it says of how it was made, with the mark of what a model made. None: neither.
+    """
     buffer = io.BytesIO()
-    image.save(buffer, format=output_format, quality=quality, compress_level=compress_level)
+    beside = {} if text is None else _beside(output_format, text)
+    image.save(buffer, format=output_format, quality=quality, compress_level=compress_level, **beside)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _beside(output_format: str, text: str) -> dict[str, Any]:
+    from PIL import Image, PngImagePlugin
+
+    if output_format == "png":
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_text("parameters", text)
+        chunks.add_itxt("XML:com.adobe.xmp", XMP)
+        return {"pnginfo": chunks}
+    exif = Image.Exif()
+    # UserComment. A JPEG has 64 kB for it.
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text[:16_000].encode("utf-16-be")
+    return {"exif": exif, "xmp": XMP.encode()}
 
 
 def _encoded(text: str) -> str:

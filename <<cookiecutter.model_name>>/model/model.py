@@ -127,8 +127,11 @@ class Model:
         @counted(began)
         def answer() -> GenerationResponse:
             (made, told, wait), generate = work_done.result()
-            started, level = time.perf_counter(), settings.png_compress_level
-            files = [images.encode(image, inputs.output_format, inputs.quality, level) for image in made]
+            started, level, sampler = time.perf_counter(), settings.png_compress_level, type(self._scheduler).__name__
+            files = []
+            for image, seed in zip(made, seeds, strict=True):
+                text = arguments.described(settings, inputs, seed, sampler)
+                files.append(images.encode(image, inputs.output_format, inputs.quality, level, text))
             ended = time.perf_counter()
             seconds = {"wait": wait, "generate": generate, **progress.seconds, "encode": ended - started}
             return GenerationResponse(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import pydantic
 from fastapi import HTTPException
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from metrics import counted
 from model import images
@@ -65,6 +66,14 @@ class GenerationRequest(BaseModel):
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the images.")
     quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
     stream: bool = Field(False, description="Answer in server-sent events: queued, each step, and the result.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        needed = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return {name: value for name, value in body.items() if value is not None or name in needed}
 
     # Before pydantic, which would name the field as image.str and image.list.
     @field_validator("image", mode="before")
@@ -166,7 +175,10 @@ class GenerationRequest(BaseModel):
     @classmethod
     def parse_obj(cls, obj: Any) -> Self:
         """Check a body that is parsed already. Raises as parse_raw() does."""
-        return cls._parse(cls.model_validate, obj, isinstance(obj, dict) and len(obj) > cls.max_fields)
+        values = obj.values() if isinstance(obj, dict) else ()
+        texts = (text for each in values for text in (each if isinstance(each, list) else [each]))
+        size = sum(len(text) for text in texts if isinstance(text, str | bytes))
+        return cls._parse(cls.model_validate, obj, len(values) > cls.max_fields or size > cls.max_bytes)
 
     @classmethod
     @counted()
@@ -179,6 +191,11 @@ class GenerationRequest(BaseModel):
         except ValidationError as error:
             # Unknown field names can be megabytes long: truncate.
             short = [{**each, "loc": tuple(str(name)[:100] for name in each["loc"])} for each in error.errors()]
+            for each in (each for each in short if each["type"] == "value_error"):
+                sentence = str(each["msg"]).removeprefix("Value error, ")
+                # What is wrong with several fields begins with the name of one.
+                each["loc"] = each["loc"] or (sentence.split()[0],)
+                each["type"] = PydanticCustomError("value_error", sentence)
             # from_exception_data ignores the extra keys in an error.
             raise ValidationError.from_exception_data(error.title, short[:10]) from None  # type: ignore[arg-type]
 

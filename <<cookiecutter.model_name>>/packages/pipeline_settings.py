@@ -105,6 +105,7 @@ class Settings(Strict):
         description="torch.compile of what repeats: docs/tuning.md gives its cost."
     )
     png_compress_level: int = Field(ge=0, le=9, description="1 is quickest, 9 smallest, 0 does not compress.")
+    embed_metadata: bool = Field(description="true: files hold their prompt and settings, and the mark of AI images.")
     check_hashes: bool = Field(description="true: load() reads each byte of model_cache, a second for 1.8 GB.")
     variant: Name | None = Field(description="fp16 where the files are named *.fp16.safetensors; null: plain names.")
     load_kwargs: dict[str, Any] = Field(description="More for from_pretrained(). null leaves a component out.")

@@ -2,12 +2,16 @@
 
 import base64
 import io
+import struct
+from collections.abc import Callable
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy
 import pytest
-from conftest import text_of
+from conftest import Make, Served, text_of
 from model import images
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 PIXELS = 4096 * 4096
 BYTES = 10_000_000
@@ -128,6 +132,111 @@ def test_other_modes_keep_their_colors(mode: str) -> None:
     image = Image.new("RGB", (64, 64), "white").convert(mode)
     pixels = taken(text_of(image, "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"))
     assert pixels.min() >= 250
+
+
+GREEN = (40, 200, 60)
+
+
+def display_p3() -> bytes:
+    """Return an ICC profile of Display P3, of what it must have: its primaries for D50, and a gamma of 2.2."""
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ " + bytes(4) + struct.pack(">3i", *(round(value * 65536) for value in values))
+
+    tags = {
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"rXYZ": xyz(0.51512, 0.2412, -0.00105),
+        b"gXYZ": xyz(0.29198, 0.69225, 0.04189),
+        b"bXYZ": xyz(0.1571, 0.06657, 0.78407),
+        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv" + bytes(4) + struct.pack(">IHH", 1, 563, 0)),
+    }
+    start, table, data = 128 + 4 + 12 * len(tags), b"", b""
+    for name, tag in tags.items():
+        table += struct.pack(">4sII", name, start + len(data), len(tag))
+        data += tag
+    head = struct.pack(
+        ">I4sI4s4s4s12s4s28s", start + len(data), b"", 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"", b"acsp", b""
+    )
+    head += struct.pack(">3i", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + data
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_colors_are_those_of_the_profile(mode: str, file_format: str) -> None:
+    if mode != "RGB" and file_format != "PNG":
+        return
+    image = Image.new("RGB", (64, 64), GREEN).convert(mode)
+    if mode == "RGBA":
+        image.paste((0, 0, 0, 0), (32, 0, 64, 64))
+    lossless = {"lossless": True} if file_format == "WEBP" else {"quality": 100}
+    pixels = taken(text_of(image, file_format, icc_profile=display_p3(), **lossless))
+    # P3's green is greener than sRGB can say.
+    assert numpy.abs(pixels[32, 8].astype(int) - (0, 205, 0)).max() <= 4
+    assert pixels[32, 60].tolist() == ([255, 255, 255] if mode == "RGBA" else pixels[32, 8].tolist())
+
+
+@pytest.mark.parametrize("profile", [b"x", b"x" * 10_000, display_p3()[:200], display_p3().replace(b"RGB ", b"CMYK")])
+def test_a_profile_that_cannot_be_used_is_ignored(profile: bytes) -> None:
+    assert taken(text_of(Image.new("RGB", (64, 64), GREEN), icc_profile=profile))[0, 0].tolist() == list(GREEN)
+    assert taken(text_of(Image.new("L", (64, 64), 99), icc_profile=profile))[0, 0].tolist() == [99, 99, 99]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_a_broken_exif_block_is_no_broken_image(file_format: str) -> None:
+    text = text_of(Image.new("RGB", (64, 64), "red"), file_format, exif=b"Exif\0\0garbage" * 9)
+    assert taken(text)[0, 0, 0] > 250
+
+
+def test_nothing_beside_the_pixels_is_kept() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "secret"
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("Comment", "secret")
+    for more in (
+        {"file_format": "PNG", "pnginfo": chunks},
+        {"file_format": "JPEG", "comment": "secret", "dpi": (9, 9)},
+    ):
+        start = images.decode(text_of(Image.new("RGB", (64, 64)), exif=exif, icc_profile=display_p3(), **more), 64, 64)
+        assert set(start.info) == {"shape", "cropped"}
+        for output_format in ("png", "jpeg", "webp"):
+            found = Image.open(io.BytesIO(base64.b64decode(images.encode(start.copy(), output_format, 90, 1))))
+            found.load()
+            assert set(found.info) <= {
+                "jfif",
+                "jfif_version",
+                "jfif_unit",
+                "jfif_density",
+                "loop",
+                "background",
+                "timestamp",
+                "duration",
+            }
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_a_file_says_how_it_was_made_if_config_yaml_asks(
+    output_format: str, settings_of: Make, serve: Callable[..., Served]
+) -> None:
+    def opened(served: Served, **more: Any) -> Image.Image:
+        answer = served.ask(prompt="a house, 家\n\0 {x}", output_format=output_format, seed=7, num_images=2, **more)
+        found = Image.open(io.BytesIO(base64.b64decode(answer.images[1].image)))
+        found.load()
+        return found
+
+    plain = opened(serve(settings_of("sd15")))
+    found = opened(serve(settings_of("sd15", embed_metadata=True)), negative_prompt="blurry", guidance_scale=5.0)
+    text = found.info.get("parameters") or found.getexif().get_ifd(0x8769)[0x9286].removeprefix(b"UNICODE\0").decode(
+        "utf-16-be"
+    )
+    assert text == (
+        "a house, 家\n\0 {x}\nNegative prompt: blurry\n"
+        "Steps: 4, Sampler: PNDMScheduler, CFG scale: 5.0, Seed: 8, Size: 64x64"
+    )
+    (description,) = ElementTree.fromstring(found.info.get("xmp") or found.info["XML:com.adobe.xmp"])[0]
+    mark = description.attrib["{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"]
+    assert mark == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    assert not {"parameters", "exif", "xmp", "XML:com.adobe.xmp"} & set(plain.info)
 
 
 def progressive(scans: int) -> bytes:

@@ -1,5 +1,6 @@
 """The bounds of a request are those of its preset, of which one process can build any."""
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -97,6 +98,32 @@ def test_two_presets_in_one_process_do_not_share_their_bounds() -> None:
     assert small.max_bytes == large.max_bytes
     # The class that they come from has none.
     assert "settings" not in vars(GenerationRequest)
+
+
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_null_is_as_left_out(preset: str) -> None:
+    model = of(preset)
+    optional = [name for name, field in model.model_fields.items() if not field.is_required()]
+    usual = model(prompt="x")
+    for body in ({"prompt": "x", **dict.fromkeys(optional)}, *({"prompt": "x", name: None} for name in optional)):
+        for made in (model.parse_raw(json.dumps(body).encode()), model.parse_obj(body)):
+            assert made == usual
+            assert made.model_fields_set == usual.model_fields_set
+    with pytest.raises(ValidationError, match=r"prompt\n.*valid string"):
+        model.parse_obj({"prompt": None})
+    with pytest.raises(ValidationError, match=r"unknown\n.*not permitted"):
+        model.parse_obj({"prompt": "x", "unknown": 1})
+
+
+def test_each_sentence_is_plain_and_under_a_name() -> None:
+    model, wrong = of("sd15"), {"strength": 0.5, "loras": [{"name": "x"}], "mask_blur": 4, "image": "AAAA"}
+    bodies = [{name: value} for name, value in wrong.items()] + [{"image": FILE, "strength": 0.001}]
+    for body in [*bodies, {"negative_prompt": "{x}", "guidance_scale": 0.0}]:
+        with pytest.raises(ValidationError) as caught:
+            model.parse_obj({"prompt": "x", **body})
+        (error,) = caught.value.errors()
+        assert error["loc"][0] in body
+        assert "Value error" not in error["msg"]
 
 
 def values_of(name: str, field: dict[str, Any]) -> Iterator[Any]:

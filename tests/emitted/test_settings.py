@@ -77,6 +77,7 @@ STYLE = {"name": "style", "scale": 1.0, "fused": False}
         ("model_metadata", None, "lacks the block"),
         ("runtime", "x", "runtime: use keys such as predict_concurrency: 1"),
         ("runtime", True, "runtime: use keys such as"),
+        (f"{BLOCK}/embed_metadata", "yes", "embed_metadata: .* valid boolean"),
         ("runtime/predict_concurrency", 9, "predict_concurrency: use 1 to 8"),
         ("runtime/predict_concurrency", "2", "predict_concurrency: use 1 to 8"),
     ],

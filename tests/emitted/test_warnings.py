@@ -5,13 +5,19 @@ import io
 from collections.abc import Callable
 
 import pytest
-from conftest import BLOCKS, FAMILIES, Make, Served
+from conftest import BLOCKS, FAMILIES, Make, Served, text_of
 from PIL import Image
 
 # ERNIE-Image reads more than a prompt may have, of which each character is a token of the tiny pipelines.
 CUT = [p for p in FAMILIES if BLOCKS[p]["prompt_tokens"]["count"] < BLOCKS[p]["limits"]["prompt_characters"]]
 TEXTS = [(preset, "prompt") for preset in CUT]
 TEXTS += [(preset, "negative_prompt") for preset in CUT if BLOCKS[preset]["negative_prompt"]]
+# Those whose schedulers add noise, and never replace the image by it.
+UNETS = [
+    preset
+    for preset in FAMILIES
+    if BLOCKS[preset]["class_name"].startswith(("StableDiffusionP", "StableDiffusionXL", "LatentCons"))
+]
 OTHER = str.maketrans("boat", "xyzw")
 
 
@@ -58,9 +64,45 @@ def test_what_is_cropped_of_an_image_is_told(preset: str, settings_of: Make, ser
     buffer = io.BytesIO()
     Image.linear_gradient("L").resize((128, 64)).save(buffer, "PNG")
     image = base64.b64encode(buffer.getvalue()).decode()
-    warnings = served.ask(image=image, strength=1.0).warnings
+    warnings = served.ask(image=image, strength=0.5).warnings
     assert warnings == ["image: 50% of it had no effect, as it was cropped to the shape of width x height."]
-    assert served.ask(image=image, strength=1.0, width=128).warnings == []
+    assert served.ask(image=image, strength=0.5, width=128).warnings == []
+
+
+@pytest.mark.parametrize("preset", [preset for preset in FAMILIES if BLOCKS[preset]["image_to_image"]])
+def test_a_start_image_that_noise_replaces_whole_is_told(
+    preset: str, settings_of: Make, serve: Callable[..., Served]
+) -> None:
+    served = serve(settings_of(preset))
+    files = [text_of(Image.new("RGB", (64, 64), color)) for color in ("orange", "navy")]
+    for strength in (0.5, 0.8, 1.0):
+        answers = [served.ask(image=file, strength=strength) for file in files]
+        lost = answers[0].images == answers[1].images
+        assert lost == any("image: it had no effect" in told for told in answers[0].warnings), strength
+        assert len(answers[0].warnings) == lost
+    assert lost == (preset not in UNETS)
+
+
+def test_almost_all_is_not_all(settings_of: Make, serve: Callable[..., Served]) -> None:
+    (told,) = serve(settings_of("sd15")).ask(image=text_of(Image.new("L", (1, 2000))), strength=0.5).warnings
+    assert told.startswith("image: 99% of it had no effect")
+
+
+def test_a_lora_in_the_prompt_is_told(settings_of: Make, serve: Callable[..., Served]) -> None:
+    served = serve(settings_of("sd15"))
+    (told,) = served.ask(prompt="a <lora:pixel-art:0.8> house <lora:pixel-art:0.8>").warnings
+    assert told == "prompt: <lora:pixel-art:0.8> was read as words. This model has no LoRA of that name."
+    assert served.ask(prompt="a <lora> house <b>").warnings == []
+
+
+@pytest.mark.parametrize("preset", [preset for preset in FAMILIES if BLOCKS[preset]["negative_prompt"]])
+def test_guidance_below_one_is_told_where_it_is_none(
+    preset: str, settings_of: Make, serve: Callable[..., Served]
+) -> None:
+    served = serve(settings_of(preset))
+    half, one = (served.ask(guidance_scale=guidance) for guidance in (0.5, 1.0))
+    assert one.warnings == []
+    assert (half.images == one.images) == (len(half.warnings) == 1)
 
 
 def test_a_quality_of_png_is_told(settings_of: Make, serve: Callable[..., Served]) -> None:
