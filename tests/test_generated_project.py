@@ -195,7 +195,9 @@ def test_its_first_image_shows_what_the_prompt_says(bake: Callable[..., BakedPro
     config = (project / "config.yaml").read_text("utf-8")
     # A LoRA of the real weights.
     config = config.replace("loras: []", "loras: [{name: style, scale: 1.0, fused: true}]")
-    config = config.replace("pipeline: *pipeline_files", 'pipeline: *pipeline_files\n      lora-style: ["*.safetensors"]')
+    config = config.replace(
+        "pipeline: *pipeline_files", 'pipeline: *pipeline_files\n      lora-style: ["*.safetensors"]'
+    )
     (project / "config.yaml").write_text(config, "utf-8")
     made = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout + made.stderr
