@@ -170,6 +170,11 @@ def test_a_lora_teaches_a_word_and_can_be_turned_off(with_orange: Demo, demo: As
     assert with_orange.right(new, **chosen) >= 3
     assert with_orange.right(new, guidance_scale=2.0) == 0
     assert with_orange.right(new, guidance_scale=2.0, loras=[{"name": "orange", "scale": 0.0}]) == 0
+    said = {**REQUEST, "prompt": "a <lora:orange:0.8> cross", "num_inference_steps": 1}
+    assert with_orange.served.ask(**said, loras=[{"name": "orange", "scale": 0.0}]).warnings == [
+        'prompt: <lora:orange:0.8> was read as words. Send "loras": [{"name": "orange", "scale": 0.8}] instead.',
+        "loras: the scale of orange is 0, so it had no effect.",
+    ]
     # What it was not taught stays as it was.
     assert with_orange.right(PAIRS[:4], **chosen) >= 3
     assert (with_orange.pixels(prompt(SAID)) == demo().pixels(prompt(SAID))).all()
