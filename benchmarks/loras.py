@@ -1,4 +1,4 @@
-"""Measure what LoRAs beside the weights add to load(), and what one costs each image that uses it.
+"""Measure what LoRAs that requests choose add to load(), and what one costs at its first use and later.
 
     PROJECT_PYTHON benchmarks/loras.py PROJECT WEIGHTS [--counts 0 1 10] [--rounds 3] [--no-image]    # make bench-loras
 
@@ -91,40 +91,48 @@ def write_loras(folder: Path, count: int) -> int:
 
 
 def load(weights: Path, count: int, images: int) -> None:
-    """Print the seconds of read_pipeline(), of choosing a LoRA and then none, and of an image with and without."""
+    """Print the seconds of read_pipeline() and of proving the files, of choices, and of an image with and without."""
     import diffusers
-    import peft
     import psutil
     import torch
     from cold_start.pipeline import read_pipeline
-    from model.pipelines import choose_loras
+    from model.pipelines import Loras
 
     settings = settings_of(weights, count)
-    assert getattr(diffusers, settings.class_name) and peft and torch
+    assert getattr(diffusers, settings.class_name) and torch
     started = time.perf_counter()
     pipeline = read_pipeline(settings, "cpu")
-    loaded = time.perf_counter() - started
-    chosen = {"lora-style-0": 0.8} if count else {}
+    read = time.perf_counter()
+    loras = Loras(pipeline, settings)
+    proved = time.perf_counter()
+    names = [f"lora-style-{number}" for number in range(count)]
+
+    def choose(name: str) -> float:
+        """Return the seconds that a choice takes, in and out, of the time of a request."""
+        began = time.perf_counter()
+        with loras.chosen({name: 0.8}):
+            pass
+        return time.perf_counter() - began
+
+    first = [choose(name) for name in names]
+    ready = [choose(name) for name in names[-1:] * SWITCHES]
+    found = {
+        "weights s": read - started,
+        "proof s": proved - read,
+        "first use s": statistics.median(first or [0.0]),
+        "ready ms": statistics.median(ready or [0.0]) * 1000,
+        "memory GB": psutil.Process(os.getpid()).memory_info().rss / 1e9,
+    }
 
     def image(scales: dict[str, float]) -> float:
         began = time.perf_counter()
-        choose_loras(pipeline, scales)
-        pipeline(**SMALL, output_type="np")
+        with loras.chosen(scales):
+            pipeline(**SMALL, output_type="np")
         return time.perf_counter() - began
 
     if images:
+        chosen = dict.fromkeys(names[:1], 0.8)
         image({})
-    started = time.perf_counter()
-    for _ in range(SWITCHES):
-        choose_loras(pipeline, chosen)
-        choose_loras(pipeline, {})
-    switched = (time.perf_counter() - started) / SWITCHES
-    found = {
-        "load s": loaded,
-        "choose s": switched,
-        "memory GB": psutil.Process(os.getpid()).memory_info().rss / 1e9,
-    }
-    if images:
         found["image without s"] = statistics.median(image({}) for _ in range(images))
         found["image with s"] = statistics.median(image(chosen) for _ in range(images))
     print(json.dumps(found))

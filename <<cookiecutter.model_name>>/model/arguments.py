@@ -88,7 +88,7 @@ def of_image(settings: Settings, seed: int, steps: int, stepped: Callable[[int],
 
 
 def loras(settings: Settings, request: GenerationRequest) -> dict[str, float]:
-    """Return the scale of each LoRA that the request chooses, by its folder: see choose_loras()."""
+    """Return the scale of each LoRA that the request chooses, by its folder: see Loras.chosen()."""
     known = {lora.name: lora for lora in settings.loras}
     chosen = [(known[each.name], each.scale) for each in request.loras]
     return {lora.folder: lora.scale if scale is None else scale for lora, scale in chosen}

@@ -20,7 +20,7 @@ from cold_start.weights import check_weights, wait_for_download
 from metrics import counted
 from model import arguments, images
 from model.guard import Guard
-from model.pipelines import choose_loras, denoiser, on_same_weights
+from model.pipelines import Loras, denoiser, on_same_weights
 from model.progress import Events, Progress
 from model.request import GeneratedImage, GenerationRequest, GenerationResponse, Timings, request_model
 from pipeline_settings import ImageToImage, Inpaint, Settings, read_settings
@@ -74,6 +74,7 @@ class Model:
             check_weights(settings)
         with phase("read_weights"):
             pipeline = read_pipeline(settings, "cuda" if torch.cuda.is_available() else "cpu")
+            self._loras = Loras(pipeline, settings)
         self._pipelines = {other: on_same_weights(pipeline, other) for other in (None, *settings.others)}
         self._scheduler = copy.deepcopy(pipeline.scheduler)
         self._guard.watch(pipeline, lambda: self._usual_image(defaults.width, defaults.height))
@@ -117,9 +118,8 @@ class Model:
         def work() -> tuple[list[Any], list[str], float]:
             wait = progress.begin()
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
-            if settings.lora_names:
-                choose_loras(self._pipelines[None], arguments.loras(settings, inputs))
-            made = [self._generate(asked, seed, progress) for seed in seeds]
+            with self._loras.chosen(arguments.loras(settings, inputs)):
+                made = [self._generate(asked, seed, progress) for seed in seeds]
             return made, arguments.warnings(settings, inputs, self._pipelines[asked.other], asked), wait
 
         work_done = self._guard.submit(work)
@@ -145,8 +145,6 @@ class Model:
 
     def _usual_image(self, width: int, height: int) -> None:
         """Make an image that nobody gets: of few steps, without LoRAs."""
-        if self._settings.lora_names:
-            choose_loras(self._pipelines[None], {})
         few = self._settings.limits.min_steps
         request: Any = request_model(self._settings)
         usual = request(prompt="warm up", num_inference_steps=few, width=width, height=height)

@@ -1,10 +1,15 @@
 """What a request runs on: the pipeline for it, on the weights that load() read, with the LoRAs that it chooses."""
 
+import contextlib
 import copy
 import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from pipeline_settings import ImageToImage, Inpaint
+from lora_files import Pair, prove
+from pipeline_settings import ImageToImage, Inpaint, Settings
 
 
 def denoiser(pipeline: Any) -> Any:
@@ -30,14 +35,53 @@ def on_same_weights(pipeline: Any, other: ImageToImage | Inpaint | None) -> Any:
     return made
 
 
-def choose_loras(pipeline: Any, scales: dict[str, float]) -> None:
-    """Give the LoRAs of these folders an effect, each at its scale, and all others none."""
-    for part in pipeline.components.values():
-        for layer in part.modules() if hasattr(part, "modules") else ():
-            if not hasattr(layer, "set_scale"):
-                continue
-            # Asked of each layer: that is slow with many LoRAs, and a fault may have ended the last choice halfway.
-            if layer.active_adapters != [*scales]:
-                layer.set_adapter([*scales], inference_mode=True)
-            for folder, scale in scales.items():
-                layer.set_scale(folder, scale)
+class Loras:
+    """Those that requests choose: read for the first, and beside the weights for one request, as Guard runs them."""
+
+    def __init__(self, pipeline: Any, settings: Settings) -> None:
+        """Prove that each file fits the pipeline. Raises WeightsError."""
+        folder = Path(settings.weights_dir)
+        self._read = {lora.folder: prove(pipeline, folder, lora) for lora in settings.loras if not lora.fused}
+        self._most = settings.limits.loras_in_memory
+        # The one that was used last stands last.
+        self._ready = OrderedDict[str, list[Pair]]()
+
+    @contextlib.contextmanager
+    def chosen(self, scales: dict[str, float]) -> Iterator[None]:
+        """Give the LoRAs of these folders an effect in this block, each at its scale."""
+        beside: dict[Any, list[Any]] = {}
+        for folder in scales.keys() & self._ready.keys():
+            self._ready.move_to_end(folder)
+        # In one order, so that the sum is the same to the last bit.
+        for folder in sorted(scales):
+            if folder not in self._ready:
+                while len(self._ready) >= self._most:
+                    self._ready.popitem(last=False)
+                self._ready[folder] = self._read[folder]()
+            for layer, *pair, factor in self._ready[folder]:
+                beside.setdefault(layer, []).append((*pair, factor * scales[folder]))
+        try:
+            for layer, pairs in beside.items():
+                # On the instance, and no hook: compiled code takes no notice of one that comes later.
+                layer.forward = _forward(layer, pairs)
+            yield
+        finally:
+            for layer in beside:
+                vars(layer).pop("forward", None)
+
+
+def _forward(layer: Any, pairs: list[Any]) -> Callable[[Any], Any]:
+    """Return the layer's own forward with what the pairs add to it."""
+    from torch.nn import functional
+
+    plain, kernel = layer.forward, hasattr(layer, "kernel_size")
+    apply = functional.conv2d if kernel else functional.linear
+    how = (layer.stride, layer.padding, layer.dilation) if kernel else ()
+
+    def forward(x: Any) -> Any:
+        result = plain(x)
+        for down, up, bias, scale in pairs:
+            result = result + apply(apply(x, down, None, *how), up, bias) * scale
+        return result
+
+    return forward

@@ -84,6 +84,7 @@ class Limits(Strict):
     size_multiple: Positive
     num_images: Positive
     loras: Positive = Field(description="In one request.")
+    loras_in_memory: Positive = Field(description="Of those to choose: past it, the least recently used makes room.")
     lora_scale: float = Field(gt=0, description="Largest absolute scale; slider LoRAs also use negative values.")
     image_bytes: Positive = Field(description="Of all files that a request brings, before base64.")
     image_pixels: Positive = Field(description="Of all of them, decoded. A JPEG may have four times as many.")
@@ -151,6 +152,8 @@ class Settings(Strict):
         folders = [lora.folder for lora in self.loras]
         if len(set(folders)) < len(folders):
             raise ValueError("loras holds a name twice: each needs one of its own")
+        if limits.loras_in_memory < limits.loras:
+            raise ValueError(f"limits.loras_in_memory is less than limits.loras, {limits.loras}: change one of them")
         for lora in self.loras:
             if not lora.fused and abs(lora.scale) > limits.lora_scale:
                 raise ValueError(f"the scale of {lora.name} is {lora.scale}, beyond limits.lora_scale: change one")

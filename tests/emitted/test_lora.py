@@ -1,6 +1,11 @@
 """A LoRA has the effect that its file says, fused or chosen by a request, or one sentence says why not."""
 
-from collections.abc import Callable
+import contextlib
+import gc
+import json
+import random
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,14 +15,20 @@ import torch
 from cold_start.pipeline import read_pipeline
 from cold_start.weights import WeightsError
 from conftest import BLOCKS, FACTS, FAMILIES, Make, Served, pixels_of
+from lora_files import prove
+from model import pipelines
+from model.pipelines import Loras
 from model.request import request_model
 from pipeline_settings import Settings
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from test_faults import WHITE
+from torch.nn import functional
 
 RANK, ALPHA, SCALE = 4, 2.0, 0.5
 Tensors = dict[str, torch.Tensor]
 TAKE_LORA = [preset for preset in FAMILIES if FACTS[preset].takes_lora]
+ENCODERS = {"sd15": "te", "sdxl": "te1", "lcm-dreamshaper": "te"}
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +48,25 @@ def plain(settings_of: Make) -> Callable[[str], Any]:
 def loras_of(settings_of: Make, weights: Callable[[str], Path], tmp_path: Path) -> Callable[..., Settings]:
     """Return the settings of a preset with LoRAs of these tensors, by name. scales: of those that are fused."""
 
-    def settings(preset: str, loras: dict[str, Tensors], scales: dict[str, float], dtype: str = "float32") -> Settings:
+    def settings(
+        preset: str,
+        files: dict[str, Tensors],
+        scales: dict[str, float],
+        dtype: str = "float32",
+        notes: dict[str, str] | None = None,
+        **limits: int,
+    ) -> Settings:
         for folder in weights(preset).iterdir():
             if not (tmp_path / folder.name).exists():
                 (tmp_path / folder.name).symlink_to(folder)
-        files, entries = dict(BLOCKS[preset]["weight_files"]), []
-        for name, tensors in loras.items():
+        cached, entries = dict(BLOCKS[preset]["weight_files"]), []
+        for name, tensors in files.items():
             (tmp_path / f"lora-{name}").mkdir(exist_ok=True)
-            save_file(tensors, tmp_path / f"lora-{name}" / "style.safetensors")
-            files[f"lora-{name}"] = ["style.safetensors"]
+            save_file(tensors, tmp_path / f"lora-{name}" / "style.safetensors", {**(notes or {})})
+            cached[f"lora-{name}"] = ["style.safetensors"]
             entries.append({"name": name, "scale": scales.get(name, 1.0), "fused": name in scales})
-        return settings_of(preset, tmp_path, loras=entries, weight_files=files, cpu_dtype=dtype)
+        limits = {**BLOCKS[preset]["limits"], **limits}
+        return settings_of(preset, tmp_path, loras=entries, weight_files=cached, cpu_dtype=dtype, limits=limits)
 
     return settings
 
@@ -59,11 +78,14 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def fuse(loras_of: Callable[..., Settings]) -> Callable[..., Any]:
-    """Return the pipeline with a LoRA of these tensors."""
+    """Return a block in which the pipeline has a LoRA of these tensors, at SCALE: in its weights, or chosen."""
 
-    def fused(preset: str, tensors: Tensors, way: str = "fused") -> Any:
-        scales = {"style": SCALE} if way == "fused" else {}
-        return read_pipeline(loras_of(preset, {"style": tensors}, scales), "cpu")
+    @contextlib.contextmanager
+    def fused(preset: str, tensors: Tensors, way: str = "fused", **notes: str) -> Iterator[Any]:
+        settings = loras_of(preset, {"style": tensors}, {"style": SCALE} if way == "fused" else {}, notes=notes)
+        pipeline = read_pipeline(settings, "cpu")
+        with Loras(pipeline, settings).chosen({} if way == "fused" else {"lora-style": SCALE}):
+            yield pipeline
 
     return fused
 
@@ -77,11 +99,26 @@ def layers(component: Any, ending: str | tuple[str, ...]) -> dict[str, Any]:
     return {path: layer for path, layer in component.named_modules() if path.endswith(ending)}
 
 
-def pair(layer: Any, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the two factors of what is added to the weight of the layer."""
-    generator = torch.Generator().manual_seed(seed + layer.in_features + layer.out_features)
-    down = torch.randn(RANK, layer.in_features, generator=generator)
-    return down, torch.randn(layer.out_features, RANK, generator=generator)
+def pair(layer: Any, seed: int = 0, rank: int = RANK) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the two factors of what is added to the weight of the layer: the second has a kernel of one pixel."""
+    rows, columns, *kernel = layer.weight.shape
+    generator = torch.Generator().manual_seed(seed + rows + columns)
+    down = torch.randn(rank, columns, *kernel, generator=generator)
+    return down, torch.randn(rows, rank, *[1] * len(kernel), generator=generator)
+
+
+def product(down: torch.Tensor, up: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+    """Return factor * up @ down in float64, in the shape of the weight."""
+    return factor * (up.double().flatten(1) @ down.double().flatten(1)).view(len(up), *down.shape[1:])
+
+
+def kohya(stem: str, down: torch.Tensor, up: torch.Tensor, alpha: float = ALPHA) -> Tensors:
+    stem = stem.replace(".", "_")
+    return {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(alpha)}
+
+
+def diffusers(stem: str, down: torch.Tensor, up: torch.Tensor) -> Tensors:
+    return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
 
 
 def denoiser(pipeline: Any) -> str:
@@ -89,56 +126,53 @@ def denoiser(pipeline: Any) -> str:
 
 
 def check(before: Any, after: Any, added: dict[tuple[str, str], torch.Tensor]) -> None:
-    """Require that these layers, and no others, have changed: by what is added, times the scale."""
+    """Require of each layer that it does what W + SCALE * added does in float64."""
+    left = set(added)
     for name, part in before.components.items():
         if not isinstance(part, torch.nn.Module):
             continue
-        fused = dict(after.components[name].named_parameters())
-        assert fused.keys() == dict(part.named_parameters()).keys(), name
-        for path, parameter in part.named_parameters():
-            more = added.get((name, path.removesuffix(".weight")), torch.zeros(()))
-            torch.testing.assert_close(fused[path].float(), parameter.float() + SCALE * more, atol=1e-4, rtol=1e-4)
+        now = dict(after.components[name].named_modules())
+        for path, layer in part.named_modules():
+            if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+                own = dict(now[path].named_parameters(recurse=False)).items()
+                assert all(torch.equal(each, getattr(layer, key)) for key, each in own), (name, path)
+                continue
+            left.discard((name, path))
+            weight = layer.weight.double() + SCALE * added.get((name, path), torch.zeros(()))
+            bias = None if layer.bias is None else layer.bias.double()
+            generator = torch.Generator().manual_seed(0)
+            if isinstance(layer, torch.nn.Linear):
+                x = torch.randn(2, layer.in_features, generator=generator)
+                expected = functional.linear(x.double(), weight, bias)
+            else:
+                x = torch.randn(1, layer.in_channels, 16, 15, generator=generator)
+                how = (layer.stride, layer.padding, layer.dilation, layer.groups)
+                expected = functional.conv2d(x.double(), weight, bias, *how)
+            torch.testing.assert_close(now[path](x).double(), expected, atol=2e-4, rtol=1e-4, msg=f"{name}.{path}")
+    assert not left
 
 
 @pytest.mark.parametrize("preset", TAKE_LORA)
-def test_names_of_diffusers(preset: str, plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+def test_names_of_diffusers(preset: str, plain: Callable[[str], Any], fuse: Callable[..., Any], way: str) -> None:
     pipeline = plain(preset)
     name = denoiser(pipeline)
     tensors, added = {}, {}
     for path, layer in layers(pipeline.components[name], "to_q").items():
-        down, up = pair(layer)
-        tensors |= {f"{name}.{path}.lora_A.weight": down, f"{name}.{path}.lora_B.weight": up}
-        added[name, path] = up @ down
-    check(pipeline, fuse(preset, tensors), added)
+        tensors |= diffusers(f"{name}.{path}", *pair(layer))
+        added[name, path] = product(*pair(layer))
+    with fuse(preset, tensors, way) as fused:
+        check(pipeline, fused, added)
+    if way == "chosen":  # nothing is left
+        check(pipeline, fused, {})
 
 
 @pytest.mark.parametrize("preset", ["sd15", "sdxl", "flux-schnell", "sd3-medium"])
-def test_the_text_encoder_too(preset: str, plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+def test_the_text_encoder_too(preset: str, plain: Callable[[str], Any], fuse: Callable[..., Any], way: str) -> None:
     pipeline = plain(preset)
     path, layer = next(iter(layers(pipeline.text_encoder, "self_attn.q_proj").items()))
-    down, up = pair(layer)
-    stem = f"text_encoder.{in_files(path)}"
-    tensors = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
-    check(pipeline, fuse(preset, tensors), {("text_encoder", path): up @ down})
-
-
-@pytest.mark.parametrize(("preset", "encoder"), [("sd15", "te"), ("sdxl", "te1"), ("lcm-dreamshaper", "te")])
-def test_names_of_kohya_and_their_alpha(
-    preset: str, encoder: str, plain: Callable[[str], Any], fuse: Callable[..., Any]
-) -> None:
-    pipeline = plain(preset)
-    tensors, added = {}, {}
-    for name, prefix, endings in (
-        ("unet", "lora_unet_", ("to_q",)),
-        ("text_encoder", f"lora_{encoder}_", ("q_proj", "out_proj")),
-    ):
-        for path, layer in layers(pipeline.components[name], endings).items():
-            down, up = pair(layer)
-            stem = prefix + (in_files(path) if name == "text_encoder" else path).replace(".", "_")
-            tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
-            tensors[f"{stem}.alpha"] = torch.tensor(ALPHA)
-            added[name, path] = up @ down * ALPHA / RANK
-    check(pipeline, fuse(preset, tensors), added)
+    tensors = diffusers(f"text_encoder.{in_files(path)}", *pair(layer))
+    with fuse(preset, tensors, way) as fused:
+        check(pipeline, fused, {("text_encoder", path): product(*pair(layer))})
 
 
 # Those that latent-consistency/lcm-lora-sdv1-5 holds, which the preset sd15-lcm fuses.
@@ -146,157 +180,272 @@ OF_LCM = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.p
 OF_LCM += ("conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")
 
 
-def test_every_layer_of_the_lcm_lora(plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
-    pipeline = plain("sd15")
+@pytest.mark.parametrize("preset", ENCODERS)
+def test_names_of_kohya_and_an_alpha_for_each_layer(
+    preset: str, plain: Callable[[str], Any], fuse: Callable[..., Any], way: str
+) -> None:
+    pipeline, tensors, added = plain(preset), {}, {}
     found = layers(pipeline.unet, OF_LCM)
     assert all(any(path.endswith(name) for path in found) for name in OF_LCM)
-    tensors, added = {}, {}
-    generator = torch.Generator().manual_seed(0)
-    for path, layer in found.items():
-        rows, columns, *kernel = layer.weight.shape
-        # Of a convolution the second factor has a kernel of one pixel.
-        down = torch.randn(RANK, columns, *kernel, generator=generator)
-        up = torch.randn(rows, RANK, *[1] * len(kernel), generator=generator)
-        stem = "lora_unet_" + path.replace(".", "_")
-        tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
-        tensors[f"{stem}.alpha"] = torch.tensor(ALPHA)
-        added["unet", path] = (up.flatten(1) @ down.flatten(1)).view_as(layer.weight) * ALPHA / RANK
-    check(pipeline, fuse("sd15", tensors), added)
+    encoder = f"lora_{ENCODERS[preset]}_"
+    for name, prefix, those in (
+        ("unet", "lora_unet_", found),
+        ("text_encoder", encoder, layers(pipeline.text_encoder, ("q_proj", "out_proj", "fc1"))),
+    ):
+        for number, (path, layer) in enumerate(those.items()):
+            alpha = (1.0, 2.0, 3.0, 8.0)[number % 4]
+            tensors |= kohya(prefix + (in_files(path) if name == "text_encoder" else path), *pair(layer), alpha)
+            added[name, path] = product(*pair(layer), alpha / RANK)
+    with fuse(preset, tensors, way) as fused:
+        check(pipeline, fused, added)
 
 
-def unet_tensors(pipeline: Any, kind: str) -> dict[str, torch.Tensor]:
-    path, layer = next(iter(layers(pipeline.unet, "to_q").items()))
-    down, up = pair(layer)
-    stem = "lora_unet_" + path.replace(".", "_")
-    kohya = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(ALPHA)}
-    return {
-        "PEFT": {f"base_model.model.{path}.lora_A.weight": down, f"base_model.model.{path}.lora_B.weight": up},
-        "DoRA": {**kohya, f"{stem}.dora_scale": torch.ones(layer.out_features, 1)},
-        "LoHa": {
-            f"{stem}.hada_w1_a": up,
-            f"{stem}.hada_w1_b": down,
-            f"{stem}.hada_w2_a": up.clone(),
-            f"{stem}.hada_w2_b": down.clone(),
-        },
-        "LoKr": {f"{stem}.lokr_w1": torch.ones(2, 2), f"{stem}.lokr_w2": torch.ones(2, 2)},
-        "LoCon": {**kohya, f"{stem}.lora_mid.weight": torch.ones(RANK, RANK, 1, 1)},
-    }[kind]
+def some_file(pipeline: Any, seed: int) -> tuple[Tensors, dict[str, str], dict[tuple[str, str], torch.Tensor]]:
+    """Return a file of mixed ranks and alphas, its notes, and what it adds: its alphas stand in it, or in its notes."""
+    chance, name = random.Random(seed), denoiser(pipeline)
+    parts = [(name, layers(pipeline.components[name], ("to_q", "to_k", "to_out.0", "proj_out")))]
+    if hasattr(pipeline, "text_encoder_name") and "CLIP" in type(pipeline.text_encoder).__name__:
+        parts.append(("text_encoder", layers(pipeline.text_encoder, ("q_proj", "fc1"))))
+    tensors, notes, added = {}, {}, {}
+    noted, root = seed % 2 == 1, seed % 4 == 3
+    for part, those in parts:
+        patterns = {}
+        for path, layer in chance.sample(sorted(those.items()), min(len(those), 5)):
+            rank, alpha = chance.randint(1, 8), chance.choice([0.5, 1.0, 3.0, 8.0, 20.0])
+            stem = f"{part}.{in_files(path) if part == 'text_encoder' else path}"
+            tensors |= diffusers(stem, *pair(layer, seed, rank))
+            if noted:
+                patterns[path] = alpha
+            else:
+                tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+            added[part, path] = product(*pair(layer, seed, rank), alpha / (rank**0.5 if root and noted else rank))
+        notes |= {f"{part}.alpha_pattern": patterns, f"{part}.use_rslora": root, f"{part}.r": 4}
+    return tensors, {"lora_adapter_metadata": json.dumps(notes)} if noted else {}, added
 
 
-@pytest.mark.parametrize("kind", ["PEFT", "DoRA", "LoHa", "LoKr", "LoCon"])
-@pytest.mark.parametrize("preset", ["sd15", "sdxl"])
-def test_another_format_is_named(
-    preset: str, kind: str, plain: Callable[[str], Any], fuse: Callable[..., Any], way: str
-) -> None:
-    with pytest.raises(WeightsError, match=f"is in the format {kind}"):
-        fuse(preset, unet_tensors(plain(preset), kind), way)
+@pytest.mark.parametrize("preset", TAKE_LORA)
+def test_mixed_ranks_and_alphas(preset: str, plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+    pipeline = plain(preset)
+    for seed in range(4):
+        tensors, notes, added = some_file(pipeline, seed)
+        for way in ("fused", "chosen") if seed < 2 else ("chosen",):
+            with fuse(preset, tensors, way, **notes) as fused:
+                check(pipeline, fused, added)
 
 
-def test_a_lora_of_another_family_is_refused(plain: Callable[[str], Any], fuse: Callable[..., Any], way: str) -> None:
-    path, layer = next(iter(layers(plain("flux-schnell").transformer, "to_q").items()))
-    down, up = pair(layer)
-    stem = f"transformer.{path}"
-    with pytest.raises(WeightsError, match=r"does not fit a StableDiffusionPipeline"):
-        fuse("sd15", {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, way)
-
-
-def test_a_lora_of_another_size_is_refused(plain: Callable[[str], Any], fuse: Callable[..., Any], way: str) -> None:
-    path, layer = next(iter(layers(plain("sd15").unet, "to_q").items()))
-    tensors = {
-        f"unet.{path}.lora_A.weight": torch.ones(RANK, layer.in_features + 8),
-        f"unet.{path}.lora_B.weight": torch.ones(layer.out_features, RANK),
-    }
-    with pytest.raises(WeightsError, match=r"does not fit"):
-        fuse("sd15", tensors, way)
-
-
-def test_a_lora_of_which_only_a_part_fits_is_refused(
-    plain: Callable[[str], Any], fuse: Callable[..., Any], way: str
-) -> None:
-    path, layer = next(iter(layers(plain("sd15").unet, "to_q").items()))
-    down, up = pair(layer)
-    tensors = {
-        f"unet.{stem}.lora_{letter}.weight": tensor.clone()
-        for stem in (path, "no.such.layer")
-        for letter, tensor in (("A", down), ("B", up))
-    }
-    with pytest.raises(WeightsError, match=r"does not fit"):
-        fuse("sd15", tensors, way)
-
-
-def test_a_lora_of_zeros_is_refused(plain: Callable[[str], Any], fuse: Callable[..., Any], way: str) -> None:
-    path, layer = next(iter(layers(plain("sd15").unet, "to_q").items()))
-    down, up = pair(layer)
-    tensors = {f"unet.{path}.lora_A.weight": down, f"unet.{path}.lora_B.weight": torch.zeros_like(up)}
-    with pytest.raises(WeightsError, match=r"does not fit"):
-        fuse("sd15", tensors, way)
-
-
-def test_a_lora_with_a_bias_that_the_layer_has_not_is_refused(
-    plain: Callable[[str], Any], fuse: Callable[..., Any]
-) -> None:
-    path, layer = next(iter(layers(plain("sd15").unet, "to_q").items()))
-    down, up = pair(layer)
-    stem = f"unet.{path}.lora"
-    tensors = {f"{stem}_A.weight": down, f"{stem}_B.weight": up, f"{stem}_B.bias": torch.ones(layer.out_features)}
-    with pytest.raises(WeightsError, match=r"does not fit"):
-        fuse("sd15", tensors)
-
-
-def test_a_family_that_cannot_take_one_says_so(fuse: Callable[..., Any], way: str) -> None:
-    with pytest.raises(WeightsError, match="a PixArtSigmaPipeline cannot take a LoRA"):
-        fuse("pixart-sigma", {"unet.x.lora_A.weight": torch.ones(1, 1)}, way)
+def test_names_of_peft_where_diffusers_knows_them(plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+    pipeline = plain("flux2-klein-4b")
+    path, layer = next(iter(layers(pipeline.transformer, "to_q").items()))
+    with fuse("flux2-klein-4b", diffusers(f"base_model.model.{path}", *pair(layer)), "chosen") as fused:
+        check(pipeline, fused, {("transformer", path): product(*pair(layer))})
 
 
 def kohya_flux(pipeline: Any, stem: str, layer: str) -> tuple[Tensors, tuple[torch.Tensor, torch.Tensor]]:
     """Return a LoRA of one layer of the original FLUX, which is three in diffusers, and its factors."""
     down, _ = pair(pipeline.transformer.get_submodule(layer))
     up = torch.randn(3 * down.shape[1], RANK, generator=torch.Generator().manual_seed(0))
-    stem = f"lora_unet_{stem}"
-    tensors = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(ALPHA)}
-    return tensors, (down, up)
+    return kohya(f"lora_unet_{stem}", down, up), (down, up)
 
 
-def test_kohya_s_names_for_flux(plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+def test_kohya_s_names_for_flux(plain: Callable[[str], Any], fuse: Callable[..., Any], way: str) -> None:
     pipeline = plain("flux-schnell")
     block = "transformer_blocks.0.attn"
     tensors, (down, up) = kohya_flux(pipeline, "double_blocks_0_img_attn_qkv", f"{block}.to_q")
     added = {
-        ("transformer", f"{block}.to_{letter}"): part @ down * ALPHA / RANK
+        ("transformer", f"{block}.to_{letter}"): product(down, part, ALPHA / RANK)
         for letter, part in zip("qkv", up.chunk(3), strict=True)
     }
     for path, layer in layers(pipeline.text_encoder, ("q_proj", "out_proj")).items():
-        text_down, text_up = pair(layer)
-        stem = f"lora_te1_{in_files(path)}".replace(".", "_")
-        tensors |= {f"{stem}.lora_down.weight": text_down, f"{stem}.lora_up.weight": text_up}
-        tensors[f"{stem}.alpha"] = torch.tensor(ALPHA)
-        added["text_encoder", path] = text_up @ text_down * ALPHA / RANK
-    check(pipeline, fuse("flux-schnell", tensors), added)
+        tensors |= kohya(f"lora_te1_{in_files(path)}", *pair(layer))
+        added["text_encoder", path] = product(*pair(layer), ALPHA / RANK)
+    with fuse("flux-schnell", tensors, way) as fused:
+        check(pipeline, fused, added)
+
+
+def test_the_three_of_one_layer_of_flux_may_have_ranks_of_their_own(
+    plain: Callable[[str], Any], fuse: Callable[..., Any], way: str
+) -> None:
+    pipeline, block = plain("flux-schnell"), "transformer_blocks.0.attn"
+    layer = pipeline.transformer.get_submodule(f"{block}.to_q")
+    down, _ = pair(layer, rank=6)
+    ups = [pair(layer, seed, 2)[1] for seed in range(3)]
+    # As kohya's trainer writes them with split_qkv: diffusers sees the zeros, and takes them apart again.
+    tensors = kohya("lora_unet_double_blocks_0_img_attn_qkv", down, torch.block_diag(*ups))
+    added = {
+        ("transformer", f"{block}.to_{letter}"): product(down[2 * i : 2 * i + 2], ups[i], ALPHA / 6)
+        for i, letter in enumerate("qkv")
+    }
+    with fuse("flux-schnell", tensors, way) as fused:
+        check(pipeline, fused, added)
+
+
+def test_the_format_of_flux_in_which_each_alpha_must_be(plain: Callable[[str], Any], fuse: Callable[..., Any]) -> None:
+    pipeline, path = plain("flux-schnell"), "transformer_blocks.0.attn.to_q"
+    layer = pipeline.transformer.get_submodule(path)
+    tensors = kohya("lora_transformer_transformer_blocks_0_attn_to_q", *pair(layer))
+    with fuse("flux-schnell", tensors) as fused:
+        check(pipeline, fused, {("transformer", path): product(*pair(layer), ALPHA / RANK)})
+
+
+def test_a_bias_is_added_too(plain: Callable[[str], Any], fuse: Callable[..., Any], way: str) -> None:
+    path, layer = next(iter(layers(plain("sd15").unet, "to_out.0").items()))
+    bias = torch.arange(float(layer.out_features))
+    with fuse("sd15", {**diffusers(f"unet.{path}", *pair(layer)), f"unet.{path}.lora_B.bias": bias}, way) as fused:
+        x = torch.zeros(1, layer.in_features)
+        torch.testing.assert_close(fused.unet.get_submodule(path)(x), layer(x) + SCALE * bias)
+
+
+def two() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ones(RANK, 8), torch.ones(8, RANK)
+
+
+def zeros(tensors: Tensors, *ends: str) -> Tensors:
+    return {name: torch.zeros_like(each) for name, each in tensors.items() if name.endswith(ends)}
+
+
+# What is put into a file that fits, under the names of kohya or diffusers: stem is its one layer. None takes out.
+A, B = ".lora_A.weight", ".lora_B.weight"
+Change = Callable[[str, Tensors], dict[str, torch.Tensor | None]]
+HOSTILE: dict[str, tuple[Any, Change, str]] = {
+    "DoRA": (kohya, lambda s, t: {f"{s}.dora_scale": torch.ones(8, 1)}, "it is in the format DoRA"),
+    "LoHa": (kohya, lambda s, t: {f"{s}.hada_w1_a": torch.ones(2, 2)}, "it is in the format LoHa"),
+    "LoKr": (kohya, lambda s, t: {f"{s}.lokr_w1": torch.ones(2, 2)}, "it is in the format LoKr"),
+    "LoCon": (kohya, lambda s, t: {f"{s}.lora_mid.weight": torch.ones(2, 2)}, "it is in the format LoCon"),
+    "no second factor": (
+        diffusers,
+        lambda s, t: {s + B: None},
+        r"its unet\S+A.weight lacks the second factor",
+    ),
+    "of kohya": (kohya, lambda s, t: {f"{s}.lora_up.weight": None}, r"its lora_unet_\S+_down.weight lacks the second"),
+    "no first factor": (kohya, lambda s, t: {f"{s}.lora_down.weight": None}, r"its lora_unet_\S+_up.weight lacks the"),
+    "another width": (
+        diffusers,
+        lambda s, t: {s + A: torch.ones(RANK, 7)},
+        r"its unet\S+ is of \[4, 7\], and the layer takes \[4, \d+\]",
+    ),
+    "another height": (diffusers, lambda s, t: {s + B: torch.ones(9, RANK)}, r"is of \[9, 4\], and the layer takes"),
+    "two ranks": (
+        kohya,
+        lambda s, t: {f"{s}.lora_down.weight": torch.ones(2, t[f"{s}.lora_down.weight"].shape[1])},
+        "layer takes",
+    ),
+    "rank 0": (diffusers, lambda s, t: {s + A: t[s + A][:0], s + B: t[s + B][:, :0].clone()}, "and the layer takes"),
+    "one number": (diffusers, lambda s, t: {s + B: torch.tensor(1.0)}, "and the layer takes"),
+    "three dimensions": (diffusers, lambda s, t: {s + A: t[s + A][..., None]}, "and the layer takes"),
+    "an unknown layer": (diffusers, lambda s, t: diffusers("unet.no.such", *two()), "its unet.no.such.* for no layer"),
+    "no linear layer": (diffusers, lambda s, t: diffusers("unet.conv_norm_out", *two()), "for no layer of this model"),
+    "another component": (diffusers, lambda s, t: diffusers("safety_checker.x", *two()), "for no layer of this model"),
+    "the names of PEFT": (
+        diffusers,
+        lambda s, t: diffusers("base_model.model.x", *two()),
+        "for no layer of this model",
+    ),
+    "the name of an adapter": (
+        diffusers,
+        lambda s, t: {s + A: None, s + B: None, **{f"{s}.lora_{e}.default.weight": torch.ones(4, 4) for e in "AB"}},
+        r"its unet\S+lora_A.default.weight is for no layer of this model",
+    ),
+    "FLUX": (kohya, lambda s, t: kohya("lora_unet_double_blocks_0_img_attn_qkv", *two()), "double_blocks"),
+    "no LoRA": (
+        diffusers,
+        lambda s, t: {"unet.conv_in.weight": torch.ones(3)},
+        "its unet.conv_in.weight lacks the second factor",
+    ),
+    "a bias": (
+        diffusers,
+        lambda s, t: {f"{s}.lora_B.bias": torch.ones(8)},
+        r"B.bias is of \[8\], and the layer takes \[\]",
+    ),
+    "alpha NaN": (
+        kohya,
+        lambda s, t: {f"{s}.alpha": torch.tensor(float("nan"))},
+        r"alpha of its lora_unet_\S+ is not one",
+    ),
+    "alpha infinite": (diffusers, lambda s, t: {f"{s}.alpha": torch.tensor(float("inf"))}, "is not one finite number"),
+    "two alphas": (kohya, lambda s, t: {f"{s}.alpha": torch.ones(2)}, r"its lora_unet_\S+.alpha has no effect"),
+    "an alpha of nothing": (diffusers, lambda s, t: {"x.alpha": torch.tensor(1.0)}, "its x.alpha has no effect"),
+    "whole numbers": (
+        diffusers,
+        lambda s, t: {s + A: t[s + A].to(torch.int8)},
+        "is of I8, and not of F16, BF16 or F32",
+    ),
+    "zeros": (kohya, lambda s, t: zeros(t, "down.weight", "up.weight"), "it changes nothing"),
+    "second factors of zeros": (diffusers, lambda s, t: zeros(t, B), "it changes nothing"),
+    "an alpha of 0": (kohya, lambda s, t: {f"{s}.alpha": torch.tensor(0.0)}, "is not one finite number other than 0"),
+    "nothing": (diffusers, lambda s, t: dict.fromkeys(t), "it is not a whole safetensors file"),
+}
+
+
+@pytest.mark.parametrize("preset", ["sd15", "sdxl"])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_file_that_cannot_have_its_whole_effect_is_refused(
+    what: str, preset: str, plain: Callable[[str], Any], loras_of: Callable[..., Settings]
+) -> None:
+    names, change, sentence = HOSTILE[what]
+    path, layer = next(iter(layers(plain(preset).unet, "to_q").items()))
+    stem = f"lora_unet_{path.replace('.', '_')}" if names is kohya else f"unet.{path}"
+    tensors = names(stem, *pair(layer))
+    tensors |= change(stem, tensors)
+    tensors = {name: each.contiguous() for name, each in tensors.items() if each is not None}
+    start = r"The LoRA style \(style.safetensors\) does not fit a StableDiffusion(XL)?Pipeline: "
+    with pytest.raises(WeightsError, match=f"{start}.*{sentence}.*Use one that was made for this model"):
+        Loras(plain(preset), loras_of(preset, {"style": tensors}, {}))
+
+
+def test_a_fused_one_is_refused_as_well(loras_of: Callable[..., Settings]) -> None:
+    with pytest.raises(WeightsError, match=r"its unet\.no\.such\.lora_A\.weight is for no layer of this model"):
+        read_pipeline(loras_of("sd15", {"style": diffusers("unet.no.such", *two())}, {"style": SCALE}), "cpu")
+
+
+@pytest.mark.parametrize("notes", ["x", "[]", '{"unet.lora_alpha": "x"}', '{"unet.alpha_pattern": {"(": 1}}', "NaN"])
+def test_notes_that_cannot_be_read_are_refused(
+    notes: str, plain: Callable[[str], Any], loras_of: Callable[..., Settings]
+) -> None:
+    path, layer = next(iter(layers(plain("sd15").unet, "to_q").items()))
+    tensors = diffusers(f"unet.{path}", *pair(layer))
+    with pytest.raises(WeightsError, match="does not fit a StableDiffusionPipeline: its lora_adapter_metadata"):
+        Loras(plain("sd15"), loras_of("sd15", {"style": tensors}, {}, notes={"lora_adapter_metadata": notes}))
 
 
 # A block that this model has not, and a text encoder that diffusers leaves out of a LoRA without a word.
 @pytest.mark.parametrize("other", ["lora_unet_double_blocks_7_img_attn_qkv", "lora_te2_encoder_block_0_layer_0_q"])
 def test_a_part_of_kohya_s_names_for_flux_is_refused(
-    plain: Callable[[str], Any], fuse: Callable[..., Any], other: str, way: str
+    plain: Callable[[str], Any], loras_of: Callable[..., Settings], other: str
 ) -> None:
     layer = "transformer_blocks.0.attn.to_q"
     tensors, (down, up) = kohya_flux(plain("flux-schnell"), "double_blocks_0_img_attn_qkv", layer)
     # One that fits is three layers. So there are as many layers as the file has pairs, and more.
     tensors |= {f"{other}.lora_down.weight": down.clone(), f"{other}.lora_up.weight": up.clone()}
-    with pytest.raises(WeightsError, match=r"does not fit a FluxPipeline"):
-        fuse("flux-schnell", tensors, way)
+    with pytest.raises(WeightsError, match=rf"does not fit a FluxPipeline: its {other}\S+ "):
+        Loras(plain("flux-schnell"), loras_of("flux-schnell", {"style": tensors}, {}))
+
+
+@pytest.mark.parametrize("preset", ["sd3-medium", "qwen-image-2512", "z-image-turbo"])
+def test_a_file_for_flux_is_refused_by_others(
+    preset: str, plain: Callable[[str], Any], loras_of: Callable[..., Settings]
+) -> None:
+    tensors, _ = kohya_flux(plain("flux-schnell"), "double_blocks_0_img_attn_qkv", "transformer_blocks.0.attn.to_q")
+    with pytest.raises(WeightsError, match=r"its lora_unet_double_blocks_0_img_attn_qkv\S+ "):
+        Loras(plain(preset), loras_of(preset, {"style": tensors}, {}))
 
 
 @pytest.mark.parametrize("layer", ["x_embedder", "transformer_blocks.0.attn.to_q"])
 def test_a_lora_that_would_make_a_layer_larger_is_refused(
-    plain: Callable[[str], Any], fuse: Callable[..., Any], layer: str, way: str
+    plain: Callable[[str], Any], loras_of: Callable[..., Settings], layer: str
 ) -> None:
     # As those for FLUX's control models are: diffusers makes the layer larger, and the pipeline fails.
     found = plain("flux-schnell").transformer.get_submodule(layer)
-    stem = f"transformer.{layer}"
-    down, up = torch.ones(RANK, 2 * found.in_features), torch.ones(found.out_features, RANK)
-    with pytest.raises(WeightsError, match=r"does not fit a FluxPipeline"):
-        fuse("flux-schnell", {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, way)
+    tensors = diffusers(
+        f"transformer.{layer}", torch.ones(RANK, 2 * found.in_features), torch.ones(found.out_features, RANK)
+    )
+    with pytest.raises(WeightsError, match=r"does not fit a FluxPipeline: .* and the layer takes"):
+        Loras(plain("flux-schnell"), loras_of("flux-schnell", {"style": tensors}, {}))
+
+
+def test_a_family_that_cannot_take_one_says_so(plain: Callable[[str], Any], loras_of: Callable[..., Settings]) -> None:
+    tensors = {"unet.x.lora_A.weight": torch.ones(1, 1)}
+    with pytest.raises(WeightsError, match="a PixArtSigmaPipeline cannot take a LoRA"):
+        Loras(plain("pixart-sigma"), loras_of("pixart-sigma", {"style": tensors}, {}))
 
 
 def test_a_file_that_is_not_whole_or_not_one_is_refused(
@@ -304,12 +453,17 @@ def test_a_file_that_is_not_whole_or_not_one_is_refused(
 ) -> None:
     settings = loras_of("sd15", {"style": some_tensors(plain("sd15"))}, {})
     file = tmp_path / "lora-style" / "style.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match=r"The LoRA style \(style.safetensors\) does not fit"):
-        read_pipeline(settings, "cpu")
+    whole = file.read_bytes()
+    broken = [whole[:-100], whole[:100], b"", b"<html>", b"\xff" * 8 + whole[8:], whole.replace(b"F32", b"F99", 1)]
+    for content in broken:
+        file.write_bytes(content)
+        with pytest.raises(
+            WeightsError, match=r"The LoRA style \(style.safetensors\) .* is not a whole safetensors file"
+        ):
+            Loras(plain("sd15"), settings)
     file.with_name("other.safetensors").touch()
     with pytest.raises(WeightsError, match=r"The LoRA style is one file, and .* holds 2"):
-        read_pipeline(settings, "cpu")
+        Loras(plain("sd15"), settings)
 
 
 def some_tensors(pipeline: Any, seed: int = 0) -> Tensors:
@@ -375,12 +529,13 @@ def test_left_out_the_scale_is_that_of_the_config(
     assert served.image(loras=[{"name": "ink"}]) != served.image(loras=choose(ink=0.5))
 
 
-def test_a_start_image_goes_with_them(
-    plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served]
+@pytest.mark.parametrize("more", [{"strength": 0.75}, {"mask": WHITE}])
+def test_a_start_image_and_a_mask_go_with_them(
+    more: dict[str, Any], plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served]
 ) -> None:
     tensors = some_tensors(plain("sd15"))
     start = serve(loras_of("sd15", {}, {})).image()
-    body = {"image": start, "strength": 0.75}
+    body = {"image": start, **more}
     fused = serve(loras_of("sd15", {"ink": tensors}, {"ink": 0.5})).image(**body)
     served = serve(loras_of("sd15", {"ink": tensors}, {}))
     base = served.image(**body)
@@ -398,21 +553,91 @@ def test_a_fault_leaves_the_base_model(
 ) -> None:
     served = serve(loras_of(preset, {"ink": some_tensors(plain(preset))}, {}))
     base, chosen = served.image(), served.image(loras=choose(ink=0.5))
+    model = served.pipeline.components[denoiser(served.pipeline)]
+    true, calls = pipelines._forward, []
 
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    for owner, name in (
-        (served.pipeline.components[denoiser(served.pipeline)], "forward"),
-        (served.pipeline.text_encoder, "forward"),
-        # Halfway through the choice.
-        ([layer for layer in served.pipeline.text_encoder.modules() if hasattr(layer, "set_scale")][1], "set_scale"),
+    def fail_halfway(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return fail() if len(calls) == 3 else true(*arguments)
+
+    for owner, name, instead in (
+        (served.pipeline.text_encoder, "forward", fail),
+        # In the middle of a step, and of the choice.
+        (next(part for part in model.modules() if type(part).__name__.endswith("TransformerBlock")), "forward", fail),
+        (pipelines, "_forward", fail_halfway),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, fail)
+            patch.setattr(owner, name, instead)
             assert served.ask(loras=choose(ink=0.5)).status_code == 503
         assert served.image() == base, name
         assert served.image(loras=choose(ink=0.5)) == chosen, name
+
+
+def test_a_file_that_is_gone_when_it_is_asked_for_fails_one_request(
+    plain: Callable[[str], Any], loras_of: Callable[..., Settings], serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    served = serve(loras_of("sd15", {"ink": some_tensors(plain("sd15"))}, {}))
+    base, file = served.image(), tmp_path / "lora-ink" / "style.safetensors"
+    file.rename(tmp_path / "away")
+    with pytest.raises(OSError, match="No such file"):
+        served.ask(loras=choose(ink=0.5))
+    assert served.image() == base
+    (tmp_path / "away").rename(file)
+    assert served.image(loras=choose(ink=0.5)) != base
+
+
+def test_those_that_were_used_last_stay_in_memory(
+    plain: Callable[[str], Any],
+    loras_of: Callable[..., Settings],
+    serve: Callable[..., Served],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+    alive: dict[str, Any] = {}
+
+    def proved(pipeline: Any, folder: Path, lora: Any) -> Callable[[], Any]:
+        true = prove(pipeline, folder, lora)
+
+        def reading() -> Any:
+            pairs = true()
+            alive[lora.name] = weakref.ref(pairs[0][1])
+            read.append(lora.name)
+            return pairs
+
+        return reading
+
+    monkeypatch.setattr(pipelines, "prove", proved)
+    names = ["ink", "oil", "wax", "tar"]
+    tensors = {name: some_tensors(plain("sd15"), seed) for seed, name in enumerate(names)}
+    served = serve(loras_of("sd15", tensors, {}, loras=2, loras_in_memory=2))
+
+    def ask(*those: str) -> list[str]:
+        """Ask for an image, and return which files are read for it."""
+        read.clear()
+        images[those] = served.image(loras=choose(**dict.fromkeys(those, 0.5)))
+        return list(read)
+
+    images: dict[tuple[str, ...], str] = {}
+    assert read == []
+    assert ask("ink") == ["ink"]
+    assert ask("oil") == ["oil"]
+    assert ask("ink") == ask() == []
+    assert ask("wax") == ["wax"]  # and oil goes
+    assert ask("ink") == []
+    gc.collect()
+    assert {name for name, down in alive.items() if down() is not None} == {"ink", "wax"}
+    assert ask("oil", "wax") == ["oil"]
+    assert ask("tar", "ink") == ["ink", "tar"]
+    gc.collect()
+    assert {name for name, down in alive.items() if down() is not None} == {"tar", "ink"}
+    assert len(set(images.values())) == len(images)
+    again = dict(images)
+    for those, image in again.items():
+        ask(*those)
+        assert images[those] == image
 
 
 def test_a_lora_that_makes_no_numbers_ends_no_replica(
@@ -482,21 +707,18 @@ def test_millions_of_choices_are_refused_at_the_first(settings_of: Make) -> None
 
 
 @pytest.mark.parametrize("preset", TAKE_LORA)
-def test_what_is_laid_beside_the_weights_is_as_they_are(
+def test_what_is_chosen_is_in_the_dtype_of_its_layer_and_leaves_nothing(
     preset: str, plain: Callable[[str], Any], loras_of: Callable[..., Settings]
 ) -> None:
-    def wrapped(pipeline: Any) -> dict[str, Any]:
-        parts = {name: part for name, part in pipeline.components.items() if hasattr(part, "named_modules")}
-        found = {(name, path): layer for name, part in parts.items() for path, layer in part.named_modules()}
-        return {path: layer for path, layer in found.items() if hasattr(layer, "get_delta_weight")}
-
-    assert wrapped(plain(preset)) == {}
     settings = loras_of(preset, {"ink": some_tensors(plain(preset))}, {}, BLOCKS[preset]["dtype"])
-    found = wrapped(read_pipeline(settings, "cpu"))
-    assert len(found) == len(settings.loras) * len(some_tensors(plain(preset))) / 2
-    for path, layer in found.items():
-        beside = {tensor.dtype for name, tensor in layer.named_parameters() if ".lora-ink." in name}
-        assert beside == {layer.get_base_layer().weight.dtype}, path
-    # Fused, nothing is left of them.
-    settings = loras_of(preset, {"ink": some_tensors(plain(preset))}, {"ink": 0.5}, BLOCKS[preset]["dtype"])
-    assert wrapped(read_pipeline(settings, "cpu")) == {}
+    pipeline = read_pipeline(settings, "cpu")
+    loras = Loras(pipeline, settings)
+    layers = [layer for part in pipeline.components.values() if hasattr(part, "modules") for layer in part.modules()]
+    assert not any("forward" in vars(layer) for layer in layers)
+    with loras.chosen({"lora-ink": 1.0}):
+        (pairs,) = loras._ready.values()
+        assert len(pairs) == len(some_tensors(plain(preset))) / 2
+        for layer, down, up, *_ in pairs:
+            assert "forward" in vars(layer)
+            assert down.dtype == up.dtype == layer.weight.dtype
+    assert not any("forward" in vars(layer) for layer in layers)

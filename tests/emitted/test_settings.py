@@ -43,6 +43,11 @@ STYLE = {"name": "style", "scale": 1.0, "fused": False}
         (f"{BLOCK}/loras", [{**STYLE, "name": "Pixel Art"}], "loras.0.name: string should match"),
         (f"{BLOCK}/loras", [{**STYLE, "scale": 3.0}], "the scale of style is 3.0, beyond limits.lora_scale"),
         (f"{BLOCK}/loras", [STYLE, {**STYLE, "fused": True}], "loras holds a name twice"),
+        (
+            f"{BLOCK}/limits/loras_in_memory",
+            3,
+            "limits.loras_in_memory is less than limits.loras, 4: change one of them",
+        ),
         (f"{BLOCK}/compile", "whole", "compile: .*'regional'"),
         (f"{BLOCK}/compile", "regional", "no use without warm_up: set it to true"),
         (f"{BLOCK}/warm_up_sizes", [[512, 512]], "no use without warm_up: set it to true"),

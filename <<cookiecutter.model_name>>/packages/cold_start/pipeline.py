@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cold_start import lora, proof
+from cold_start import proof
 from cold_start.signatures import check_argument, check_pipelines, named
 from cold_start.weights import WeightsError
+from lora_files import fuse
 from pipeline_settings import Settings, SettingsError, one_line
 
 
@@ -28,7 +29,9 @@ def read_pipeline(settings: Settings, device: str) -> Any:
         pipeline.scheduler = _scheduler(pipeline.scheduler, settings.scheduler)
     proof.check_steps(pipeline.scheduler, settings)
     proof.check_fit(pipeline, settings)
-    lora.add(pipeline, folder, settings.loras)
+    for lora in settings.loras:
+        if lora.fused:
+            fuse(pipeline, folder, lora)
     for name, model in models.items():
         proof.check_placement(name, model, dtype, device)
     return pipeline
