@@ -1,7 +1,7 @@
 """Teach the demo a word that it has never seen: write a small LoRA that paints orange.
 
-Run it after train.py, in the same environment: `python demo/train_lora.py`. It takes five minutes, and ends with what
-is right with it and without it.
+Run it after train.py, in the same environment with peft, as `make train-demo` does. It takes five minutes, and ends
+with what is right with it and without it.
 """
 
 import random
