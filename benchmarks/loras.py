@@ -63,8 +63,8 @@ def settings_of(weights: Path, count: int) -> object:
     from pipeline_settings import Lora
 
     loras = [Lora(name=f"style-{number}", scale=1.0, fused=False) for number in range(count)]
-    # In half precision, as on a GPU.
-    changes = {"weights_dir": str(weights), "cpu_dtype": SETTINGS.dtype, "loras": loras}
+    # In half precision, as on a GPU, and with the VAE of the pipeline.
+    changes = {"weights_dir": str(weights), "cpu_dtype": SETTINGS.dtype, "components": {}, "loras": loras}
     return SETTINGS.model_copy(update=changes)
 
 
