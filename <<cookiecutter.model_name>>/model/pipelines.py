@@ -67,7 +67,7 @@ class Loras:
             yield
         finally:
             for layer in beside:
-                vars(layer).pop("forward", None)
+                layer.__dict__.pop("forward", None)
 
 
 def _forward(layer: Any, pairs: list[Any]) -> Callable[[Any], Any]:
