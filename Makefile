@@ -106,7 +106,7 @@ bench-gpu: $(DEMO)/config.yaml
 train-demo: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(PROJECT_VENV)/bin/python demo/train.py
-	$(PROJECT_VENV)/bin/pip install --quiet --target build/peft --no-deps peft==0.21.2
+	$(call install,$(PROJECT_VENV)) --quiet --target build/peft --no-deps peft==0.21.2
 	PYTHONPATH=build/peft $(PROJECT_VENV)/bin/python demo/train_lora.py
 
 judge-demo: $(DEMO)/config.yaml
