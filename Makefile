@@ -60,14 +60,14 @@ test-bake: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/test_answers.py tests/test_bake.py tests/test_catalog.py tests/test_hooks.py \
 	  tests/test_python_version.py tests/test_readme.py tests/test_release.py tests/test_template.py tests/test_types.py tests/test_update.py tests/test_workflows.py
 
-# First writes the files that follow from the catalog. The server runs on the preset's tiny pipeline.
+# First writes the files that follow from the catalog. The server runs on the preset's tiny pipeline; so do the tests of tests/emitted that name it.
 test-preset: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(call install,$(PROJECT_VENV)) --quiet $(REQUIRED)
 	$(BIN)/python -m catalog
 	TEST_ALL=1 PROJECT_PYTHON=$(PROJECT_VENV)/bin/python $(BIN)/python -m pytest --preset $(or $(PRESET),$(error Name one: make test-preset PRESET=sd15)) \
 	  tests/test_catalog.py tests/test_bake.py tests/test_hooks.py tests/test_readme.py tests/test_published_settings.py \
-	  tests/test_generated_project.py
+	  tests/test_generated_project.py tests/test_emitted_model.py
 
 # The images stay in buildah's store (`buildah rmi --all` removes them), and their build contexts in build/image.
 test-image: $(VENV)/.ready

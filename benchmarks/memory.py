@@ -278,7 +278,7 @@ def main() -> None:
             sys.exit(f"{preset}: {found['error']}")
         if not 0.98 < found["weights"] / 1e9 / FACTS[preset].weights_gb < 1.02:
             sys.exit(
-                f"{preset} has {gb(found['weights'])} GB of weights, and the catalog says otherwise: see sizes.yaml"
+                f"{preset} has {gb(found['weights'])} GB of weights, and the catalog says otherwise: see its full_size"
             )
     rows = compared(measured)
     whole = [*measured] == PRESETS

@@ -29,12 +29,10 @@ import pytest  # noqa: E402
 import simulated_gpu  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-import yaml  # noqa: E402
 from PIL import Image  # noqa: E402
 
 # On the GPU of this machine: then torch's allocator is asked.
 REAL = "REAL_GPU" in os.environ
-SIZES = yaml.safe_load((HERE / "configs" / "sizes.yaml").read_text("utf-8"))
 NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
 # Of each LoRA that a request chooses. Those of the Hub have 4 to 128.
 LORA_RANK = 64
@@ -63,11 +61,9 @@ memory = RealMemory() if REAL else simulated_gpu.memory
 
 
 def enlarge(folder: Path, preset: str, block: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
-    """Give the tiny pipeline in folder its real size. Raises LookupError for a preset whose sizes are not known."""
-    if preset not in SIZES:
-        raise LookupError(f"configs/sizes.yaml has no {preset}: add the sizes of its components")
+    """Give the tiny pipeline in folder its real size."""
     index = json.loads((folder / "pipeline" / "model_index.json").read_text("utf-8"))
-    for name, sizes in SIZES[preset].items():
+    for name, sizes in conftest.FACTS[preset].full_size.items():
         part = block["components"].get(name)
         home = folder / name if part else folder / "pipeline" / name
         config = home / "config.json"

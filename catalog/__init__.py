@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from catalog.schema import Accelerator, Preset
+from catalog.schema import Accelerator, FineTune, Preset
 
 ROOT = Path(__file__).resolve().parent.parent
 # PyYAML's safe loaders. The one in C is eight times as fast; some builds lack it.
@@ -49,15 +49,19 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 def load(root: Path = ROOT) -> dict[str, Preset]:
     """Return the presets in the order of cookiecutter.json, new ones last. Raises CatalogError."""
     families, presets = read(root / "catalog" / "families"), read(root / "catalog" / "presets")
-    memory = yaml.safe_load((root / "catalog" / "memory.yaml").read_text("utf-8")) or {}
+    memory = yaml.load((root / "catalog" / "memory.yaml").read_text("utf-8"), LOADER) or {}
+    sizes = yaml.load((root / "catalog" / "full_size.yaml").read_text("utf-8"), LOADER)
     found, wrong, gpus = {}, [], accelerators(root)
     order = json.loads((root / "cookiecutter.json").read_text("utf-8"))["preset"]
     for name in sorted(presets, key=lambda name: (order.index(name) if name in order else len(order), name)):
         family = presets[name].get("family")
         if family not in families:
             raise CatalogError(f"presets/{name}.yaml: family is {family!r}: use one of {', '.join(families)}.")
+        facts = merged(families[family], presets[name])
+        # What is no name there is told by the schema.
+        named = {part: sizes.get(str(size), size) for part, size in facts.get("full_size", {}).items()}
         try:
-            whole = {**merged(families[family], presets[name]), "memory": memory.get(name)}
+            whole = {**facts, "full_size": named, "memory": memory.get(name)}
             found[name] = fitted(name, Preset.model_validate(whole), gpus)
         except ValidationError as error:
             for each in error.errors(include_url=False):
@@ -75,6 +79,11 @@ def load(root: Path = ROOT) -> dict[str, Preset]:
 def accelerators(root: Path = ROOT) -> dict[str, Accelerator]:
     said = yaml.load((root / "catalog" / "accelerators.yaml").read_text("utf-8"), LOADER)
     return {name: Accelerator.model_validate(facts) for name, facts in said.items()}
+
+
+def fine_tunes(root: Path = ROOT) -> list[FineTune]:
+    said = yaml.load((root / "catalog" / "fine_tunes.yaml").read_text("utf-8"), LOADER)
+    return [FineTune.model_validate(each) for each in said]
 
 
 def cheapest(preset: Preset, gpus: dict[str, Accelerator]) -> str | None:

@@ -84,6 +84,10 @@ class Shared(Part):
 
     pipeline: str = Field(description="Pipeline class of diffusers.")
     tested: str = Field(description="The family's hardest preset, for tests that run only one per family.")
+    alike: bool = Field(
+        False,
+        description="Whether its pipelines copy another family's: then only `make test-all` and `test-preset` test it.",
+    )
     lora: bool = Field(True, description="Whether the class can load LoRAs.")
     demo: bool = Field(False, description="Whether the demo's weights fit, because the pipeline is shaped like SDXL.")
 
@@ -121,6 +125,10 @@ class Shared(Part):
     left_out: dict[str, tuple[str, str]] = Field(
         {}, description="Library and class of components in model_index.json that load_kwargs leaves out."
     )
+    full_size: dict[str, Settings] = Field(
+        description="The sizes of each component, beside `published`, or its name in full_size.yaml. `file`: a config "
+        "in benchmarks/configs. `unpacked`: what is left in 16 bits in a .gguf file. `make bench-memory` needs them."
+    )
     tiny: dict[str, Settings] = Field(
         description="How the tests make each component, in this order, in addition to `published`: `class`; sizes; "
         "`init`: tensors that differ between a fresh and a trained model; `layout`: names in the original single file."
@@ -150,6 +158,9 @@ class Preset(Shared):
             raise ValueError("repos: the first is not pipeline")
         if self.size % self.size_multiple or self.max_size % self.size_multiple:
             raise ValueError(f"size, max_size: not a multiple of {self.size_multiple}")
+        models = {name for name, part in self.tiny.items() if not part["class"].endswith("Tokenizer")}
+        if models != set(self.full_size):
+            raise ValueError(f"full_size: give the sizes of {', '.join(sorted(models))}, and of nothing else")
         for name, repo in self.repos.items():
             kind = {"pipeline": (False, False)}.get(name, (False, True) if name.startswith("lora-") else (True, False))
             if (repo.component is not None, repo.scale is not None) != kind:
@@ -191,6 +202,16 @@ class Preset(Shared):
     def own_components(self) -> list[str]:
         """The components that a fine-tune cannot replace."""
         return [name for name, repo in self.repos.items() if repo.component and not repo.fine_tune_patterns]
+
+
+class FineTune(Part):
+    repo_id: str = Field(description="owner/name")
+    preset: str = Field(description="Whose place it takes.")
+    revision: Commit
+    variant: Literal["plain", "fp16", "bf16", "fp32"] = Field(description="How its weight files are named.")
+    license: str
+    note: str = ""
+    unverified: str | None = Field(None, description="What could not be confirmed.")
 
 
 class Accelerator(Part):

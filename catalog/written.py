@@ -5,7 +5,7 @@ templates/catalog/       one file per preset, imported by a project's config.yam
 templates/tiny/          one file per preset, included by a project's tiny/pipeline.yaml
 templates/version.jinja  the version in pyproject.toml, for a project's README
 hooks/                   facts that the hooks check and print, as they cannot import templates
-README.md, docs/         tables of presets, what could not be confirmed, and the version to check out
+README.md, docs/         tables of presets and fine-tunes, what could not be confirmed, and the version to check out
 docs/tuning.md           a project's page of that name, for one preset
 """
 
@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 from jinja2 import DictLoader, Environment
 
-from catalog import ROOT, CatalogError, accelerators, instead, load
-from catalog.schema import Accelerator, Preset, Repo
+from catalog import ROOT, CatalogError, accelerators, fine_tunes, instead, load
+from catalog.schema import Accelerator, FineTune, Preset, Repo
 
 SERVER_GB = 2  # estimated main memory beside the weights
 RATES = (1, 5)  # GB/s
@@ -39,7 +39,7 @@ TUNING_TITLE = """\
 Every generated project has this page for its own preset, as `docs/tuning.md`. This is the one for `sdxl`.
 """
 # Keys that the emitted project does not use.
-NOT_RENDERED = {"note", "published", "left_out", "tiny", "tested", "source", "memory"}
+NOT_RENDERED = {"note", "published", "left_out", "full_size", "tiny", "tested", "alike", "source", "memory"}
 TINY_HEADER = """\
 # The pipeline that tiny/make.py makes, so that the tests need no weights: each component of the real one, with few and
 # small layers. Other settings are as published, so the tests run the same code paths as the real model.
@@ -162,6 +162,15 @@ def unverified(presets: dict[str, Preset]) -> str:
     return "".join(f"* `{name}`: {said} ({repo_id}).\n" for (repo_id, said), name in reversed(first.items()))
 
 
+def fine_tune_table(known: list[FineTune]) -> str:
+    rows = ["| hf_repo_id | preset | _hf_variant | hf_revision | license | note |", "|" + " --- |" * 6]
+    for each in known:
+        link = f"[{each.repo_id}](https://huggingface.co/{each.repo_id})"
+        cells = [link, f"`{each.preset}`", f"`{each.variant}`", f"`{each.revision}`", each.license, each.note]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 def cookiecutter_json(text: str, presets: dict[str, Preset], gpus: dict[str, Accelerator]) -> str:
     """Return cookiecutter.json with the catalog's choices."""
     context = json.loads(text)
@@ -269,8 +278,12 @@ def outputs(root: Path = ROOT) -> dict[Path, str]:
         path = root / "hooks" / f"{hook}.py"
         found[path] = with_facts(path.read_text("utf-8"), facts_of_hook)
     lists = {"top": top(presets, gpus), "table": table(presets, gpus), "costs": costs(presets, gpus)}
+    known = fine_tunes(root)
     lists["unverified"] = unverified(presets)
-    for page in (root / "README.md", root / "docs" / "presets.md"):
+    lists["fine-tunes"] = fine_tune_table(known)
+    unconfirmed = (f"* {each.repo_id}: {each.unverified}.\n" for each in known if each.unverified)
+    lists["unverified fine-tunes"] = "".join(unconfirmed)
+    for page in (root / "README.md", root / "docs" / "presets.md", root / "docs" / "fine-tunes.md"):
         text = with_lists(page.read_text("utf-8"), lists)
         found[page] = re.sub(r"--checkout v[\d.]+", f"--checkout v{version}", text)
     return found

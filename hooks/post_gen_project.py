@@ -39,7 +39,9 @@ FACTS_JSON = r"""
 "ernie-image-turbo": {"demo": false, "variant": null, "accelerator": "H100_40GB", "title": "ERNIE-Image Turbo", "download_gb": 23.9, "gated": false, "license": "Apache 2.0", "license_notice": "Commercial use is allowed.", "repo_id": "baidu/ERNIE-Image-Turbo", "revision": "bc68c81e2a1730a394d5fc9fae70713dee940140"},
 "qwen-image-2512": {"demo": false, "variant": null, "accelerator": "A100", "title": "Qwen-Image 2512", "download_gb": 57.7, "gated": false, "license": "Apache 2.0", "license_notice": "Commercial use is allowed.", "repo_id": "Qwen/Qwen-Image-2512", "revision": "25468b98e3276ca6700de15c6628e51b7de54a26"},
 "flux2-klein-4b": {"demo": false, "variant": null, "accelerator": "A10G", "title": "FLUX.2 klein 4B", "download_gb": 15.98, "gated": false, "license": "Apache 2.0", "license_notice": "Commercial use is allowed.", "repo_id": "black-forest-labs/FLUX.2-klein-4B", "revision": "e7b7dc27f91deacad38e78976d1f2b499d76a294"},
-"flux2-klein-4b-8bit": {"demo": false, "variant": null, "accelerator": "L4", "title": "FLUX.2 klein 4B in 8 bits", "download_gb": 12.5, "gated": false, "license": "Apache 2.0", "license_notice": "Commercial use is allowed.", "repo_id": "black-forest-labs/FLUX.2-klein-4B", "revision": "e7b7dc27f91deacad38e78976d1f2b499d76a294"}
+"flux2-klein-4b-8bit": {"demo": false, "variant": null, "accelerator": "L4", "title": "FLUX.2 klein 4B in 8 bits", "download_gb": 12.5, "gated": false, "license": "Apache 2.0", "license_notice": "Commercial use is allowed.", "repo_id": "black-forest-labs/FLUX.2-klein-4B", "revision": "e7b7dc27f91deacad38e78976d1f2b499d76a294"},
+"chroma1-hd": {"demo": false, "variant": null, "accelerator": "A100", "title": "Chroma1-HD", "download_gb": 27.5, "gated": false, "license": "Apache 2.0", "license_notice": "Commercial use is allowed.", "repo_id": "lodestones/Chroma1-HD", "revision": "0e0c60ece1e82b17cb7f77342d765ba5024c40c0"},
+"flux2-klein-9b": {"demo": false, "variant": null, "accelerator": "A100", "title": "FLUX.2 klein 9B", "download_gb": 34.7, "gated": true, "license": "FLUX Non-Commercial", "license_notice": "Commercial use is NOT allowed without a license from Black Forest Labs.", "repo_id": "black-forest-labs/FLUX.2-klein-9B", "revision": "92196c8e11f7b6cf2b7493e037d8c5345c559216"}
 },
 "accelerators": {
 "T4": {"memory_gb": 16, "bfloat16": false, "usable_gb": 15.6},
@@ -118,10 +120,11 @@ then save a token as the secret hf_access_token on Baseten, under Settings, Secr
 
 def variant_note(answers: dict[str, Any], preset: dict[str, Any]) -> str:
     """Return how to switch the variant of file names: many fine-tunes have no half-precision copy."""
-    variant = preset["variant"] if answers["_hf_variant"] == "preset" else answers["_hf_variant"]
-    other, wanted = ("", "plain names such as model.safetensors") if variant else ("fp16", "names with .fp16")
+    variant = answers["_hf_variant"]
+    plain = variant in ("preset", "plain")
+    other, wanted = ("fp16", "names with .fp16") if plain else ("plain", "plain names such as model.safetensors")
     return f"""
-The project expects files named {f"model.{variant}.safetensors" if variant else "model.safetensors"}. For {wanted}, run:
+The project expects files named {"model.safetensors" if plain else f"model.{variant}.safetensors"}. For {wanted}, run:
   {command({**answers, "_hf_variant": other})} --overwrite-if-exists
 """
 

@@ -45,7 +45,9 @@ FACTS_JSON = r"""
 "ernie-image-turbo": {"needs_gb": 31.56, "bfloat16": true, "variants": false},
 "qwen-image-2512": {"needs_gb": 77.87, "bfloat16": true, "variants": false},
 "flux2-klein-4b": {"needs_gb": 23.57, "bfloat16": true, "variants": false},
-"flux2-klein-4b-8bit": {"needs_gb": 21.56, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "flux2-klein-4b"}
+"flux2-klein-4b-8bit": {"needs_gb": 21.56, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "flux2-klein-4b"},
+"chroma1-hd": {"needs_gb": 27.5, "bfloat16": true, "variants": false},
+"flux2-klein-9b": {"needs_gb": 34.7, "bfloat16": true, "variants": false}
 },
 "accelerators": {
 "T4": {"memory_gb": 16, "bfloat16": false, "usable_gb": 15.6},
@@ -70,7 +72,7 @@ ACCELERATORS: dict[str, Any] = json.loads(FACTS_JSON)["accelerators"]
 HF_REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PROMPTED = ("model_name", "preset", "accelerator", "weights", "hf_repo_id", "hf_revision", "_hf_variant")
-VARIANTS = ("preset", "", "fp16", "fp32", "bf16")
+VARIANTS = ("preset", "plain", "fp16", "bf16", "fp32")
 MODEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
 
@@ -145,11 +147,13 @@ def fine_tune_problems(answers: dict[str, Any]) -> list[str]:
         )
     if variant not in VARIANTS:
         found.append(
-            f"_hf_variant is {shown(variant)}: use preset, fp16, bf16 or fp32, as in the file names, or nothing "
-            "(_hf_variant=) for plain names such as unet/diffusion_pytorch_model.safetensors."
+            f"_hf_variant is {shown(variant)}: use preset, fp16, bf16 or fp32, as the files are named, or plain "
+            "for names such as unet/diffusion_pytorch_model.safetensors."
         )
-    elif variant != "preset" and not preset["variants"]:
-        found.append(f"_hf_variant is {shown(variant)}: {shown(answers['preset'])} has no variants: leave it out.")
+    elif variant not in ("preset", "plain") and not preset["variants"]:
+        found.append(
+            f"_hf_variant is {shown(variant)}: {shown(answers['preset'])} has no variants, use preset or plain."
+        )
     return found
 
 

@@ -50,7 +50,7 @@ def good_answers(draw: st.DrawFn) -> dict[str, str]:
     if facts["dtype"] == "bfloat16":
         usable = {n: gpu for n, gpu in usable.items() if gpu.bfloat16}
     large_enough = [n for n, gpu in usable.items() if gpu.usable_gb >= FACTS[preset].needs_gb]
-    variants = ["preset", "", "fp16", "bf16", "fp32"] if facts["variant"] else ["preset"]
+    variants = ["preset", "plain", "fp16", "bf16", "fp32"] if facts["variant"] else ["preset", "plain"]
     answers = {
         "model_name": draw(NAME | YAML_WORDS),
         "preset": preset,
@@ -81,7 +81,7 @@ def expected_config(answers: dict[str, str]) -> dict[str, Any]:
         "accelerator": facts["accelerator"] if answers["accelerator"] == "preset" else answers["accelerator"],
         "weights": answers["weights"],
         "repos": repos,
-        "variant": facts["variant"] if variant == "preset" else variant or None,
+        "variant": {"preset": None if answers["hf_repo_id"] else facts["variant"], "plain": None}.get(variant, variant),
     }
 
 

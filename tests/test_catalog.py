@@ -24,6 +24,7 @@ from test_hooks import GOOD, hook
 
 import catalog
 from catalog import written
+from catalog.schema import FineTune
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".onnx")
 REPOS = [(preset, name) for preset in PRESETS for name in CATALOG[preset]["repos"]]
@@ -314,6 +315,24 @@ def test_a_mistake_is_one_sentence_that_names_file_and_key(copy: Path, old: str,
         written.outputs(copy)
 
 
+@pytest.mark.parametrize("known", catalog.fine_tunes(), ids=lambda known: known.repo_id)
+def test_a_known_fine_tune_can_be_served_with_its_preset(known: FineTune) -> None:
+    answers = {"preset": known.preset, "hf_repo_id": known.repo_id, "hf_revision": known.revision}
+    answers["_hf_variant"] = known.variant
+    assert hook("pre_gen_project").problems({**GOOD, **answers}) == []
+    config = render_config(**answers)
+    (source,) = config.model_cache.root
+    assert (source.repo_id, source.revision) == (known.repo_id, known.revision)
+    ending = ".safetensors" if known.variant == "plain" else f".{known.variant}.safetensors"
+    weights = [pattern for pattern in source.allow_patterns if pattern.endswith(".safetensors")]
+    # Of each model of the preset, under the names that the fine-tune has, and in no other precision beside it.
+    models = {name for name, part in FACTS[known.preset].tiny.items() if not part["class"].endswith("Tokenizer")}
+    assert {pattern.split("/")[0] for pattern in weights} == models
+    assert {pattern.split("/")[1].removeprefix("diffusion_pytorch_") for pattern in weights} == {f"model{ending}"}
+    page = (TEMPLATE / "docs" / "fine-tunes.md").read_text("utf-8")
+    assert f"| `{known.preset}` | `{known.variant}` | `{known.revision}` | {known.license} |" in page
+
+
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_a_fine_tune_takes_the_place_of_the_pipeline(delivery: str) -> None:
     answers = {"hf_repo_id": "owner/my-model", "hf_revision": "a" * 40, "weights": delivery}
@@ -322,11 +341,11 @@ def test_a_fine_tune_takes_the_place_of_the_pipeline(delivery: str) -> None:
     text = str(where[0])
     assert "owner/my-model" in text
     assert "a" * 40 in text
-    assert "unet/diffusion_pytorch_model.fp16.safetensors" in where[0].allow_patterns
+    assert "unet/diffusion_pytorch_model.safetensors" in where[0].allow_patterns
     assert "hf_access_token" in config.secrets
     # Its own VAE: the preset's is for the preset's weights.
     assert len(where) == 1
-    assert {"vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors"} <= set(where[0].allow_patterns)
+    assert {"vae/config.json", "vae/diffusion_pytorch_model.safetensors"} <= set(where[0].allow_patterns)
     pipeline = config.model_metadata["pipeline"]
     assert pipeline["components"] == {}
     assert pipeline["weight_files"] == {"pipeline": where[0].allow_patterns}
@@ -353,13 +372,13 @@ def test_a_component_of_the_preset_is_the_fine_tunes_own_or_takes_none(preset: s
         assert any(pattern.startswith(f"{component}/") for pattern in patterns), component
 
 
-@pytest.mark.parametrize(("variant", "name"), [("", "model.safetensors"), ("bf16", "model.bf16.safetensors")])
+@pytest.mark.parametrize(("variant", "name"), [("plain", "model.safetensors"), ("bf16", "model.bf16.safetensors")])
 def test_a_fine_tune_may_have_other_file_names(variant: str, name: str) -> None:
     config = render_config(hf_repo_id="owner/m", hf_revision="a" * 40, _hf_variant=variant)
     (pipeline,) = config.model_cache.root
     assert f"text_encoder/{name}" in pipeline.allow_patterns
     assert f"vae/diffusion_pytorch_{name}" in pipeline.allow_patterns
-    assert config.model_metadata["pipeline"]["variant"] == (variant or None)
+    assert config.model_metadata["pipeline"]["variant"] == (None if variant == "plain" else variant)
 
 
 def test_another_commit_of_the_preset() -> None:

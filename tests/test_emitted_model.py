@@ -22,26 +22,30 @@ pytestmark = pytest.mark.skipif(
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Ask for the groups, or for the modules that `--modules` names."""
+    """Ask for the groups, or for the modules that `--modules` names. Few of their tests are about one preset."""
     if "modules" not in metafunc.fixturenames:
         return
     named = metafunc.config.getoption("--modules")
-    groups = [named.split(",")] if named else GROUPS
+    groups = [named.split(",")] if named else [MODULES] if metafunc.config.getoption("--preset") else GROUPS
     metafunc.parametrize("modules", groups, ids=[group[0] if len(group) == 1 else f"{group[0]}..." for group in groups])
 
 
-def test_emitted_model(modules: list[str], bake: Callable[..., BakedProject], tmp_path: Path) -> None:
-    run_modules(modules, bake, tmp_path)
+def test_emitted_model(
+    modules: list[str], presets: list[str], bake: Callable[..., BakedProject], tmp_path: Path
+) -> None:
+    run_modules(modules, presets, bake, tmp_path)
 
 
 @pytest.mark.gpu
 def test_a_real_gpu_does_and_refuses_what_the_simulated_one_does(
-    bake: Callable[..., BakedProject], tmp_path: Path
+    presets: list[str], bake: Callable[..., BakedProject], tmp_path: Path
 ) -> None:
-    run_modules(["test_simulated_gpu.py"], bake, tmp_path, REAL_GPU="1")
+    run_modules(["test_simulated_gpu.py"], presets, bake, tmp_path, REAL_GPU="1")
 
 
-def run_modules(modules: list[str], bake: Callable[..., BakedProject], tmp_path: Path, **more: str) -> None:
+def run_modules(
+    modules: list[str], presets: list[str], bake: Callable[..., BakedProject], tmp_path: Path, **more: str
+) -> None:
     blocks = tmp_path / "blocks.json"
     pipelines = {preset: render_config(preset=preset).model_metadata["pipeline"] for preset in PRESETS}
     blocks.write_text(json.dumps(pipelines), "utf-8")
@@ -60,6 +64,7 @@ def run_modules(modules: list[str], bake: Callable[..., BakedProject], tmp_path:
     # Neither this repository's settings nor its conftest.py are those of that environment.
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={FOLDER}", f"--confcutdir={FOLDER}"]
     options += ["-W", "ignore", "--durations=15", f"--basetemp={tmp_path / 'own'}"]
+    options += ["-k", presets[0]] if len(presets) == 1 else []
     command = [PROJECT_PYTHON, "-m", "pytest", *options, *(FOLDER / name for name in modules)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -160,7 +160,7 @@ def test_an_accelerator_without_bfloat16_is_refused_where_the_preset_needs_it() 
 
 
 def test_a_fine_tune_end_to_end(bake: Callable[..., BakedProject]) -> None:
-    project = bake(hf_repo_id="owner/name", hf_revision=SHA, _hf_variant="")
+    project = bake(hf_repo_id="owner/name", hf_revision=SHA)
     (pipeline,) = project.config["model_cache"]
     assert (pipeline["repo_id"], pipeline["revision"]) == ("owner/name", SHA)
     assert "unet/diffusion_pytorch_model.safetensors" in pipeline["allow_patterns"]
@@ -181,17 +181,20 @@ def said_command(output: str, before: str) -> list[str]:
     return arguments
 
 
-@pytest.mark.parametrize("variant", ["preset", ""])
+@pytest.mark.parametrize("variant", ["preset", "fp16"])
 def test_the_closing_message_names_the_other_file_names_and_how_to_get_them(tmp_path: Path, variant: str) -> None:
     result = run_cookiecutter(tmp_path, hf_repo_id="owner/name", hf_revision=SHA, _hf_variant=variant)
-    before = "For names with .fp16, run:" if variant == "" else "plain names such as model.safetensors, run:"
+    before = "For names with .fp16, run:" if variant == "preset" else "plain names such as model.safetensors, run:"
     arguments = said_command(result.stdout, before)
     config = tmp_path / "my-stable-diffusion" / "config.yaml"
     first = config.read_text("utf-8")
     command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), *arguments]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     second = config.read_text("utf-8")
-    assert ("model.fp16.safetensors" in first, "model.fp16.safetensors" in second) == (variant != "", variant == "")
+    assert ("model.fp16.safetensors" in first, "model.fp16.safetensors" in second) == (
+        variant == "fp16",
+        variant == "preset",
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +202,7 @@ def test_the_closing_message_names_the_other_file_names_and_how_to_get_them(tmp_
     [
         {},
         {"model_name": "a", "preset": "sd15", "accelerator": "A10G", "weights": "weights", "hf_revision": SHA},
-        {"hf_repo_id": "owner/name", "hf_revision": SHA, "_hf_variant": ""},
+        {"hf_repo_id": "owner/name", "hf_revision": SHA, "_hf_variant": "plain"},
     ],
     ids=len,
 )

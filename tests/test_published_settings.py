@@ -43,7 +43,7 @@ for project, changes in json.loads(sys.argv[1]):
         (folder / "made" / "loaded.json").write_text(json.dumps(names))
 """
 WITHOUT_T5, OWN_VAE = "sd3-medium without T5", "a fine-tune of sdxl with a VAE of its own"
-VAE_FILES = ["vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors"]
+VAE_FILES = ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
 
 
 def facts(preset: str, file: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def move_the_pin(template: Path) -> None:
 
 def test_an_update_moves_the_pin_and_keeps_the_edits(template: Path, tmp_path: Path) -> None:
     # cruft does not remember _hf_variant: what it made has to stay all the same.
-    answers = {"preset": "sd15", "_hf_variant": ""}
+    answers = {"preset": "sd15", "_hf_variant": "plain"}
     project = cruft.create(f"file://{template}", output_dir=tmp_path, extra_context=answers)
     git(project, "init", "--quiet")
     git(project, "add", "--all")

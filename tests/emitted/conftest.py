@@ -30,7 +30,6 @@ BLOCKS = json.loads(Path(os.environ["PIPELINE_BLOCKS"]).read_text("utf-8"))
 READMES = json.loads(Path(os.environ["READMES"]).read_text("utf-8"))
 # `make test-all`: what finds rare things, and takes long.
 ALL = "TEST_ALL" in os.environ
-FAMILIES = list({block["class_name"]: preset for preset, block in reversed(BLOCKS.items())}.values())
 sys.path[:0] = [str(PROJECT), str(PROJECT / "packages"), str(TEMPLATE)]
 
 # The project has none. Where it is installed all the same, diffusers would not do as it does there.
@@ -42,6 +41,9 @@ import catalog  # noqa: E402
 from catalog.written import tiny as tiny_of  # noqa: E402
 
 FACTS = catalog.load()
+# One preset of each. `make test-all` adds those that are like another one.
+TESTED = [preset for preset in reversed(BLOCKS) if ALL or not FACTS[preset].alike]
+FAMILIES = list({BLOCKS[preset]["class_name"]: preset for preset in TESTED}.values())
 TINY = {preset: tiny_of(facts) for preset, facts in FACTS.items()}
 
 
