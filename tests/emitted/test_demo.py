@@ -1,27 +1,31 @@
 """The demo's weights: settings of a request do what they are there for, and not only change bytes."""
 
 import json
+import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
-from conftest import ALL, BLOCKS, DEMO, Make, Served, pixels_of, text_of
+import yaml
+from conftest import ALL, BLOCKS, DEMO, READMES, Make, Served, pixels_of, text_of
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[2] / "demo"))
 from judge import Seen, look, nearest
 from shapes import COLORS, NEW_COLORS, SHAPES
-from test_schedulers import SCHEDULERS
+from test_schedulers import RECIPES, SCHEDULERS, changed
 
 # A color that none of the training's images has.
 LORA = Path(__file__).parents[2] / "demo" / "orange.safetensors"
 REQUEST = json.loads((DEMO / "request.json").read_text("utf-8"))
 # Each of the presets whose pipeline it is.
-PRESETS = [name for name, block in BLOCKS.items() if block["class_name"] == "StableDiffusionXLPipeline"]
+CLASS = "StableDiffusionXLPipeline"
+PRESETS = [name for name, block in BLOCKS.items() if block["class_name"] == CLASS]
 SAID = Seen("square", "yellow", "green")
 # Pairs of colors that differ, so that each shape and each color comes once or more. Nobody gets 3 of 4 by chance, and
 # on another machine one may differ.
@@ -151,30 +155,58 @@ def test_a_scratch_over_the_shape_is_painted_over_and_the_rest_stays(demo: Ask) 
 
 
 @pytest.fixture
-def with_orange(weights: Callable[..., Path], settings_of: Make, serve: Any, tmp_path: Path) -> Demo:
-    """Return the demo with a LoRA that a request can choose: `python demo/train_lora.py` made it."""
+def with_lora(weights: Callable[..., Path], settings_of: Make, serve: Any, tmp_path: Path) -> Callable[..., Demo]:
+    """Return the demo with a LoRA as docs/tuning.md adds one: what `python demo/train_lora.py` made teaches orange."""
+    entry, files, loras, *_ = re.findall(r"```yaml\n(.*?)```", READMES["sdxl"].split("## A LoRA")[1], re.DOTALL)
+    said = yaml.safe_load(f"cache:\n{entry}files:\n{files}{textwrap.dedent(loras)}")
+    ((folder, [name]),) = said["files"].items()
     for each in weights("sdxl", trained=True).iterdir():
         (tmp_path / each.name).symlink_to(each)
-    (tmp_path / "lora-orange").mkdir()
-    shutil.copy(LORA, tmp_path / "lora-orange")
-    files = {**BLOCKS["sdxl"]["weight_files"], "lora-orange": [LORA.name]}
-    loras = [{"name": "orange", "scale": 1.0, "fused": False}]
-    return Demo(serve(settings_of("sdxl", tmp_path, cpu_dtype="float32", loras=loras, weight_files=files)))
+    (tmp_path / folder).mkdir()
+    shutil.copy(LORA, tmp_path / folder / name)
+    assert said["cache"][0]["volume_folder"] == folder
+
+    def _with_lora(**changes: Any) -> Demo:
+        (lora,) = said["loras"]
+        more = {"loras": [{**lora, **changes}], "weight_files": {**BLOCKS["sdxl"]["weight_files"], **said["files"]}}
+        return Demo(serve(settings_of("sdxl", tmp_path, cpu_dtype="float32", **more)))
+
+    return _with_lora
 
 
-def test_a_lora_teaches_a_word_and_can_be_turned_off(with_orange: Demo, demo: Ask) -> None:
-    new = [Seen("circle", "orange", "blue"), Seen("square", "orange", "black"), Seen("cross", "orange", "green")]
-    new.append(Seen("cross", "black", "orange"))
-    # As in train_lora.py: orange lies between red and yellow.
-    chosen = {"loras": [{"name": "orange"}], "guidance_scale": 2.0}
-    assert with_orange.right(new, **chosen) >= 3
-    assert with_orange.right(new, guidance_scale=2.0) == 0
-    assert with_orange.right(new, guidance_scale=2.0, loras=[{"name": "orange", "scale": 0.0}]) == 0
-    said = {**REQUEST, "prompt": "a <lora:orange:0.8> cross", "num_inference_steps": 1}
-    assert with_orange.served.ask(**said, loras=[{"name": "orange", "scale": 0.0}]).warnings == [
-        'prompt: <lora:orange:0.8> was read as words. Send "loras": [{"name": "orange", "scale": 0.8}] instead.',
-        "loras: the scale of orange is 0, so it had no effect.",
+# As in train_lora.py: orange lies between red and yellow.
+NEW = [Seen("circle", "orange", "blue"), Seen("square", "orange", "black"), Seen("cross", "orange", "green")]
+NEW.append(Seen("cross", "black", "orange"))
+CHOSEN = {"loras": [{"name": "pixel-art"}], "guidance_scale": 2.0}
+
+
+def test_a_lora_that_is_fused_is_in_every_image(with_lora: Callable[..., Demo]) -> None:
+    assert with_lora(fused=True).right(NEW, guidance_scale=2.0) >= 3
+
+
+# Those without a LoRA: it is made for the real weights.
+@pytest.mark.parametrize(
+    "recipe",
+    {str(recipe): recipe for preset, recipe in RECIPES if preset in PRESETS and "loras" not in recipe}.values(),
+    ids=lambda recipe: "-".join(recipe["scheduler"]),
+)
+def test_a_recipe_paints_what_the_prompt_says(recipe: dict[str, Any], demo: Ask) -> None:
+    changes = changed(BLOCKS["sdxl"], recipe)
+    served = demo(scheduler=recipe["scheduler"], limits=changes["limits"])
+    steps = recipe.get("defaults", {}).get("num_inference_steps", REQUEST["num_inference_steps"])
+    assert served.right(PAIRS[:4], num_inference_steps=steps) >= 3
+
+
+def test_a_lora_teaches_a_word_and_can_be_turned_off(with_lora: Callable[..., Demo], demo: Ask) -> None:
+    with_orange = with_lora()
+    assert with_orange.right(NEW, **CHOSEN) >= 3
+    assert with_orange.right(NEW, guidance_scale=2.0) == 0
+    assert with_orange.right(NEW, guidance_scale=2.0, loras=[{"name": "pixel-art", "scale": 0.0}]) == 0
+    said = {**REQUEST, "prompt": "a <lora:pixel-art:0.8> cross", "num_inference_steps": 1}
+    assert with_orange.served.ask(**said, loras=[{"name": "pixel-art", "scale": 0.0}]).warnings == [
+        'prompt: <lora:pixel-art:0.8> was read as words. Send "loras": [{"name": "pixel-art", "scale": 0.8}] instead.',
+        "loras: the scale of pixel-art is 0, so it had no effect.",
     ]
     # What it was not taught stays as it was.
-    assert with_orange.right(PAIRS[:4], **chosen) >= 3
+    assert with_orange.right(PAIRS[:4], **CHOSEN) >= 3
     assert (with_orange.pixels(prompt(SAID)) == demo().pixels(prompt(SAID))).all()

@@ -1,18 +1,20 @@
 """Every scheduler that can be chosen makes an image at every number of steps that limits allow."""
 
 import base64
+import functools
 import io
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy
 import pytest
 import yaml
 from cold_start.pipeline import read_pipeline
-from conftest import ALL, BLOCKS, READMES, Make, Served
+from conftest import ALL, BLOCKS, READMES, TINY, Make, Request, Served, serve_with
 from PIL import Image
 from pydantic import ValidationError
 
@@ -34,11 +36,15 @@ SCHEDULERS = [
 ]
 STEPS = ("min_steps", "max_steps", "max_steps_per_strength")
 # The changes in each docs/tuning.md, block by block.
-RECIPES = [
+SAID = [
     (preset, yaml.safe_load(textwrap.dedent(block)))
     for preset, readme in READMES.items()
-    for block in re.findall(r"```yaml\n(.*?)```", readme.split("`scheduler` in")[1].split("| file |")[0], re.DOTALL)
+    for block in re.findall(r"```yaml\n(.*?)```", readme.split("`scheduler` in")[1], re.DOTALL)
 ]
+# Once for each pipeline and scheduler that it changes.
+RECIPES = list(
+    {(BLOCKS[p]["class_name"], str(TINY[p]["scheduler"]), str(recipe)): (p, recipe) for p, recipe in SAID}.values()
+)
 # One preset of those with the same pipeline, scheduler and steps.
 ALIKE = {
     str(
@@ -99,16 +105,24 @@ def test_the_scheduler_of_each_preset_works_at_its_bounds(
         check(served, most, image=usual, strength=strength)
 
 
-def test_the_readmes_have_recipes() -> None:
-    assert {preset for preset, _ in RECIPES} == set(BLOCKS)
-    chosen = [recipe["scheduler"].get("class_name") for preset, recipe in RECIPES if preset in ("sd15", "sdxl")]
+def test_each_preset_has_recipes() -> None:
+    assert {preset for preset, _ in SAID} == set(BLOCKS)
+    chosen = [recipe["scheduler"].get("class_name") for preset, recipe in SAID if preset in ("sd15", "sdxl")]
     assert chosen == 2 * ["DPMSolverMultistepScheduler", "LCMScheduler", "DDIMScheduler", "EulerDiscreteScheduler"]
 
 
+@pytest.fixture(scope="module")
+def unchanged(settings_of: Make) -> Iterator[Callable[[str], Served]]:
+    """Serve a preset as it is. Its recipes come one after the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield functools.lru_cache(maxsize=1)(lambda preset: serve_with(patch)(settings_of(preset)))
+
+
 @pytest.mark.parametrize(("preset", "recipe"), RECIPES, ids=lambda value: value if isinstance(value, str) else "")
-def test_what_the_readme_says_to_change_works(
+def test_a_recipe_has_the_effect_that_it_is_there_for(
     preset: str,
     recipe: dict[str, Any],
+    unchanged: Callable[[str], Served],
     tiny: Any,
     weights: Callable[[str], Path],
     settings_of: Make,
@@ -126,7 +140,44 @@ def test_what_the_readme_says_to_change_works(
         config = served.pipeline.scheduler.config
         assert (type(served.pipeline.scheduler).__name__ if name == "class_name" else config[name]) == value
     defaults = served.settings.defaults
-    check(served, defaults.num_inference_steps, guidance_scale=defaults.guidance_scale)
+    same = {"num_inference_steps": defaults.num_inference_steps, "guidance_scale": defaults.guidance_scale}
+    # With the same steps and guidance, so what else it changes counts.
+    assert check(served, defaults.num_inference_steps, guidance_scale=defaults.guidance_scale) != unchanged(
+        preset
+    ).image(**same)
+    if "num_inference_steps" in recipe.get("defaults", {}):
+        assert steps_of_a_plain_request(served) == defaults.num_inference_steps
+        assert defaults.num_inference_steps < BLOCKS[preset]["defaults"]["num_inference_steps"]
+
+
+def steps_of_a_plain_request(served: Served) -> int:
+    """Return how many steps it takes if a request says nothing of them."""
+    counted, class_ = [], type(served.pipeline.scheduler)
+    true = class_.step
+    with pytest.MonkeyPatch.context() as patch:
+        # Each request has a scheduler of its own.
+        patch.setattr(class_, "step", lambda *step, **more: counted.append(1) or true(*step, **more))
+        assert served.model.predict(served.request(prompt="a boat", width=64, height=64, seed=0), Request()).images
+    return len(counted)
+
+
+def levels(preset: str, **changes: Any) -> numpy.ndarray:
+    """Return the sigmas of twenty steps, from the most noise to the least."""
+    config = {**TINY[preset]["scheduler"], **changes}
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    scheduler.set_timesteps(20)
+    return scheduler.sigmas[:-1].numpy()
+
+
+def test_karras_sigmas_spend_more_steps_at_little_noise() -> None:
+    usual = levels("pixart-sigma")
+    assert (levels("pixart-sigma", use_karras_sigmas=True) < 1).sum() > (usual < 1).sum()
+
+
+@pytest.mark.parametrize("preset", ["flux-dev", "sd3-medium", "z-image-turbo"])
+def test_a_larger_shift_spends_more_steps_at_much_noise(preset: str) -> None:
+    counts = [(levels(preset, use_dynamic_shifting=False, shift=shift) > 0.5).sum() for shift in (1.0, 2.0, 4.0)]
+    assert counts == sorted(set(counts))
 
 
 def changed(block: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
