@@ -1,4 +1,4 @@
-"""Records what the imports of a start read. Run in /app while the image is built, with the class of the pipeline."""
+"""Records what the imports of a start read. Run in /app during the image build, with the pipeline's class name."""
 
 import importlib
 import json
@@ -10,19 +10,19 @@ from typing import Any
 from cold_start.read_ahead import RECORD
 
 PACKAGES = Path(__file__).resolve().parent
-# What is imported one after the other: by the server until it listens, by load(), and with the pipeline's class.
+# Imports by phase: the server until it listens, then load(), then the pipeline's class.
 PHASES = (
     ("truss_server", "uvicorn.lifespan.on", "uvicorn.protocols.http.h11_impl", "uvicorn.protocols.websockets.auto"),
     ("torch",),
     ("diffusers",),
 )
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-GAP_PAGES = 8  # untouched pages that are read too: quicker than one more read
+GAP_PAGES = 8  # untouched pages to read as well, which is faster than a separate read
 
 
 def record(class_name: str) -> None:
-    """Write down what the imports read, phase by phase. A build command in config.yaml does it, in the image."""
-    sys.path[0] = os.getcwd()  # it was this file's folder
+    """Record what the imports read, phase by phase. A build command in config.yaml runs this in the image."""
+    sys.path[0] = os.getcwd()  # was this file's folder
     own = [*PACKAGES.rglob("*.py*"), *Path.cwd().glob("model/**/*.py*")]
     opened: dict[str, None] = {}  # in the order in which they are needed
     sys.addaudithook(lambda event, arguments: opened.setdefault(str(arguments[0])) if event == "open" else None)
@@ -35,10 +35,10 @@ def record(class_name: str) -> None:
             pages = _touched_pages()
         except OSError as error:
             pages, problem = {}, f"the build could not see which parts of libraries they need ({error})"
-        # Some were opened before the hook was there. model/ itself cannot be imported without config.yaml.
+        # Includes modules imported before the hook. model/ itself cannot be imported without config.yaml.
         specs = (getattr(module, "__spec__", None) for module in list(sys.modules.values()))
         cached = [getattr(spec, "cached", None) or "" for spec in specs]
-        # A size of 0: nothing to read, or a file of /proc, which ends with this process.
+        # A size of 0 means nothing to read, or a file of /proc, which ends with this process.
         for file in filter(os.path.isfile, [*cached, *opened, *map(str, own)]):
             pages.setdefault(os.path.abspath(file), set(range(-(-os.path.getsize(file) // PAGE_BYTES))))
         phases.append([[file, *part] for file in pages for part in _ranges(pages[file] - before.get(file, set()))])
@@ -49,7 +49,7 @@ def record(class_name: str) -> None:
 
 
 def _touched_pages() -> dict[str, set[int]]:
-    """Return which pages of each mapped file this process uses. https://docs.kernel.org/admin-guide/mm/pagemap.html"""
+    """Return the pages of each mapped file that are in use. https://docs.kernel.org/admin-guide/mm/pagemap.html"""
     touched: dict[str, set[int]] = {}
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
@@ -60,12 +60,12 @@ def _touched_pages() -> dict[str, set[int]]:
                 page = int(offset, 16) // PAGE_BYTES
                 touched.setdefault(path[0], set()).update(page + i for i, entry in enumerate(entries) if entry >> 63)
     if not any(touched.values()):
-        raise OSError("/proc/self/pagemap says nothing")
+        raise OSError("/proc/self/pagemap is empty")
     return touched
 
 
 def _ranges(pages: set[int]) -> list[list[int]]:
-    """Return the parts of a file, in bytes, that hold pages. Small gaps between them are read too."""
+    """Return the byte ranges of a file that cover the pages, joined over small gaps."""
     ranges: list[list[int]] = []
     for page in sorted(pages):
         if not ranges or page - ranges[-1][1] > GAP_PAGES:
