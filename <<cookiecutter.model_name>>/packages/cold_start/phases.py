@@ -1,4 +1,4 @@
-"""Tells where the time of a cold start went, and takes the garbage collector out of it."""
+"""Measures the phases of a cold start, and pauses the garbage collector during imports."""
 
 import contextlib
 import gc
@@ -11,7 +11,7 @@ logger = logging.getLogger("uvicorn")
 
 
 class ColdStart:
-    """The phases of one cold start, in seconds of wall time, in the order in which they ended."""
+    """The phases of a cold start in seconds of wall time, in the order in which they ended."""
 
     def __init__(self) -> None:
         from prometheus_client import Gauge
@@ -29,8 +29,8 @@ class ColdStart:
             self.phases[name] = time.perf_counter() - started
 
     def first_answer(self, seconds: float) -> dict[str, float] | None:
-        """Return all phases, and the first answer's seconds as one of them. None for every later answer."""
-        # Taken before it is looked at: with a higher predict_concurrency another answer may come first.
+        """Return all phases including the first answer's seconds, or None for every later answer."""
+        # Clear the flag first: with a higher predict_concurrency another answer may come in between.
         first, self._waits_for_answer = self._waits_for_answer, False
         if not first:
             return None
@@ -39,7 +39,7 @@ class ColdStart:
         return self._rounded()
 
     def report(self) -> None:
-        """Log one line of JSON and set the /metrics gauge, so production tells the same story."""
+        """Log one line of JSON and set the /metrics gauge."""
         logger.info(json.dumps({"event": "cold_start", "seconds": self._rounded()}))
         for name, seconds in self.phases.items():
             self._gauge.labels(phase=name).set(seconds)
@@ -51,14 +51,14 @@ class ColdStart:
 def _process_age() -> float:
     import psutil
 
-    # Not from the clock of the day: psutil knows the time of the boot in whole seconds only.
+    # Not from the wall clock: psutil has the boot time only in whole seconds.
     started = psutil.Process().create_time() - psutil.boot_time()
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) - started
 
 
 @contextlib.contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Imports make many objects and no garbage. Collecting during them makes them 30% longer."""
+    """Pause collection: imports create many objects but no garbage, and collecting makes them 30% longer."""
     gc.disable()
     try:
         yield
