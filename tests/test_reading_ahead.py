@@ -57,7 +57,7 @@ def test_the_build_command_compiles_what_has_no_bytecode(bake: Callable[..., Bak
     (packages / "good.py").write_text("x = 1\n")
     (packages / "bad.py").write_text("this is no Python\n")
     environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    # Bytecode that is there already, such as that of what Python imports as it starts, is made again.
+    # Existing bytecode, such as that of Python's startup imports, is compiled again.
     subprocess.run([tmp_path / "bin" / "python", "-m", "compileall", "-q", packages], capture_output=True)
     result = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -93,7 +93,7 @@ def test_the_build_command_records_what_the_imports_read(built: Path) -> None:
     parts = [part for phase in record["phases"] for part in phase]
     libraries = {file for file, _, _ in parts if ".so" in file}
     touched = sum(end - start for file, start, end in parts if file in libraries)
-    # Of each library only what the imports touch.
+    # Only the touched parts of each library.
     assert 0 < touched < 0.8 * sum(Path(file).stat().st_size for file in libraries)
 
 
@@ -131,7 +131,7 @@ def test_where_pages_are_hidden_small_files_are_recorded_alone(app: Path) -> Non
 
 @pytest.fixture
 def files(app: Path) -> dict[str, Path]:
-    """Files of a record and of the weights, none of them in memory. Of the library only a part is in the record."""
+    """Files of a record and of weights, none in memory. The record has only a part of the library."""
     files = {name: app / name for name in ("module.pyc", "library.so", "cache/config.json", "cache/x.safetensors")}
     for file in files.values():
         file.parent.mkdir(exist_ok=True)
@@ -198,7 +198,7 @@ def test_without_a_record_it_says_why_the_imports_are_slower(app: Path) -> None:
     said = python(app, LOG + "read_ahead.begin([])")
     assert said == (
         "WARNING Reading ahead nothing for the imports, then 0.00 of 0.00 GB of weights. The imports will be slower, "
-        f"because the build command that makes {record_of(app)} did not.\n"
+        f"because no image build made {record_of(app)}.\n"
     )
 
 

@@ -33,7 +33,7 @@ CACHE = TEMPLATE / "build" / "image"
 LIBRARY_BYTES = 450_000_000  # of the imports, at most
 # https://peps.python.org/pep-0552: the second word of a .pyc. Not checked, and compared with the source's hash.
 UNCHECKED_HASH, CHECKED_HASH = 1, 3
-# What Python -v says of a module that it compiled. Of one with bytecode it names the .pyc, in quotes.
+# Output of Python -v for a module that it compiled. For one with bytecode it quotes the .pyc.
 COMPILED = re.compile(r"^# code object from (/.*\.py)$", re.MULTILINE)
 
 
@@ -209,7 +209,7 @@ def test_without_a_record_the_server_starts_and_says_so(box: Container, weights:
     with serve(box, weights, tmp_path / "log") as server:
         assert server.predict().is_success
     log = (tmp_path / "log").read_text("utf-8")
-    assert "because the build command that makes /packages/cold_start/imported_files.json did not" in log
+    assert "because no image build made /packages/cold_start/imported_files.json" in log
 
 
 def test_where_the_builder_hides_pages_only_small_files_are_recorded(box: Container) -> None:
