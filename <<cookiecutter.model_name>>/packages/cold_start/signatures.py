@@ -1,4 +1,4 @@
-"""Checks what config.yaml names against what diffusers has. Needs no weights."""
+"""Checks the names in config.yaml against diffusers. Needs no weights."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ NEEDED = {"vae", "scheduler", "unet", "transformer", "tokenizer", "tokenizer_2",
 
 
 def check_pipelines(settings: Settings) -> None:
-    """Raise SettingsError unless diffusers has each pipeline, and each takes what config.yaml and requests give it."""
+    """Raise SettingsError unless diffusers has each pipeline, with the arguments of config.yaml and requests."""
     import diffusers
 
     class_ = named(diffusers, settings.class_name, "class_name")
@@ -31,20 +31,20 @@ def check_pipelines(settings: Settings) -> None:
 
 
 def named(library: Any, name: str, key: str) -> Any:
-    """Return the class of the library that config.yaml names under key. Raises SettingsError."""
+    """Return the library's class that config.yaml names under key. Raises SettingsError."""
     if not hasattr(library, name):  # dir() of diffusers is slow
         check_name(name, dir(library), key)
     return getattr(library, name)
 
 
 def check_name(name: str, known: Iterable[str], key: str) -> None:
-    """Raise SettingsError for a name that is not among those known."""
+    """Raise SettingsError for an unknown name."""
     if name not in known:
         raise SettingsError(f"config.yaml, {key}: there is no {name}{did_you_mean(name, list(known))}")
 
 
 def check_argument(name: str, value: Any, known: Mapping[str, inspect.Parameter], key: str) -> None:
-    """Raise SettingsError unless name is known, and value of the kind of its default: even "no" would count as true."""
+    """Raise SettingsError unless name is known and value has the type of its default: even "no" would be true."""
     check_name(name, known, f"{key}.{name}")
     default = known[name].default
     kinds = {float if type(each) is int else type(each) for each in (value, default)}
@@ -55,9 +55,9 @@ def check_argument(name: str, value: Any, known: Mapping[str, inspect.Parameter]
 
 def _check_left_out(load_kwargs: dict[str, Any]) -> None:
     left_out = {name for name, value in load_kwargs.items() if value is None}
-    # Stable Diffusion 3 can do without its third text encoder, and then without its tokenizer.
+    # Stable Diffusion 3 works without its third text encoder, and then without that tokenizer.
     for name in sorted(left_out & (NEEDED if "text_encoder_3" in left_out else NEEDED | {"tokenizer_3"})):
-        raise SettingsError(f"config.yaml, load_kwargs: no image can be made without {name}, so do not leave it out.")
+        raise SettingsError(f"config.yaml, load_kwargs: no image can be generated without {name}: do not leave it out.")
 
 
 def _check_other(key: str, other: ImageToImage | Inpaint, settings: Settings) -> None:
@@ -71,5 +71,5 @@ def _check_other(key: str, other: ImageToImage | Inpaint, settings: Settings) ->
     for name in settings.call_kwargs:
         if name not in known:
             raise SettingsError(
-                f"config.yaml, call_kwargs: {other.class_name} takes no {name}: take it out, or set {key} to null."
+                f"config.yaml, call_kwargs: {other.class_name} takes no {name}: remove it, or set {key} to null."
             )
