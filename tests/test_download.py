@@ -178,7 +178,7 @@ def dropped(reply: Reply) -> Reply:
 
 
 def shorter(reply: Reply) -> Reply:
-    """A shorter file, and the server says so."""
+    """A shorter file, announced by the server."""
     return dataclasses.replace(reply, total=reply.total - 100)
 
 
@@ -209,7 +209,7 @@ FAULTS = {
     shorter: "could not be downloaded: .*size mismatch",
     cut: f"unet cannot be read from .*{UNET}",
     garbled: f"unet cannot be read from .*{UNET}",
-    renamed: "unet cannot be read from .*: no file holds a tensor of it",
+    renamed: "unet cannot be read from .*: no file has one of its tensors",
 }
 
 
@@ -224,7 +224,7 @@ def test_a_failed_download_is_a_failed_load(prepared: Path, start: Start, fault:
 def test_one_wrong_byte_is_a_failed_load_if_hashes_are_checked(prepared: Path, start: Start, name: str) -> None:
     with serve(prepared / "weights", faults={name: flipped}) as files:
         message = failure_of(start(files, check_hashes=True))
-    assert f"{name} is corrupt: its hash is not the one" in message
+    assert f"{name} is corrupt: its hash differs" in message
 
 
 def failure_of(server: Server) -> str:

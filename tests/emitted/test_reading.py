@@ -1,4 +1,4 @@
-"""What read_pipeline() takes, in whatever layout, and what it refuses: on every family that it can touch."""
+"""What read_pipeline() accepts, in any layout, and what it refuses, on every family."""
 
 import inspect
 import json
@@ -91,7 +91,7 @@ def test_a_tensor_that_no_file_holds_is_named(preset: str, settings_of: Make, co
         name = min(name for name in tensors if name.endswith("weight") and "embed" not in name and "shared" not in name)
         del tensors[name]
         save_file(tensors, file, {"format": "pt"})
-        with pytest.raises(WeightsError, match=rf"{component_of(model, folder)} cannot be read from .*: no file holds"):
+        with pytest.raises(WeightsError, match=rf"{component_of(model, folder)} cannot be read from .*: no file has"):
             read_pipeline(settings_of(preset, folder), "cpu")
         file.write_bytes(content)
     read_pipeline(settings_of(preset, folder), "cpu")
@@ -141,7 +141,7 @@ def test_plain_names_are_the_cure_for_a_variant_that_is_not_there(
     folder = copy_of("sd15")
     for file in folder.rglob("*.fp16.safetensors"):
         file.rename(file.with_name(file.name.replace(".fp16", "")))
-    with pytest.raises(WeightsError, match=r"take \.fp16 out of the patterns, and set variant to null"):
+    with pytest.raises(WeightsError, match=r"remove \.fp16 from the patterns and set variant to null"):
         check_weights(settings_of("sd15", folder))
     files = {
         name: [pattern.replace(".fp16", "") for pattern in patterns]
@@ -169,7 +169,7 @@ def test_a_unet_for_inpainting_or_editing_is_refused(
     shutil.rmtree(folder / "pipeline" / "unet")
     unet = diffusers.UNet2DConditionModel.from_config({**config, "in_channels": channels})
     unet.to(torch.float16).save_pretrained(folder / "pipeline" / "unet", variant=BLOCKS[preset]["variant"])
-    with pytest.raises(WeightsError, match=rf"unet takes {channels} channels and not 4"):
+    with pytest.raises(WeightsError, match=rf"unet takes {channels} channels instead of 4"):
         read_pipeline(settings_of(preset, folder), "cpu")
 
 
@@ -183,7 +183,7 @@ def test_a_transformer_for_editing_is_refused(settings_of: Make, copy_of: Callab
         read_pipeline(settings_of("flux-schnell", folder), "cpu")
 
 
-# What each family's UNet or transformer says of the texts that it reads.
+# The text embedding widths in each family's UNet or transformer config.
 TEXT_KEYS = ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "caption_channels", "cap_feat_dim")
 TEXT_KEYS += ("text_in_dim",)
 
@@ -204,7 +204,7 @@ def test_a_model_for_another_text_encoder_is_refused(preset: str, settings_of: M
         other.to(getattr(torch, BLOCKS[preset]["dtype"])).save_pretrained(
             folder / "pipeline" / name, variant=BLOCKS[preset]["variant"]
         )
-        with pytest.raises(WeightsError, match=rf"\({key}\).* they are of different models"):
+        with pytest.raises(WeightsError, match=rf"\({key}\).* use components of one model"):
             read_pipeline(settings_of(preset, folder, components={}), "cpu")
 
 
@@ -268,10 +268,10 @@ def test_a_tokenizer_of_one_file_is_read(settings_of: Make, copy_of: Callable[[s
         ({"step_callback": "callback"}, "step_callback: there is no callback"),
         ({"call_kwargs": {"clip_skp": 1}}, r"call_kwargs\.clip_skp: .* did you mean clip_skip"),
         ({"load_kwargs": {"saftey_checker": None}}, "load_kwargs: .* did you mean safety_checker"),
-        ({"load_kwargs": {"vae": None}}, "load_kwargs: no image can be made without vae"),
-        ({"load_kwargs": {"tokenizer": None}}, "load_kwargs: no image can be made without tokenizer"),
-        ({"load_kwargs": {"unet": None}}, "load_kwargs: no image can be made without unet"),
-        ({"load_kwargs": {"scheduler": None}}, "load_kwargs: no image can be made without scheduler"),
+        ({"load_kwargs": {"vae": None}}, "load_kwargs: no image can be generated without vae"),
+        ({"load_kwargs": {"tokenizer": None}}, "load_kwargs: no image can be generated without tokenizer"),
+        ({"load_kwargs": {"unet": None}}, "load_kwargs: no image can be generated without unet"),
+        ({"load_kwargs": {"scheduler": None}}, "load_kwargs: no image can be generated without scheduler"),
         (
             {"image_to_image": {"class_name": "StableDiffusionPipeline", "takes_size": False}},
             "image_to_image.class_name, StableDiffusionPipeline: there is no strength",
@@ -320,7 +320,7 @@ def test_what_config_yaml_cannot_have_is_a_sentence(changes: dict[str, Any], sen
     ],
 )
 def test_what_the_family_needs_cannot_be_left_out(preset: str, name: str, settings_of: Make) -> None:
-    with pytest.raises(SettingsError, match=f"load_kwargs: no image can be made without {name},"):
+    with pytest.raises(SettingsError, match=f"load_kwargs: no image can be generated without {name}:"):
         read_pipeline(settings_of(preset, load_kwargs={name: None}), "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Says what is wrong with the cached weights, before a library does in its own words."""
+"""Checks the cached weights, and reports problems before a library fails on them."""
 
 import hashlib
 import json
@@ -8,12 +8,12 @@ from typing import Any
 
 from pipeline_settings import Settings
 
-# What Truss puts into the image for model_cache: the files to download, and Hugging Face's etag of each.
+# Truss's manifest in the image for model_cache: the files to download, with Hugging Face's etags.
 MANIFEST = Path("/static-bptr/static-bptr-manifest.json")
 
 
 class WeightsError(RuntimeError):
-    """The cached weights are not those that config.yaml asks for."""
+    """The cached weights do not match config.yaml."""
 
 
 def wait_for_download(lazy_data_resolver: Any) -> None:
@@ -21,15 +21,15 @@ def wait_for_download(lazy_data_resolver: Any) -> None:
     try:
         lazy_data_resolver.block_until_download_complete()
     except RuntimeError as error:
-        # Truss names the fault (403, too many retries), but not what to do about it.
+        # Truss reports the fault (403, too many retries), but not what to do.
         raise WeightsError(
             "The weights could not be downloaded: check the secret hf_access_token if their repository is gated or "
-            f"private, or else start again. {error}"
+            f"private, otherwise restart. {error}"
         ) from error
 
 
 def check_weights(settings: Settings) -> None:
-    """Raise WeightsError unless each pattern of weight_files finds a file. Reads none, but for check_hashes."""
+    """Raise WeightsError unless each pattern of weight_files matches a file. Reads none, except for check_hashes."""
     for name, patterns in settings.weight_files.items():
         folder = Path(settings.weights_dir) / name
         for pattern in patterns:
@@ -44,30 +44,30 @@ def check_weights(settings: Settings) -> None:
 def _cure(pattern: str, variant: str | None) -> str:
     if pattern == "model_index.json":
         return (
-            "the repository is not in the layout of diffusers. Convert a single-file checkpoint with "
-            "from_single_file() and save_pretrained() of diffusers, and use the repository of the result."
+            "the repository is not in the layout of diffusers. Convert a single-file checkpoint with diffusers' "
+            "from_single_file() and save_pretrained(), and use a repository with the result."
         )
     if variant and f".{variant}." in pattern:
         return (
-            f"check the commit in config.yaml. If the repository has plain names, take .{variant} out of the patterns, "
+            f"check the commit in config.yaml. If the repository has plain names, remove .{variant} from the patterns "
             "and set variant to null."
         )
     return "check its patterns and commit in config.yaml."
 
 
 def check_hashes(pointers: list[dict[str, Any]]) -> None:
-    """Raise WeightsError unless each downloaded file is, byte for byte, the one at its commit. Reads every byte."""
+    """Raise WeightsError unless each downloaded file has its commit's hash. Reads every byte."""
     with ThreadPoolExecutor() as pool:
         for pointer, same in zip(pointers, pool.map(_has_its_hash, pointers), strict=True):
             if not same:
                 raise WeightsError(
-                    f"The file {pointer['file_name']} is corrupt: its hash is not the one that Hugging Face names. "
-                    "Start again."
+                    f"The file {pointer['file_name']} is corrupt: its hash differs from Hugging Face's. Restart the "
+                    "replica to download it again."
                 )
 
 
 def _has_its_hash(pointer: dict[str, Any]) -> bool:
-    # The etag is the SHA-256 of a large file (Git LFS), and the id of a small one in git.
+    # The etag is the SHA-256 of a large file (Git LFS), or git's blob id of a small one.
     # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
     file = Path(pointer["file_name"])
     digest = hashlib.sha256()
