@@ -156,7 +156,7 @@ def test_a_lora_beside_the_weights_works_and_is_not_compiled(
 def test_a_model_that_names_no_blocks_is_refused(preset: str, settings_of: Make) -> None:
     pipeline = read_pipeline(settings_of(preset), "cpu")
     if BLOCKS[preset]["class_name"] in WITHOUT_BLOCKS:
-        with pytest.raises(SettingsError, match=r"compile: a \w+ names no blocks that repeat, so use null"):
+        with pytest.raises(SettingsError, match=r"compile: a \w+ lists no repeated blocks: use null"):
             compile_blocks(denoiser(pipeline))
         return
     # What is not used is not compiled.

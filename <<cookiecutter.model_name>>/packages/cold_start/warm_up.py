@@ -1,4 +1,4 @@
-"""Makes the first images inside load(), and compiles for them, where config.yaml asks for it."""
+"""Generates the first images inside load(), and compiles the model, if config.yaml says so."""
 
 import logging
 from collections.abc import Callable
@@ -10,7 +10,7 @@ logger = logging.getLogger("uvicorn")
 
 
 def warm_up(denoiser: Any, settings: Settings, make_image: Callable[[int, int], Any]) -> None:
-    """Make one image of each size, so that kernels are loaded, or compiled, before the first request.
+    """Generate one image of each size, so that kernels are loaded or compiled before the first request.
 
     denoiser: the UNet or transformer. make_image: takes width and height. Raises SettingsError.
     """
@@ -28,20 +28,20 @@ def warm_up(denoiser: Any, settings: Settings, make_image: Callable[[int, int], 
             make_image(width, height)
         except Exception as error:
             if settings.compile:
-                why = f"the warm-up failed, so use null. {one_line(error)}."
+                why = f"the warm-up failed: use null. {one_line(error)}."
                 raise SettingsError(f"config.yaml, compile: {why}") from error
             # Other requests may succeed, such as smaller ones.
-            logger.exception("The warm-up failed, and the replica goes on.")
+            logger.exception("The warm-up failed. The replica still serves requests.")
     if settings.compile:
-        # What the warm-up did not meet runs uncompiled, in every thread: no request waits for a compiler.
+        # Cases that the warm-up did not run stay uncompiled, in every thread: no request waits for a compiler.
         torch.compiler.set_stance("eager_on_recompile")
 
 
 def compile_blocks(denoiser: Any) -> None:
     """Compile the blocks when they are first used. Raises SettingsError."""
     try:
-        # For every size at once: there are too many to warm up each.
+        # One compilation for all sizes, as there are too many to warm up each.
         denoiser.compile_repeated_blocks(dynamic=True)
     except ValueError as error:
         name = type(denoiser).__name__
-        raise SettingsError(f"config.yaml, compile: a {name} names no blocks that repeat, so use null.") from error
+        raise SettingsError(f"config.yaml, compile: a {name} lists no repeated blocks: use null.") from error
