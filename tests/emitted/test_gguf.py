@@ -105,7 +105,7 @@ def test_a_damaged_file_is_a_sentence(preset: str, settings_of: Make, copy_of: A
             pytest.fail(kind)
     file.write_bytes(content)
     rewrite(file, lambda tensors: tensors[1:])
-    with pytest.raises(WeightsError, match=r"transformer cannot be read from .*: no file holds a tensor of it"):
+    with pytest.raises(WeightsError, match=r"transformer cannot be read from .*: no file has one of its tensors"):
         read_pipeline(settings_of(preset, folder), "cpu")
 
 
@@ -128,7 +128,7 @@ def test_a_packed_tensor_that_no_layer_unpacks_is_refused(settings_of: Make, cop
         ]
 
     rewrite(file, change)
-    with pytest.raises(WeightsError, match=r"transformer is not whole on cpu in torch\.bfloat16"):
+    with pytest.raises(WeightsError, match=r"transformer is not fully on cpu in torch\.bfloat16"):
         read_pipeline(settings_of("flux2-klein-4b-8bit", folder), "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Puts the pipeline together out of the cached weights. Which parts it has is said in config.yaml."""
+"""Loads the pipeline from the cached weights, as configured in config.yaml."""
 
 import inspect
 import json
@@ -15,7 +15,7 @@ from pipeline_settings import Settings, SettingsError, one_line
 
 
 def read_pipeline(settings: Settings, device: str) -> Any:
-    """Return the pipeline on device. Raises SettingsError or WeightsError unless a fitting file holds each tensor."""
+    """Return the pipeline on device. Raises SettingsError or WeightsError unless a file has each tensor."""
     import torch
 
     _quiet()
@@ -41,10 +41,10 @@ def _quiet() -> None:
     import diffusers
     import transformers
 
-    # Their warnings repeat what they cut off a prompt, and that belongs in no log.
+    # Their warnings quote the part of a prompt that they cut off, which does not belong in a log.
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
-    # SANA's pipelines only warn when memory runs out while they decode, and then lack the image. It must be an error.
+    # SANA's pipelines only warn when memory runs out while decoding, and then have no image: make it an error.
     warnings.filterwarnings("error", ".*out of memory", UserWarning)
 
 
@@ -61,7 +61,7 @@ def _put_together(folder: Path, settings: Settings, models: dict[str, Any]) -> A
 
     class_ = getattr(diffusers, settings.class_name)
     try:
-        # What is left for it are tokenizers and the scheduler.
+        # It loads only the tokenizers and the scheduler.
         pipeline = class_.from_pretrained(folder, local_files_only=True, **models, **settings.load_kwargs)
     except (OSError, ValueError, TypeError, ImportError, AttributeError) as error:
         raise WeightsError(f"The pipeline in {folder.parent} cannot be put together: {one_line(error)}") from error
@@ -98,11 +98,11 @@ def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, dev
             f"config.yaml, components.{name}: a {class_.__name__} is read from a folder: use file: null."
         )
     if part and part.file and part.file.endswith(".gguf"):
-        # Its tensors stay as they are, and each layer unpacks its own for each step.
+        # The tensors stay packed, and each layer unpacks its own in each step.
         options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
     try:
         if part and part.file:
-            # device, as it takes no notice of device_map.
+            # device, as from_single_file ignores device_map.
             return class_.from_single_file(
                 str(folder / part.file), config=str(pipeline), subfolder=name, device=device, **options
             )
@@ -111,18 +111,18 @@ def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, dev
             folder, use_safetensors=True, device_map=device, output_loading_info=True, **options
         )
     except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
-        # A tensor that no file holds: torch cannot move it, and from_single_file cannot find it.
+        # A tensor in no file: torch cannot move it, and from_single_file cannot find it.
         missing = isinstance(error, NotImplementedError | LookupError)
-        raise _unfit(name, folder, "no file holds a tensor of it" if missing else one_line(error)) from error
+        raise _unfit(name, folder, "no file has one of its tensors" if missing else one_line(error)) from error
     if report["missing_keys"]:
-        # transformers fills it with random numbers, other ones on each replica.
-        raise _unfit(name, folder, f"no file holds its tensor {min(report['missing_keys'])}")
+        # transformers would fill it with random numbers, different on each replica.
+        raise _unfit(name, folder, f"no file has its tensor {min(report['missing_keys'])}")
     return model
 
 
 def _unfit(name: str, folder: Path, why: str) -> WeightsError:
     return WeightsError(
-        f"{name} cannot be read from {folder}: {why}. The files are corrupt, not whole, or those of another model: "
+        f"{name} cannot be read from {folder}: {why}. The files are corrupt, incomplete, or from another model: "
         "check patterns and commit in config.yaml."
     )
 
@@ -139,14 +139,14 @@ def _scheduler(scheduler: Any, wanted: dict[str, Any]) -> Any:
     try:
         made = class_.from_config(scheduler.config, **changes)
         trial = class_.from_config(made.config)
-        if not trial.config.get("use_dynamic_shifting"):  # which only the pipeline can tell
+        if not trial.config.get("use_dynamic_shifting"):  # which depends on the pipeline
             trial.set_timesteps(4)
             sample = torch.zeros(1, 1, 4, 4)
             trial.step(sample, trial.timesteps[0], sample)
-    # It raises whatever its formulas run into, ZeroDivisionError among them.
+    # A scheduler's formulas raise many types, such as ZeroDivisionError.
     except Exception as error:
         raise SettingsError(f"config.yaml, scheduler: {one_line(error)}.") from error
-    # Only pipelines whose schedulers scale no input, those of flow models, set the sigmas themselves.
+    # Only pipelines of flow models, whose schedulers do not scale inputs, set the sigmas themselves.
     optional = {"sigmas"} if hasattr(scheduler, "scale_model_input") else set()
     if not _abilities(scheduler) - optional <= _abilities(made):
         raise SettingsError(f"config.yaml, scheduler: a {class_.__name__} does not fit this pipeline.")
@@ -154,7 +154,7 @@ def _scheduler(scheduler: Any, wanted: dict[str, Any]) -> Any:
 
 
 def _abilities(scheduler: Any) -> set[str]:
-    """Return which of those things a scheduler can do that pipelines ask of it."""
+    """Return which of the features that pipelines need a scheduler has."""
     arguments = inspect.signature(scheduler.set_timesteps).parameters
     found = {name for name in ("sigmas", "original_inference_steps") if name in arguments}
     methods = ("scale_model_input", "init_noise_sigma", "add_noise", "scale_noise")
