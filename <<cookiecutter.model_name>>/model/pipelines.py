@@ -1,4 +1,4 @@
-"""What a request runs on: the pipeline for it, on the weights that load() read, with the LoRAs that it chooses."""
+"""The pipelines for requests, which share the weights that load() read, and the choice of LoRAs."""
 
 import contextlib
 import copy
@@ -13,18 +13,18 @@ from pipeline_settings import ImageToImage, Inpaint, Settings
 
 
 def denoiser(pipeline: Any) -> Any:
-    """Return its UNet or transformer."""
+    """Return the pipeline's UNet or transformer."""
     return pipeline.components.get("unet") or pipeline.transformer
 
 
 def on_same_weights(pipeline: Any, other: ImageToImage | Inpaint | None) -> Any:
-    """Return the other pipeline on the very same weights: no second copy in memory. None: the first itself."""
+    """Return the other pipeline on the same weights, without a copy in memory. None: the pipeline itself."""
     if other is None:
         return pipeline
     import diffusers
 
     class_ = getattr(diffusers, other.class_name)
-    # Not from_pipe: it casts all components to one dtype, also the layers that must stay float32.
+    # Not from_pipe, which casts all components to one dtype, including layers that must stay float32.
     known = inspect.signature(class_.__init__).parameters
     made = class_(**{name: part for name, part in {**pipeline.config, **pipeline.components}.items() if name in known})
     made.set_progress_bar_config(disable=True)
