@@ -1,4 +1,4 @@
-"""What config.yaml says of the pipeline, checked: each key of model_metadata.pipeline, and what it means."""
+"""The keys of model_metadata.pipeline in config.yaml, documented and checked."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 BLOCK = "model_metadata.pipeline"
-# Each request that runs holds a thread, and the server needs some for itself.
+# Each running request holds a thread, and the server needs some itself.
 MAX_CONCURRENCY = 8
 OURS = {"prompt", "image", "strength", "num_inference_steps", "width", "height", "generator", "output_type"}
 OURS |= {"mask_image", "return_dict", "num_images_per_prompt", "self"}
@@ -18,28 +18,28 @@ Size = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 
 
 class SettingsError(ValueError):
-    """What is wrong in config.yaml: one sentence that names the key and what would be right."""
+    """config.yaml is wrong: one sentence with the key and what to use."""
 
 
 class Strict(BaseModel):
-    # No unknown keys, and no numbers out of strings.
+    # No unknown keys, and no numbers in strings.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Component(Strict):
-    class_name: Name = Field(description="Its class, in the library that model_index.json names.")
-    file: Name | None = Field(description="Its one safetensors or GGUF file; config.json is in the pipeline's folder.")
+    class_name: Name = Field(description="Class in the library that model_index.json names.")
+    file: Name | None = Field(description="Single safetensors or GGUF file; config.json is in the pipeline's folder.")
 
 
 class ImageToImage(Strict):
     class_name: Name = Field(description="The pipeline in diffusers. It shares the weights of the first.")
-    takes_size: bool = Field(description="false: it takes width and height from the image.")
+    takes_size: bool = Field(description="false: the pipeline takes width and height from the image.")
 
 
 class Lora(Strict):
-    name: str = Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64, description="As requests say it: pixel-art.")
-    scale: float = Field(description="Strength: of every image if fused, else where a request gives none.")
-    fused: bool = Field(description="true: into the weights, for every request. false: for those that choose it.")
+    name: str = Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64, description="Name in requests: pixel-art.")
+    scale: float = Field(description="Strength: in every image if fused, otherwise the default of requests.")
+    fused: bool = Field(description="true: in the weights, for every request. false: for requests that choose it.")
 
     @property
     def folder(self) -> str:
@@ -48,20 +48,20 @@ class Lora(Strict):
 
 class Inpaint(Strict):
     class_name: Name = Field(description="The pipeline in diffusers. It shares the weights of the first.")
-    adds_shift: bool = Field(description="false: it decodes without the shift_factor of its VAE, so it is added here.")
-    max_pixels: Positive | None = Field(description="What it paints at once: more is scaled up from that. null: all.")
+    adds_shift: bool = Field(description="false: it decodes without the VAE's shift_factor, which is added here.")
+    max_pixels: Positive | None = Field(description="Most pixels that it paints; larger images are scaled. null: any.")
 
 
 class ReferenceImages(Strict):
-    count: Positive = Field(description="The most of one request.")
-    max_pixels: Positive = Field(description="Larger ones are scaled down to it.")
-    min_side: Positive = Field(description="Smaller ones are scaled up to it.")
-    max_ratio: Positive = Field(description="At most so many times as long as wide.")
+    count: Positive = Field(description="Most images per request.")
+    max_pixels: Positive = Field(description="Larger images are scaled down to it.")
+    min_side: Positive = Field(description="Smaller images are scaled up to it.")
+    max_ratio: Positive = Field(description="Largest ratio of the long side to the short one.")
 
 
 class PromptTokens(Strict):
-    tokenizer: Name = Field(description="The one whose text encoder reads the most.")
-    count: Positive = Field(description="Tokens of the prompt, without those that the pipeline adds.")
+    tokenizer: Name = Field(description="Tokenizer of the text encoder that reads the most.")
+    count: Positive = Field(description="Tokens of a prompt that it reads, without those that the pipeline adds.")
 
 
 class Defaults(Strict):
@@ -73,8 +73,8 @@ class Defaults(Strict):
 
 
 class Limits(Strict):
-    prompt_characters: Positive = Field(description="Of each text; `warnings` report what the model did not read.")
-    min_steps: Positive = Field(description="The fewest that the scheduler can do.")
+    prompt_characters: Positive = Field(description="Per text; `warnings` report what the model did not read.")
+    min_steps: Positive = Field(description="Fewest steps that the scheduler can do.")
     max_steps: Positive
     max_steps_per_strength: Positive | None = Field(description="With an image: at most this x strength. null: none.")
     guidance_scale: float = Field(ge=0)
@@ -86,8 +86,8 @@ class Limits(Strict):
     loras: Positive = Field(description="In one request.")
     loras_in_memory: Positive = Field(description="Of those to choose: past it, the least recently used makes room.")
     lora_scale: float = Field(gt=0, description="Largest absolute scale; slider LoRAs also use negative values.")
-    image_bytes: Positive = Field(description="Of all files that a request brings, before base64.")
-    image_pixels: Positive = Field(description="Of all of them, decoded. A JPEG may have four times as many.")
+    image_bytes: Positive = Field(description="Total of a request's files, before base64.")
+    image_pixels: Positive = Field(description="Total of a request's images. A JPEG may have four times as many.")
 
 
 class Settings(Strict):
@@ -96,14 +96,14 @@ class Settings(Strict):
     inpaint: Inpaint | None = Field(description="null: the family cannot use a mask.")
     reference_images: ReferenceImages | None = Field(description="Images beside the prompt. null: image is the start.")
     weights_dir: Name = Field(description="Holds one folder for each name in weight_files.")
-    weight_files: dict[str, list[Name]] = Field(description="What must be there. `pipeline` is the pipeline.")
-    components: dict[str, Component] = Field(description="Those that have a folder of their own in weights_dir.")
-    dtype: Dtype = Field(description="On a GPU.")
-    cpu_dtype: Dtype = Field(description="Where there is no GPU: half precision takes minutes a step there.")
-    warm_up: bool = Field(description="true: load() ends with one image, so that no request waits for kernels.")
-    warm_up_sizes: list[Size] = Field(description="[width, height] of each such image. []: one of the default size.")
+    weight_files: dict[str, list[Name]] = Field(description="Required files by folder. `pipeline` is the pipeline's.")
+    components: dict[str, Component] = Field(description="Components with their own folder in weights_dir.")
+    dtype: Dtype = Field(description="dtype on a GPU.")
+    cpu_dtype: Dtype = Field(description="dtype without a GPU, where half precision takes minutes per step.")
+    warm_up: bool = Field(description="true: load() ends with an image, so that no request waits for kernels.")
+    warm_up_sizes: list[Size] = Field(description="[width, height] of each warm-up image. []: the default size.")
     compile: Literal["regional"] | None = Field(
-        description="torch.compile of what repeats: docs/tuning.md gives its cost."
+        description="torch.compile for repeated blocks: docs/tuning.md has its cost."
     )
     png_compress_level: int = Field(ge=0, le=9, description="1 is quickest, 9 smallest, 0 does not compress.")
     embed_metadata: bool = Field(description="true: files hold their prompt and settings, and the mark of AI images.")
@@ -117,8 +117,8 @@ class Settings(Strict):
     negative_prompt: bool = Field(description="false: it runs without guidance, so it cannot use one.")
     prompt_tokens: PromptTokens = Field(description="How much of a prompt the model reads.")
     loras: list[Lora] = Field(description="Each is one safetensors file, cached in the folder lora-NAME.")
-    defaults: Defaults = Field(description="What a request gets for a field that it leaves out.")
-    limits: Limits = Field(description="What a request may ask. All else is a 400, or a 413 if it is too large.")
+    defaults: Defaults = Field(description="Values of fields that a request leaves out.")
+    limits: Limits = Field(description="Bounds of requests. Others get a 400, or a 413 if they are too large.")
 
     @property
     def others(self) -> list[ImageToImage | Inpaint]:
@@ -148,7 +148,7 @@ class Settings(Strict):
         if self.image_to_image and self.reference_images:
             raise ValueError("image_to_image and reference_images exclude each other: set one of them to null")
         for name in {*OURS, self.guidance_parameter, self.step_callback} & set(self.call_kwargs):
-            raise ValueError(f"call_kwargs holds {name}, which a request decides or model/ itself: take it out")
+            raise ValueError(f"call_kwargs has {name}, which requests or model/ set: remove it")
         folders = [lora.folder for lora in self.loras]
         if len(set(folders)) < len(folders):
             raise ValueError("loras holds a name twice: each needs one of its own")
@@ -168,7 +168,7 @@ class Settings(Strict):
         if any(width * height > limits.max_pixels for width, height in sizes):
             raise ValueError("limits.max_pixels is less than that of defaults, warm_up_sizes, or max_size x min_size")
         if (self.compile or self.warm_up_sizes) and not self.warm_up:
-            raise ValueError("compile and warm_up_sizes have no use without warm_up: set it to true")
+            raise ValueError("compile and warm_up_sizes have no effect without warm_up: set it to true")
         return self
 
 
@@ -181,14 +181,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_settings(config: Path) -> Settings:
-    """Return the checked block of config.yaml. Raises SettingsError: the first fault, in a sentence."""
+    """Return the checked block of config.yaml. Raises SettingsError with the first mistake."""
     try:
         content = yaml.load(config.read_text("utf-8"), _Loader)
         block = content["model_metadata"]["pipeline"]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it holds a character that YAML does not allow"
+        problem = getattr(error, "problem", None) or "it contains a character that YAML does not allow"
         raise SettingsError(f"config.yaml{where}: {problem}.") from None
     except UnicodeDecodeError:
         raise SettingsError("config.yaml holds bytes that are no UTF-8: save it as UTF-8.") from None
@@ -203,11 +203,11 @@ def read_settings(config: Path) -> Settings:
     try:
         settings = Settings.model_validate(block)
     except ValidationError as error:
-        # A key that is not known first: most often it is the one that then is missing, misspelt.
+        # Report an unknown key first: it is often a misspelling of a missing one.
         faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         raise SettingsError(_sentence(faults[0])) from None
     if settings.check_hashes and content.get("weights"):
-        raise SettingsError(f"config.yaml, {BLOCK}.check_hashes: weights brings no hashes, so use false.")
+        raise SettingsError(f"config.yaml, {BLOCK}.check_hashes: weights has no hashes: use false.")
     return settings
 
 
@@ -221,12 +221,12 @@ def _sentence(error: Any) -> str:
 
 
 def one_line(error: Exception, most: int = 1000) -> str:
-    """Return what a library says, at most so many characters of it, as a part of a sentence."""
+    """Return a library's message, truncated, for use in a sentence."""
     return " ".join(str(error).split())[:most].rstrip(".")
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """Return the end of a sentence that says that name is unknown, with its full stop or question mark."""
+    """Return the end of a sentence about an unknown name, with its punctuation."""
     import difflib
 
     close = difflib.get_close_matches(str(name), known, 1)

@@ -49,8 +49,8 @@ STYLE = {"name": "style", "scale": 1.0, "fused": False}
             "limits.loras_in_memory is less than limits.loras, 4: change one of them",
         ),
         (f"{BLOCK}/compile", "whole", "compile: .*'regional'"),
-        (f"{BLOCK}/compile", "regional", "no use without warm_up: set it to true"),
-        (f"{BLOCK}/warm_up_sizes", [[512, 512]], "no use without warm_up: set it to true"),
+        (f"{BLOCK}/compile", "regional", "no effect without warm_up: set it to true"),
+        (f"{BLOCK}/warm_up_sizes", [[512, 512]], "no effect without warm_up: set it to true"),
         (f"{BLOCK}/warm_up_sizes", [512, 512], "warm_up_sizes.0: .* valid list"),
         (f"{BLOCK}/warm_up_sizes", [[512]], "warm_up_sizes.0: .* at least 2 items"),
         (f"{BLOCK}/warm_up_sizes", [[512, 32]], r"warm_up_sizes holds \[512, 32\]: use 64 to "),
@@ -65,7 +65,7 @@ STYLE = {"name": "style", "scale": 1.0, "fused": False}
         (f"{BLOCK}/inpaint", "StableDiffusionInpaintPipeline", "inpaint: "),
         (f"{BLOCK}/inpaint/max_pixel", 1, "inpaint.max_pixel: .* did you mean max_pixels"),
         (f"{BLOCK}/reference_images", BLOCKS["flux2-klein-4b"]["reference_images"], "exclude each other"),
-        (f"{BLOCK}/call_kwargs", {"mask_image": None}, "call_kwargs holds mask_image"),
+        (f"{BLOCK}/call_kwargs", {"mask_image": None}, "call_kwargs has  mask_image"),
         (f"{BLOCK}/limits/max_size", 256, "defaults.width is 512, and limits allow 64 to 256"),
         (f"{BLOCK}/limits/max_pixels", 512 * 504, "limits.max_pixels is less than that of defaults"),
         (f"{BLOCK}/limits/max_pixels", 0, "limits.max_pixels: .* greater than or equal to 1"),
@@ -75,8 +75,8 @@ STYLE = {"name": "style", "scale": 1.0, "fused": False}
         (f"{BLOCK}/loras", [STYLE], "weight_files lacks lora-style"),
         (f"{BLOCK}/weight_files", {}, "weight_files lacks pipeline"),
         (f"{BLOCK}/defaults/strength", 0.001, "defaults.strength is 0.001: too little"),
-        (f"{BLOCK}/call_kwargs", {"num_inference_steps": 2}, "call_kwargs holds num_inference_steps"),
-        (f"{BLOCK}/call_kwargs", {"guidance_scale": 2}, "call_kwargs holds guidance_scale"),
+        (f"{BLOCK}/call_kwargs", {"num_inference_steps": 2}, "call_kwargs has  num_inference_steps"),
+        (f"{BLOCK}/call_kwargs", {"guidance_scale": 2}, "call_kwargs has  guidance_scale"),
         (BLOCK, None, "lacks the block"),
         (BLOCK, [], "model_metadata.pipeline: "),
         ("model_metadata", None, "lacks the block"),
@@ -140,7 +140,7 @@ def test_hashes_come_with_model_cache_alone(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({**config, "weights": []}))
     assert read_settings(file).check_hashes
     file.write_text(yaml.safe_dump({**config, "weights": [{"source": "hf://owner/name@main"}]}))
-    with pytest.raises(SettingsError, match="check_hashes: weights brings no hashes"):
+    with pytest.raises(SettingsError, match="check_hashes: weights has no hashes"):
         read_settings(file)
 
 
