@@ -1,4 +1,4 @@
-"""Owns all that touches the device: one piece of work at a time, what a fault leaves behind, and health."""
+"""Serializes work on the device, cleans up after faults, and reports health."""
 
 import gc
 import time
@@ -14,11 +14,11 @@ NO_NUMBERS = "The model produced NaN instead of an image: change guidance_scale 
 
 
 class NotANumberError(ArithmeticError):
-    """An image holds NaN or infinity."""
+    """An image contains NaN or infinity."""
 
 
 class Guard:
-    """Runs work on the pipeline, and knows whether the next can succeed."""
+    """Runs work on the pipeline, and knows whether the next request can succeed."""
 
     def __init__(self) -> None:
         # One, as a pipeline keeps state between steps: two requests must not share it. It keeps the order of arrival.
@@ -27,17 +27,17 @@ class Guard:
         self._failed = False
 
     def watch(self, pipeline: Any, make_usual: Callable[[], Any]) -> None:
-        """Remember the dtypes of the pipeline's models, which a fault must not change, and look at what they decode.
+        """Remember the models' dtypes, which a fault must not change, and check decoded images for NaN.
 
-        make_usual: makes an image as any healthy replica can.
+        make_usual: generates a plain image, which any healthy replica can.
         """
         self._dtypes = {part: _dtypes(part) for part in pipeline.components.values() if hasattr(part, "parameters")}
         self._make_usual = make_usual
-        # Here, as the pipeline makes white of infinity.
+        # In the decoder, because the pipeline turns infinity into white.
         pipeline.vae.decoder.register_forward_hook(_refuse_what_is_no_number)
 
     def is_healthy(self) -> bool:
-        """Return False before watch(), and while the last that was seen of the device or the weights is a fault."""
+        """Return False before watch(), and after a fault of the device or the weights until an image succeeds."""
         return bool(self._dtypes) and not self._failed
 
     def submit(self, work: Callable[[], Any]) -> "Future[tuple[Any, float]]":
@@ -63,18 +63,18 @@ class Guard:
         raise self._recover(fault)
 
     def _recover(self, fault: Exception) -> Exception:
-        """Leave the pipeline as it was before fault, and return what to tell the client."""
+        """Restore the pipeline after fault, and return the exception for the client."""
         import torch
 
-        # cuBLAS and cuDNN raise plain RuntimeErrors, and SANA's pipelines a warning about the error.
+        # cuBLAS and cuDNN raise plain RuntimeErrors; SANA's pipelines raise a warning about the error.
         full = any(isinstance(each, torch.OutOfMemoryError) for each in (fault, fault.__context__))
         full |= "ALLOC_FAILED" in str(fault)
         device = isinstance(fault, torch.AcceleratorError) or "CUDA error" in str(fault) or "cuDNN error" in str(fault)
-        # Most of these are for good: the process can only be replaced. An image proves the others wrong.
+        # Most device faults are permanent, so the process must be replaced. A later image clears the flag.
         self._failed |= device and not full
         self._clean_up()
         if isinstance(fault, NotANumberError):
-            # A visitor's odd request may make one. Broken weights make nothing else.
+            # An odd request may produce NaN, but broken weights always do: try a plain image.
             try:
                 self._make_usual()
             except Exception:
@@ -88,7 +88,7 @@ class Guard:
 
         try:
             for model, dtypes in self._dtypes.items():
-                # Some pipelines decode in float32, and put their VAE back afterwards.
+                # A fault may leave the VAE in float32, in which some pipelines decode.
                 if _dtypes(model) != dtypes:
                     (dtype,) = dtypes
                     model.to(dtype=dtype)
