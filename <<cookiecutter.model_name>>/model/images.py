@@ -1,4 +1,4 @@
-"""Images as base64 text: what a request may bring, and what an answer holds."""
+"""Images as base64: decoding those of requests, encoding those of answers."""
 
 import base64
 import contextlib
@@ -11,15 +11,15 @@ from typing import Any
 from pipeline_settings import ReferenceImages
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-DATA_URL = re.compile(r"data:[^,]{,100};base64,", re.IGNORECASE)  # of any type: the file says what it is
-# Of the text: what holds the size of most images. A multiple of four, as base64 comes in fours.
+DATA_URL = re.compile(r"data:[^,]{,100};base64,", re.IGNORECASE)  # any MIME type: the file's header decides
+# Enough text to hold the header of most images. A multiple of four, as in base64.
 HEADER_CHARACTERS = 2**21
-# How a JPEG begins. Pillow calls one MPO that has a second image behind it, as phones write them.
+# How a JPEG begins. Pillow's format is MPO if a second image follows, as in photos of phones.
 JPEG = b"\xff\xd8"
-# A JPEG is scaled down while it is decoded, so it may be larger. Phones make 50 megapixels.
+# A JPEG may be larger, as it is scaled down while decoding. Phones take photos of 50 megapixels.
 JPEG_PIXELS = 4
-# Each scan of a progressive JPEG is a pass over the whole image. Cameras and editors write about 10. The marker and
-# what follows it, as a video behind the image holds the marker alone by chance.
+# Each scan of a progressive JPEG is a pass over the whole image. Cameras and editors write about 10. Match SOS plus its
+# fields: a trailing video can contain the bare marker by chance.
 JPEG_SCANS, SCAN = 100, re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
 
 # IPTC's mark of what a model made: https://iptc.org/std/photometadata/specification/, Digital Source Type.
@@ -29,9 +29,9 @@ DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorit
 
 
 def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
-    """Raise ValueError with a sentence if the images cannot be used. Looks at their length and their headers only.
+    """Raise ValueError if the images cannot be used. Reads only lengths and headers.
 
-    max_bytes: of all files. max_pixels: of all, before a pixel is decoded, so a decompression bomb stays folded.
+    max_bytes, max_pixels: totals. Checked before decoding, so a decompression bomb is never decoded.
     """
     encoded = [_encoded(text) for text in texts]
     if sum(map(len, encoded)) > (max_bytes + 2) // 3 * 4:
@@ -40,7 +40,7 @@ def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
     pixels = 0.0
     for whole in encoded:
         head = _bytes(whole[:HEADER_CHARACTERS])
-        # Pillow opens a WebP only when it is whole, and a JPEG may have more metadata than that.
+        # Pillow opens a WebP only if it is complete, and a JPEG may have more metadata than that.
         image = _open(_bytes(whole) if head.startswith((b"RIFF", JPEG)) else head)
         counts = 1 / JPEG_PIXELS if head.startswith(JPEG) else 1
         if image.width * image.height * counts > max_pixels:
@@ -59,16 +59,16 @@ def decode(text: str, width: int, height: int) -> Any:
 
 
 def decode_reference(text: str, bounds: ReferenceImages, multiple: int) -> Any:
-    """Return the RGB image in text: upright, laid on white, whole, scaled to bounds and to sides that are multiples.
+    """Return the RGB image in text: upright, on white, uncropped, scaled to bounds and to multiples.
 
-    Raises ValueError with a sentence if it is damaged or too long. As decode() does, it needs check() first.
+    Raises ValueError if it is damaged or too long. Call check() first, as for decode().
     """
     image = read(text, math.isqrt(bounds.max_pixels), "white", lambda image: image)
     if max(image.size) > bounds.max_ratio * min(image.size):
         raise ValueError(f"it is more than {bounds.max_ratio} times as long as wide: crop it")
     scale = min(1, math.sqrt(bounds.max_pixels / (image.width * image.height)))
     scale = max(scale, bounds.min_side / min(image.size))
-    # Down to multiples, or the pipeline would cut off the rest.
+    # Round down to multiples, or the pipeline would crop the rest.
     sides = [max(int(side * scale) // multiple * multiple, bounds.min_side) for side in image.size]
     return image.resize(sides)
 
@@ -88,7 +88,7 @@ def read(text: str, side: int, background: str, fit: Callable[[Any], Any]) -> An
     if file.startswith(JPEG) and len(SCAN.findall(file)) > JPEG_SCANS:
         raise ValueError(f"it has more than {JPEG_SCANS} scans: save it as an ordinary JPEG")
     try:
-        # A JPEG then comes at the least of 1/8, 1/4, 1/2 and 1 that is no smaller than asked, however it is turned.
+        # Decodes a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 that is large enough in either orientation.
         image.draft("RGB", (side, side))
         image.load()
         with contextlib.suppress(Exception):  # what is damaged beside the pixels turns none
@@ -106,7 +106,7 @@ def read(text: str, side: int, background: str, fit: Callable[[Any], Any]) -> An
         fits = (wide * made.height) / (high * made.width)
         made.info = {"shape": wide / high, "cropped": 1 - min(fits, 1 / fits)}
         return made
-    # For a damaged file Pillow raises whatever its parsers run into, AttributeError and struct.error among them.
+    # Pillow's parsers raise many types for a damaged file, such as AttributeError and struct.error.
     except Exception as error:
         raise ValueError("it cannot be read: send a whole PNG, JPEG or WebP file") from error
 
@@ -150,7 +150,7 @@ def _beside(output_format: str, text: str) -> dict[str, Any]:
 
 
 def _encoded(text: str) -> str:
-    """Return the base64 in text, without line breaks: as `base64 FILE` writes them, they are no harm."""
+    """Return the base64 in text, without the line breaks that `base64 FILE` writes."""
     url = DATA_URL.match(text)
     return text[url.end() if url else 0 :].replace("\n", "").replace("\r", "")
 
