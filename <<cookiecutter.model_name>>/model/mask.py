@@ -1,4 +1,4 @@
-"""What a mask does: which part of the image is painted, and how that is laid over the rest."""
+"""Masks: which part of the image is painted, and how the result is blended into the rest."""
 
 import math
 from collections.abc import Callable
@@ -56,10 +56,10 @@ def _widened(mask: Any, pixels: int) -> Any:
 
 
 def cut_out(start: Any, mask: Any, padding: int | None, cell: int) -> tuple[Any, Any, Callable[[Any], Any]]:
-    """Return the image and the mask for the pipeline, both as large as start, and what lays its work over start.
+    """Return image and mask for the pipeline, both of start's size, and a function that blends its result into start.
 
-    padding: pixels around what is painted. This part alone is then painted, scaled up to the whole size. None: all.
-    cell: the side, in pixels, of what the pipeline keeps or paints as one. Of it, it looks at one pixel.
+    padding: paint only the mask and this many pixels around it, scaled up to the full size. None: the whole image.
+    cell: side in pixels of one latent cell; the pipeline samples one mask pixel per cell.
     """
     import numpy
     from PIL import Image
@@ -67,7 +67,7 @@ def cut_out(start: Any, mask: Any, padding: int | None, cell: int) -> tuple[Any,
     box: Box = (0, 0, start.width, start.height) if padding is None else _around(mask.getbbox(), start.size, padding)
     width, height = box[2] - box[0], box[3] - box[1]
     gray = numpy.asarray(mask.resize(start.size, Image.Resampling.NEAREST, box))
-    # So that all that will show is painted, however thin or pale.
+    # Paint every cell that the mask touches, however thin or pale.
     cells = gray.reshape(start.height // cell, cell, start.width // cell, cell).any(axis=(1, 3))
     painted = Image.fromarray(cells.astype("uint8") * 255).resize(start.size, Image.Resampling.NEAREST)
 
@@ -80,7 +80,7 @@ def cut_out(start: Any, mask: Any, padding: int | None, cell: int) -> tuple[Any,
 
 
 def _around(part: Box, size: tuple[int, int], padding: int) -> Box:
-    """Return the smallest box of the shape of size, and within it, that holds the part and padding around it."""
+    """Return the smallest box with size's aspect ratio, within size, that contains part plus padding."""
     left, top, right, bottom = part
     width, height = size
     scale = min(1.0, max((right - left + 2 * padding) / width, (bottom - top + 2 * padding) / height))
