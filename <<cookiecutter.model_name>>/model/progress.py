@@ -1,4 +1,4 @@
-"""How far a request is: the seconds of each stage, and for a client that asks for it each step, as an event."""
+"""Progress of a request: seconds of each stage, and an event for each step if the client asks for a stream."""
 
 import asyncio
 import contextlib
@@ -14,20 +14,20 @@ from fastapi.responses import Response, StreamingResponse
 
 logger = logging.getLogger("uvicorn")
 
-# Truss's own words, in which it answers without a stream.
+# Truss's answer to an unexpected error without a stream.
 FAILED = "Internal Server Error (in model/chainlet)."
-# Whoever stands between may cut a connection that says nothing for a minute.
+# Proxies may drop a connection that is idle for a minute.
 SILENT_SECONDS = 15
-# nginx and others like it would keep the events until they are many.
+# Otherwise nginx and similar proxies buffer events.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class Progress:
-    """One request's. seconds: of all its images together, by stage. left: set when its client is gone.
+    """Progress of one request. seconds: by stage, for all its images. left: set when the client has disconnected.
 
-    text lasts until the UNet or transformer is called for the first time: it reads the prompt and the start image.
-    steps lasts until the last one is done, and decode until the image is there. Each border waits for the device:
-    twice for an image, and after every step that is told.
+    text: until the first call of the UNet or transformer, which includes encoding the start image. steps: until the
+    last step. decode: until the image is ready. Each boundary waits for the device: twice per image, and after every
+    step that is reported.
     """
 
     def __init__(self, left: threading.Event, tell: Callable[[dict[str, Any]], None] | None = None) -> None:
@@ -44,7 +44,7 @@ class Progress:
 
     @contextlib.contextmanager
     def image(self, denoiser: Any) -> Iterator[None]:
-        """Make one image in this block. denoiser: the UNet or transformer. Raises HTTPException (499): see step()."""
+        """Time one image in this block. denoiser: the UNet or transformer. Raises HTTPException (499): see step()."""
         self._image, self._step = self._image + 1, 0
         self._end("text")
 
@@ -60,7 +60,7 @@ class Progress:
         self._end("decode")
 
     def step(self, count: int) -> None:
-        """One more of count steps is done. Raises HTTPException (499), which ends the work, if its client is gone."""
+        """Count one of count steps. Raises HTTPException (499), which ends the work, if the client has disconnected."""
         self._step += 1
         self._end("steps", wait=self._tell is not None or self._step == count)
         if self._tell:
@@ -72,7 +72,7 @@ class Progress:
 
         if self._left.is_set():
             raise HTTPException(499, "The client disconnected.")
-        # What was asked of a GPU goes on behind Python's back.
+        # GPU work runs asynchronously.
         if wait and torch.cuda.is_initialized():
             torch.cuda.synchronize()
         before, self._border = self._border, time.perf_counter()
@@ -80,10 +80,10 @@ class Progress:
 
 
 class Events(Response):
-    """The answer as server-sent events: queued, each step, and at the end the result or an error.
+    """The answer as server-sent events: queued, each step, then the result or an error.
 
-    It is no StreamingResponse, though it sends as one: as long as one is sent, Truss lets the next request wait. Who
-    reads slowly would hold up all, and who waits would not be told. One piece of work at a time is guard.py's matter.
+    Not a StreamingResponse, for which Truss makes the next request wait until it is sent: a slow reader would block
+    everybody, and waiting clients would get no event. guard.py serializes the work.
     """
 
     def __init__(self, begin: Callable[[Progress], Callable[[], Any]]) -> None:
@@ -96,7 +96,7 @@ class Events(Response):
         try:
             sent = StreamingResponse(self._events(), headers=HEADERS, media_type="text/event-stream")
             await sent(scope, receive, send)
-        finally:  # all is sent, or the client is gone
+        finally:  # all sent, or the client disconnected
             self._left.set()
 
     async def _events(self) -> AsyncIterator[str]:
