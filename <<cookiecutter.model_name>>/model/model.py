@@ -1,4 +1,4 @@
-"""The text-to-image model that Truss serves. What it loads is said in config.yaml."""
+"""The text-to-image model that Truss serves, as configured in config.yaml."""
 
 import copy
 import functools
@@ -27,7 +27,7 @@ from pipeline_settings import ImageToImage, Inpaint, Settings, read_settings
 
 logger = logging.getLogger("uvicorn")
 
-# Read here, and not in Model.__init__, because Truss takes /schema from the annotation of predict().
+# At import, not in Model.__init__, because Truss takes /schema from the annotation of predict().
 SETTINGS = read_settings(Path(__file__).resolve().parent.parent / "config.yaml")
 if TYPE_CHECKING:
     Inputs = GenerationRequest
@@ -36,12 +36,12 @@ else:
 
 
 class Model:
-    """Truss makes one, calls load() once in a thread, and then predict() for every request."""
+    """Truss creates one, calls load() once in a thread, then predict() for every request."""
 
     def __init__(self, lazy_data_resolver: Any, settings: Settings = SETTINGS, **_: Any) -> None:
         self._lazy_data_resolver = lazy_data_resolver
         self._settings = settings
-        # By how a request starts: from noise, an image, or an image with a mask.
+        # Keyed by how a request starts: from noise (None), an image, or an image with a mask.
         self._pipelines: dict[ImageToImage | Inpaint | None, Any] = {}
         self._guard = Guard()
         self._cold_start = ColdStart()
@@ -52,19 +52,19 @@ class Model:
         """Everything here is part of the cold start. Raises WeightsError or SettingsError with a sentence."""
         try:
             self._load()
-        finally:  # also what led to a fault
+        finally:  # also after a fault
             self._cold_start.report()
 
     def _load(self) -> None:
         settings, defaults, phase = self._settings, self._settings.defaults, self._cold_start.phase
-        # Imported here and not above, while the weights are on their way.
+        # Imported here, while the weights are being downloaded.
         with phase("import_torch"), without_garbage_collection():
             import torch
         with phase("import_diffusers"), without_garbage_collection():
             import diffusers
 
             getattr(diffusers, settings.class_name, None)
-        # Truss's live reload iterates over each module's __path__, and torch.classes has one that is no list.
+        # Truss's live reload iterates over each module's __path__, and that of torch.classes is not a list.
         torch.classes.__path__ = []
         if torch.cuda.is_available():
             with phase("cuda_init"):
@@ -86,9 +86,9 @@ class Model:
                     lambda *size: self._guard.submit(lambda: self._usual_image(*size)).result(),
                 )
 
-    # Union: of this notation alone Truss reads that there may be a stream.
+    # Union: Truss recognizes streaming only in this notation.
     def predict(self, inputs: Inputs, request: Request) -> Union[GenerationResponse, Iterator[str]]:  # noqa: UP007
-        """Make the images one after the other, each from its own seed, so that each can be made again."""
+        """Generate the images one after the other, each from its own seed, so that each can be reproduced."""
         began = time.perf_counter()
         try:
             with counted():
@@ -99,14 +99,14 @@ class Model:
             with request.state.watch_disconnect() as left:
                 return begin(Progress(left))()
         except HTTPException as refusal:
-            # Raised, it would stand in the log as a traceback of this code.
+            # If raised, it would be logged with a traceback of this code.
             logger.warning("Answered %s: %s", refusal.status_code, refusal.detail)
             answer = JSONResponse({"error": refusal.detail}, refusal.status_code)
             return answer  # type: ignore[return-value]  # the same
 
     # async: it must not wait for a thread while requests hold them.
     async def is_healthy(self) -> bool:
-        """Return False before load() is done and after a fault that stays: the platform then replaces the replica."""
+        """Return False before load() is done and after a permanent fault: the platform then replaces the replica."""
         return self._guard.is_healthy()
 
     def _begin(
@@ -153,7 +153,7 @@ class Model:
     def _generate(self, asked: arguments.Asked, seed: int, progress: Progress) -> Any:
         """Return one image. Raises NotANumberError."""
         pipeline = self._pipelines[asked.other]
-        # What a request that broke off left in it must not show in the next.
+        # A fresh copy, so that an interrupted request leaves no state behind.
         pipeline.scheduler = copy.deepcopy(self._scheduler)
         own = arguments.of_image(self._settings, seed, asked.arguments["num_inference_steps"], progress.step)
         with progress.image(denoiser(pipeline)):
