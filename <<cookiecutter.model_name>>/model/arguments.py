@@ -1,4 +1,4 @@
-"""Turns a request into the arguments of the pipeline, and tells what of it has no effect."""
+"""Turns a request into the pipeline's arguments, and warns about parts without effect."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ LORA_TAG = re.compile(r"(<lora:([^:>]+)(?::([^:>]*))?[^>]*>)")  # as other tools
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What all images of a request share. other: the pipeline that takes the first one's place."""
+    """What all images of a request share. other: the pipeline that replaces the first one."""
 
     arguments: dict[str, Any]
     other: ImageToImage | Inpaint | None = None
@@ -33,7 +33,7 @@ def seeds(request: GenerationRequest) -> list[int]:
 
 
 def of_request(settings: Settings, request: GenerationRequest) -> Asked:
-    """Return what is the same for all images of the request. Raises HTTPException (400) for an unusable image."""
+    """Return the arguments for all images of the request. Raises HTTPException (400) for an unusable image."""
     arguments = {
         "prompt": request.prompt,
         "num_inference_steps": request.num_inference_steps,
@@ -67,7 +67,7 @@ def of_request(settings: Settings, request: GenerationRequest) -> Asked:
 
 @contextlib.contextmanager
 def _of_field(name: str) -> Iterator[None]:
-    """Turn a ValueError into a 400, in the words that Truss has for a field."""
+    """Turn a ValueError into a 400, in Truss's format for a field."""
     try:
         yield
     except ValueError as error:
@@ -83,7 +83,7 @@ def of_image(settings: Settings, seed: int, steps: int, stepped: Callable[[int],
         stepped(getattr(step[0], "num_timesteps", steps))
         return step[-1]
 
-    # A generator on the CPU gives the same noise on every device.
+    # A CPU generator gives the same noise on every device.
     return {"generator": torch.Generator("cpu").manual_seed(seed), settings.step_callback: after_step}
 
 
@@ -95,7 +95,7 @@ def loras(settings: Settings, request: GenerationRequest) -> dict[str, float]:
 
 
 def warnings(settings: Settings, request: GenerationRequest, pipeline: Any, asked: Asked) -> list[str]:
-    """Return a sentence for each part of the request without effect. asked: what of_request() made of it."""
+    """Return a sentence for each part of the request without effect. asked: the result of of_request()."""
     image, quality = asked.arguments.get("image"), GenerationRequest.model_fields["quality"].default
     cropped = 0.0 if image is None or isinstance(image, list) else image.info["cropped"]
     at_once = (settings.inpaint.max_pixels if settings.inpaint and request.mask else None) or float("inf")
@@ -147,7 +147,7 @@ def described(settings: Settings, request: GenerationRequest, seed: int, sampler
 def _unread(reads: PromptTokens, request: GenerationRequest, pipeline: Any) -> Iterator[str]:
     tokenizer, count = getattr(pipeline, reads.tokenizer), reads.count
     if getattr(pipeline, reads.tokenizer.replace("tokenizer", "text_encoder")) is None:
-        # Left out by load_kwargs. What is left is CLIP's, which puts a token at each end of a text.
+        # load_kwargs leaves out this encoder. The remaining one is CLIP's, which adds a token at each end.
         tokenizer, count = pipeline.tokenizer, pipeline.tokenizer.model_max_length - 2
     for field in ("prompt", "negative_prompt"):
         text = getattr(request, field) or ""
