@@ -1,4 +1,4 @@
-"""What a client may ask and what it gets. request_model() sets the bounds that config.yaml names."""
+"""Requests and answers. request_model() applies the bounds in config.yaml."""
 
 from collections.abc import Callable
 from math import ceil
@@ -21,16 +21,16 @@ REFERENCE = "that the prompt may speak of, or a list of up to {}; with mask the 
 
 
 class LoraChoice(BaseModel):
-    """A LoRA that an image is made with."""
+    """A LoRA for the images of a request."""
 
     model_config = STRICT
 
-    name: str = Field(description="One of config.yaml.")
-    scale: float | None = Field(None, description="How much. Left out: as config.yaml says.")
+    name: str = Field(description="Name of a LoRA in config.yaml.")
+    scale: float | None = Field(None, description="Strength of the LoRA. Default: the scale in config.yaml.")
 
 
 def _leave_out_unusable(schema: dict[str, Any], model: Any) -> None:
-    """Take the fields that this model cannot use out of /schema. A request that has one is told so."""
+    """Remove the fields that this model cannot use from /schema. Requests with one are refused."""
     settings: Settings = model.settings
     start, mask = settings.image_to_image, settings.inpaint
     usable: dict[str, Any] = dict.fromkeys(("mask", "mask_blur", "mask_padding"), mask)
@@ -41,21 +41,21 @@ def _leave_out_unusable(schema: dict[str, Any], model: Any) -> None:
 
 
 class GenerationRequest(BaseModel):
-    """One request. Numbers are not taken from strings, and unknown fields are refused."""
+    """One request. Numbers in strings and unknown fields are refused."""
 
     model_config = pydantic.ConfigDict(**STRICT, json_schema_extra=_leave_out_unusable)
     settings: ClassVar[Settings]
-    # More than a request can need. max_fields: in colons, as parsing a million fields takes seconds.
+    # Larger bodies are refused unparsed. max_fields: counted in colons, as parsing a million fields takes seconds.
     max_bytes: ClassVar[int]
     max_fields: ClassVar[int]
 
-    prompt: str = Field(min_length=1, description="What the image shows.")
-    negative_prompt: str | None = Field(None, description="What the image must not show.")
+    prompt: str = Field(min_length=1, description="Description of the image.")
+    negative_prompt: str | None = Field(None, description="What the image should not show.")
     num_inference_steps: int = Field(description="Denoising steps: more take longer.")
     guidance_scale: float = Field(description="How closely the image follows the prompt.")
     width: int = Field(description="Width in pixels.")
     height: int = Field(description="Height in pixels.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Of the first image, the next count up. None: random")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed; further images count up. Default: random.")
     image: str | list[str] | None = Field(None, description=FILE)
     strength: float | None = Field(None, gt=0, le=1, description="How much of image is painted over.")
     mask: str | None = Field(None, description=f"{FILE}: white is painted over, the rest of image keeps its pixels.")
@@ -65,7 +65,7 @@ class GenerationRequest(BaseModel):
     num_images: int = Field(1, ge=1, description="How many images.")
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the images.")
     quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
-    stream: bool = Field(False, description="Answer in server-sent events: queued, each step, and the result.")
+    stream: bool = Field(False, description="Answer with server-sent events: queued, each step, and the result.")
 
     @model_validator(mode="before")
     @classmethod
@@ -151,7 +151,7 @@ class GenerationRequest(BaseModel):
             least += int(least * self.strength) < 1
         if least > most:
             raise ValueError(f"strength {self.strength} is too little for any number of steps: raise it")
-        # Left out, it follows strength.
+        # By default it follows strength.
         if "num_inference_steps" not in self.model_fields_set:
             self.num_inference_steps = min(max(self.num_inference_steps, least), most)
         if not least <= self.num_inference_steps <= most:
@@ -166,10 +166,10 @@ class GenerationRequest(BaseModel):
             raise ValueError("negative_prompt has no effect unless guidance_scale is above 1: raise it or leave it out")
         return self
 
-    # Truss calls these two: for JSON, and for msgpack. BaseModel.parse_raw ends in a RecursionError on deep nesting.
+    # Truss calls these two, for JSON and msgpack. BaseModel.parse_raw raises RecursionError on deep nesting.
     @classmethod
     def parse_raw(cls, b: bytes, **_: Any) -> Self:  # type: ignore[override]  # Truss gives no str
-        """Parse a JSON body. Raises ValidationError, or HTTPException (413) if no request needs to be so long."""
+        """Parse a JSON body. Raises ValidationError, or HTTPException (413) for a body that is too large."""
         return cls._parse(cls.model_validate_json, b, len(b) > cls.max_bytes or b.count(b":") > cls.max_fields)
 
     @classmethod
@@ -184,8 +184,7 @@ class GenerationRequest(BaseModel):
     @counted()
     def _parse(cls, parse: Callable[[Any], Self], body: Any, flood: bool) -> Self:
         if flood:
-            most = f"more fields, or more than the {cls.max_bytes} bytes"
-            raise HTTPException(413, f"The request has {most}, that one can need.")
+            raise HTTPException(413, f"The request has too many fields or more than {cls.max_bytes} bytes: shorten it.")
         try:
             return parse(body)
         except ValidationError as error:
@@ -201,7 +200,7 @@ class GenerationRequest(BaseModel):
 
 
 def request_model(settings: Settings) -> type[GenerationRequest]:
-    """Return the class of requests, with the bounds and defaults of settings. Truss takes /schema from it."""
+    """Return the class of requests with the bounds and defaults of settings, from which Truss makes /schema."""
     limits, defaults, references = settings.limits, settings.defaults, settings.reference_images
     names: Any = {"enum": settings.lora_names} if settings.lora_names else None
     pixels: dict[str, Any] = {"ge": limits.min_size, "le": limits.max_size, "multiple_of": limits.size_multiple}
@@ -220,20 +219,20 @@ def request_model(settings: Settings) -> type[GenerationRequest]:
         width={"default": defaults.width, **pixels},
         height={"default": defaults.height, **pixels},
         image={"annotation": str | several | None if several else str | None, "description": file},
-        strength={"description": f"How much of image is painted over. Left out {defaults.strength}, with mask 1."},
+        strength={"description": f"How much to change image. Default: {defaults.strength}, with mask 1."},
         mask_padding={"le": limits.max_size},
         loras={"annotation": list[choice], "max_length": limits.loras},  # type: ignore[valid-type]
         num_images={"le": limits.num_images},
     )
     made.settings = settings
-    # Base64 of the images, two prompts of which JSON may escape each character, and the other fields.
+    # Images in base64, two prompts with every character escaped in JSON, and the other fields.
     made.max_bytes = limits.image_bytes * 4 // 3 + 2 * 12 * limits.prompt_characters + 10_000
     made.max_fields = 2 * limits.prompt_characters + 100
     return made
 
 
 def _bounded(model: type[BaseModel], **bounds: dict[str, Any]) -> Any:
-    """Return a subclass whose fields have these bounds beside their own. annotation: in place of the field's type."""
+    """Return a subclass whose fields also have these bounds. annotation: replaces the field's type."""
     fields: dict[str, Any] = {}
     for name, more in bounds.items():
         own = model.model_fields[name]
@@ -242,17 +241,17 @@ def _bounded(model: type[BaseModel], **bounds: dict[str, Any]) -> Any:
 
 
 class GeneratedImage(BaseModel):
-    """One image, as base64, and the seed that makes it again alone."""
+    """One image in base64, and the seed that reproduces it."""
 
     image: str
     seed: int
 
 
 class Timings(BaseModel):
-    """Seconds of wall time. wait: for requests before it. generate: text, steps and decode, of all images together.
+    """Seconds of wall time. wait: in the queue. generate: text, steps and decode, for all images.
 
-    text: until the first step, so with the start image. decode: from the last step to the image. encode: to the file
-    in base64. cold_start is there in the first answer only: its phases.
+    text: until the first step, including the start image. decode: from the last step to the image. encode: to a file in
+    base64. cold_start: phases of the cold start, only in a replica's first answer.
     """
 
     wait: float
@@ -265,7 +264,7 @@ class Timings(BaseModel):
 
 
 class GenerationResponse(BaseModel):
-    """The images in the order of their seeds. warnings: what of the request had no effect, in sentences."""
+    """The images in the order of their seeds. warnings: sentences about parts of the request without effect."""
 
     images: list[GeneratedImage]
     content_type: str
