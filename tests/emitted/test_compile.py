@@ -172,7 +172,7 @@ def test_a_warm_up_that_cannot_be_compiled_ends_in_a_sentence(
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC.")
 
     monkeypatch.setattr(model.model.Model, "_generate", fail)
-    with pytest.raises(SettingsError, match=r"so use null\. Failed to find C compiler\. Please specify via CC\.$"):
+    with pytest.raises(SettingsError, match=r"use null\. Failed to find C compiler\. Please specify via CC\.$"):
         serve(settings_of("sd15", **REGIONAL))
 
 
