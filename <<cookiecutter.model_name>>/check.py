@@ -48,7 +48,8 @@ def gpu_problems(config: dict[str, Any]) -> list[str]:
     memory, pipeline = metadata.get("gpu_memory_gb"), metadata["pipeline"]
     if not isinstance(memory, dict) or not all(type(memory.get(each)) in (int, float) for each in MEMORY):
         return [f"model_metadata.gpu_memory_gb is {memory!r}: use the numbers {', '.join(MEMORY)}, in GB."]
-    limits, loras = pipeline["limits"], sum(not lora["fused"] for lora in pipeline["loras"])
+    limits = pipeline["limits"]
+    loras = min(sum(not lora["fused"] for lora in pipeline["loras"]), limits["loras_in_memory"])
     pixels = min(limits["max_pixels"], limits["max_size"] ** 2)
     held = memory["fixed"] + loras * memory["per_lora"]
     needed = held + memory["per_megapixel"] * pixels / 1e6
