@@ -43,6 +43,7 @@ MANIFEST = {
     "model/progress.py",
     "model/request.py",
     "packages/cold_start/__init__.py",
+    "packages/cold_start/lean_imports.py",
     "packages/cold_start/phases.py",
     "packages/cold_start/pipeline.py",
     "packages/cold_start/proof.py",

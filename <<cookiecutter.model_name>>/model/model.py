@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Union
 from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 
-from cold_start import read_ahead
+from cold_start import lean_imports, read_ahead
 from cold_start.phases import ColdStart, without_garbage_collection
 from cold_start.pipeline import read_pipeline
 from cold_start.warm_up import warm_up
@@ -53,6 +53,7 @@ class Model:
         try:
             self._load()
         finally:  # also after a fault
+            lean_imports.finish()
             self._cold_start.report()
 
     def _load(self) -> None:
@@ -61,9 +62,7 @@ class Model:
         with phase("import_torch"), without_garbage_collection():
             import torch
         with phase("import_diffusers"), without_garbage_collection():
-            import diffusers
-
-            getattr(diffusers, settings.class_name, None)
+            lean_imports.import_diffusers(settings.class_name, plainly=bool(settings.compile))
         # Truss's live reload iterates over each module's __path__, and that of torch.classes is not a list.
         torch.classes.__path__ = []
         if torch.cuda.is_available():

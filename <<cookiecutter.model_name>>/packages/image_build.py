@@ -7,15 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cold_start.lean_imports import import_diffusers
 from cold_start.read_ahead import RECORD
 
 PACKAGES = Path(__file__).resolve().parent
-# Imports by phase: the server until it listens, then load(), then the pipeline's class.
-PHASES = (
-    ("truss_server", "uvicorn.lifespan.on", "uvicorn.protocols.http.h11_impl", "uvicorn.protocols.websockets.auto"),
-    ("torch",),
-    ("diffusers",),
-)
+# What the server imports until it listens.
+SERVER = ("truss_server", "uvicorn.lifespan.on", "uvicorn.protocols.http.h11_impl", "uvicorn.protocols.websockets.auto")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 GAP_PAGES = 8  # untouched pages to read as well, which is faster than a separate read
 
@@ -28,9 +25,13 @@ def record(class_name: str) -> None:
     sys.addaudithook(lambda event, arguments: opened.setdefault(str(arguments[0])) if event == "open" else None)
     phases: list[list[Any]] = []
     problem, before = "", dict[str, set[int]]()
-    for names in PHASES:
-        modules = [importlib.import_module(name) for name in names]
-        getattr(modules[0], class_name, None)
+    # What is imported one after the other: by the server, by load(), and with the pipeline's class.
+    for begin in (
+        lambda: [importlib.import_module(name) for name in SERVER],
+        lambda: importlib.import_module("torch"),
+        lambda: import_diffusers(class_name),
+    ):
+        begin()
         try:
             pages = _touched_pages()
         except OSError as error:

@@ -1,0 +1,117 @@
+"""Keeps a start from importing PyTorch's compiler, and what spreads tensors over devices: 400 modules and more.
+
+Private names of these libraries stand here and nowhere else, with what eager inference asks of them:
+
+* torch._dynamo, for marks on functions, which it alone reads, and whether something is compiled. Until load() is done
+  a module with these answers has its place. Whoever asks for more gets the real one.
+* torch.distributed.tensor: transformers takes it unless it believes that torch was built without, and asks that once.
+"""
+
+import collections
+import functools
+import importlib.metadata
+import logging
+import sys
+import types
+from typing import Any
+
+from pipeline_settings import one_line
+
+logger = logging.getLogger("uvicorn")
+
+COMPILER, INDEXING = "torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op"
+AGAIN = ("accelerate", "diffusers", "peft", "transformers")
+
+
+def import_diffusers(class_name: str, plainly: bool = False) -> None:
+    """Import diffusers, and its class if it has one of this name. Unless plainly, finish() must follow load()."""
+    if not plainly and not {COMPILER, *AGAIN} & sys.modules.keys():
+        find = importlib.metadata.packages_distributions
+        try:
+            importlib.metadata.packages_distributions = lambda: _Distributions(find)  # type: ignore[assignment, return-value]
+            _stand_in()
+            _on_one_device()
+            return _import(class_name)
+        except Exception as error:
+            logger.warning("The imports begin again, with the compiler. Without it: %s.", one_line(error))
+            finish()
+            for name in [name for name in sys.modules if name.partition(".")[0] in AGAIN]:
+                del sys.modules[name]
+        finally:
+            importlib.metadata.packages_distributions = find
+    _import(class_name)
+
+
+def _import(class_name: str) -> None:
+    import diffusers
+
+    getattr(diffusers, class_name, None)
+
+
+def finish() -> None:
+    """Let later imports find the real compiler. torch, asked for it, still has what says that nothing is compiled."""
+    for name in (COMPILER, INDEXING):
+        if isinstance(module := sys.modules.get(name), _StandIn):
+            del sys.modules[name]
+            module.given = {key: value for key, value in module.given.items() if value is not _unmarked}
+
+
+class _StandIn(types.ModuleType):
+    """Gives what it is given. Asked for more, it makes way for the real module, and asks that."""
+
+    def __init__(self, name: str, path: list[str], given: dict[str, Any]) -> None:
+        super().__init__(name)
+        self.__path__, self.given = path, given
+        sys.modules[name] = self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in self.given and sys.modules.get(self.__name__, self) is self:
+            return self.given[name]
+        finish()
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _stand_in() -> None:
+    import torch
+
+    # OptimizedModule: an instance of no class, as the real one is not there.
+    given = {"eval_frame": types.SimpleNamespace(OptimizedModule=()), "is_compiling": lambda: False}
+    given |= dict.fromkeys(("allow_in_graph", "assume_constant_result", "disable"), _unmarked)
+    torch._dynamo = _StandIn(COMPILER, [f"{path}/_dynamo" for path in torch.__path__], given)  # type: ignore[assignment]
+    _StandIn(INDEXING, [], {"TransformGetItemToIndex": _index})
+
+
+def _unmarked(function: Any = None, *_: Any, **__: Any) -> Any:
+    return (lambda function: function) if function is None else function
+
+
+def _index() -> Any:
+    finish()
+    return importlib.import_module(INDEXING).TransformGetItemToIndex()
+
+
+def _on_one_device() -> None:
+    import torch.distributed
+    import transformers.utils
+
+    known = torch.distributed.is_available
+    torch.distributed.is_available = lambda: False
+    try:
+        transformers.utils.is_torch_distributed_available()
+    finally:
+        torch.distributed.is_available = known
+    if transformers.utils.is_torch_distributed_available():
+        raise ImportError("transformers asks more than once whether torch is distributed")
+
+
+class _Distributions(collections.UserDict[str, list[str]]):
+    """Which distributions have which package. To know it takes 0.1 s, and diffusers asks only of what is not there."""
+
+    def __init__(self, find: Any) -> None:
+        self._find = find
+
+    @functools.cached_property
+    def data(self) -> Any:
+        return self._find()
