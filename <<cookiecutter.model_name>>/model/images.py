@@ -28,6 +28,13 @@ XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.o
 DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/></rdf:RDF></x:xmpmeta>"""
 
 
+def prepare() -> None:
+    """Import what Pillow needs for FORMATS, which the first request would wait for."""
+    from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401
+
+    Image.preinit()
+
+
 def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
     """Raise ValueError if the images cannot be used. Reads only lengths and headers.
 

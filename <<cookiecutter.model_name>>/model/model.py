@@ -63,6 +63,7 @@ class Model:
             import torch
         with phase("import_diffusers"), without_garbage_collection():
             lean_imports.import_diffusers(settings.class_name, plainly=bool(settings.compile))
+            images.prepare()
         # Truss's live reload iterates over each module's __path__, and that of torch.classes is not a list.
         torch.classes.__path__ = []
         if torch.cuda.is_available():
