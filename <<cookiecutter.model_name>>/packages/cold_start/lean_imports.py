@@ -28,7 +28,7 @@ def import_diffusers(class_name: str, plainly: bool = False) -> None:
     if not plainly and not {COMPILER, *AGAIN} & sys.modules.keys():
         find = importlib.metadata.packages_distributions
         try:
-            importlib.metadata.packages_distributions = lambda: _Distributions(find)  # type: ignore[assignment, return-value]
+            importlib.metadata.packages_distributions = lambda: _Distributions(find)
             _stand_in()
             _on_one_device()
             return _import(class_name)
@@ -79,7 +79,7 @@ def _stand_in() -> None:
     # OptimizedModule: an instance of no class, as the real one is not there.
     given = {"eval_frame": types.SimpleNamespace(OptimizedModule=()), "is_compiling": lambda: False}
     given |= dict.fromkeys(("allow_in_graph", "assume_constant_result", "disable"), _unmarked)
-    torch._dynamo = _StandIn(COMPILER, [f"{path}/_dynamo" for path in torch.__path__], given)  # type: ignore[assignment]
+    torch._dynamo = _StandIn(COMPILER, [f"{path}/_dynamo" for path in torch.__path__], given)
     _StandIn(INDEXING, [], {"TransformGetItemToIndex": _index})
 
 
@@ -113,5 +113,5 @@ class _Distributions(collections.UserDict[str, list[str]]):
         self._find = find
 
     @functools.cached_property
-    def data(self) -> Any:
+    def data(self) -> Any:  # type: ignore[override]
         return self._find()
