@@ -19,7 +19,6 @@ from truss.base.truss_config import Accelerator, TrussConfig
 Bake = Callable[..., BakedProject]
 
 MANIFEST = {
-    ".github/ISSUE_TEMPLATE/bug.yml",
     ".github/dependabot.yml",
     ".github/workflows/push.yml",
     ".github/workflows/wake.yml",
@@ -58,7 +57,6 @@ MANIFEST = {
     "pyproject.toml",
     "requirements-dev.txt",
     "tests/conftest.py",
-    "tests/loading.py",
     "tests/test_bad_input.py",
     "tests/test_load.py",
     "tests/test_server.py",

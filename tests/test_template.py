@@ -31,6 +31,7 @@ TAGS = (
     " repo",
     " revisions",
     " variant ",
+    " version ",
     " when ",
     " {",
 )

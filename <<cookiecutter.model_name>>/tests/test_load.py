@@ -3,7 +3,6 @@
 import fnmatch
 import io
 import json
-import pickle
 import re
 import shutil
 import subprocess
@@ -16,31 +15,38 @@ import yaml
 
 import local_server
 
-# How a file is damaged, and in which component. A text encoder is read by another library, which would fill the gap
-# with random numbers.
-DAMAGE = [(kind, "*") for kind in ("truncated", "garbage", "empty", "without a tensor")]
-DAMAGE.append(("without a tensor", "text_encoder*"))
+# Loads the model in a process with only the imports of a start, warms it up, and prints what it did as JSON.
+LOAD = """
+import asyncio, json, sys
+touched = []
+NETWORK = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname")
+from model.model import SETTINGS, Model
 
+class Downloaded:
+    calls = 0
+    def block_until_download_complete(self):
+        Downloaded.calls += 1
 
-class Trap:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, (str(self.mark), "w")
-
-
-def set_traps(weights: Path, mark: Path) -> None:
-    """Put pickles beside each safetensors file, under names that libraries try, and code beside the scheduler."""
-    for file in list(weights.rglob("*.safetensors")):
-        names = {file.with_suffix(".bin").name, "pytorch_model.bin", "diffusion_pytorch_model.bin", "model.ckpt"}
-        for name in names:
-            # Do not write through a link to a real file.
-            file.with_name(name).unlink(missing_ok=True)
-            file.with_name(name).write_bytes(pickle.dumps(Trap(mark)))
-    (weights / "scheduler" / "trap.py").write_text(f"open({str(mark)!r}, 'w')\nclass Trap: pass\n")
+model = Model(Downloaded(), SETTINGS.model_copy(update={"warm_up": True}))
+assert not asyncio.run(model.is_healthy())
+sys.addaudithook(lambda event, _: touched.append(event) if event in NETWORK else None)
+model.load()
+network, compiler = list(touched), "torch._inductor.compile_fx" in sys.modules
+import torch
+parts = model._pipelines[None].components
+modules = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
+print(json.dumps({
+    "network": network,
+    "compiler": compiler,
+    "waited": Downloaded.calls,
+    "healthy": asyncio.run(model.is_healthy()),
+    "phases": list(model._cold_start.phases),
+    "cuda": torch.cuda.is_available(),
+    "components": sorted(name for name, part in parts.items() if part is not None),
+    "devices": sorted({p.device.type for m in modules for p in m.parameters()}),
+    "dtypes": sorted({str(p.dtype) for m in modules for p in m.parameters()}),
+}))
+"""
 
 
 def exact_files(pipeline: dict[str, Any]) -> list[tuple[str, str]]:
@@ -54,28 +60,11 @@ def exact_files(pipeline: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def broken(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Path]]:
-    """Return copies of the weights with one damaged file each, and that file."""
-    return [break_weights(weights, tmp_path_factory.mktemp("broken"), *damage) for damage in DAMAGE]
-
-
-@pytest.fixture(scope="module")
-def loaded(
-    app: Path,
-    config: dict[str, Any],
-    weights: Path,
-    broken: list[tuple[Path, Path]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Any]:
-    """Return what loading.py finds: to import what a start needs takes longer than all that it does."""
-    folder = tmp_path_factory.mktemp("trapped")
-    trapped, mark = link_copy(weights, folder, without="lora-*"), folder / "mark"
-    set_traps(trapped / "pipeline", mark)
+def loaded(app: Path, config: dict[str, Any]) -> dict[str, Any]:
     # As the server finds model/ and /packages in the image, with the environment that config.yaml declares.
     environment = {"PATH": "", "HOME": str(app), "PYTHONPATH": f"{app}:{app / 'packages'}"}
-    command = [sys.executable, Path(__file__).with_name("loading.py"), local_server.PROJECT, trapped]
     result = subprocess.run(
-        [*map(str, command), *(str(each) for each, _ in broken)],
+        [sys.executable, "-c", LOAD],
         cwd=app,
         env={**environment, **config["environment_variables"]},
         capture_output=True,
@@ -83,7 +72,7 @@ def loaded(
         timeout=600,
     )
     assert result.returncode == 0, result.stderr
-    return {**json.loads(result.stdout.splitlines()[-1]), "ran": mark.exists()}
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def test_load_waits_for_the_download_and_touches_no_network(loaded: dict[str, Any]) -> None:
@@ -103,28 +92,6 @@ def test_no_compiler_is_imported_unless_config_yaml_asks(loaded: dict[str, Any],
 def test_load_takes_only_what_is_cached(loaded: dict[str, Any], pipeline: dict[str, Any]) -> None:
     folders = {pattern.split("/")[0] for pattern in pipeline["weight_files"]["pipeline"] if "/" in pattern}
     assert set(loaded["components"]) == folders | set(pipeline["components"])
-
-
-def test_no_pickle_is_opened_and_no_code_of_the_weights_runs(loaded: dict[str, Any]) -> None:
-    assert loaded["opened"] == []
-    assert loaded["traps in place"] == []
-    assert loaded["ran"] is False
-
-
-def test_requests_with_an_image_share_the_weights(loaded: dict[str, Any]) -> None:
-    assert loaded["shared"] is True
-
-
-def test_a_lora_is_fused_or_refused(loaded: dict[str, Any]) -> None:
-    if "refused" in loaded:
-        assert "cannot take a LoRA" in loaded["refused"]
-        return
-    assert loaded["fused"] is True
-    assert loaded["left"] == []
-
-
-def test_every_component_is_put_on_the_device_that_was_asked(loaded: dict[str, Any]) -> None:
-    assert loaded["placed"] == ["meta"]
 
 
 @pytest.mark.gpu
@@ -165,12 +132,6 @@ def test_load_needs_each_file_that_is_cached(weights: Path, tmp_path: Path, fold
         check_weights(SETTINGS.model_copy(update={"weights_dir": str(broken)}))
 
 
-def test_damaged_weights_are_named(loaded: dict[str, Any], broken: list[tuple[Path, Path]]) -> None:
-    for (_, file), sentence in zip(broken, loaded["sentences"], strict=True):
-        assert sentence.startswith(f"{file.parent.name} cannot be read from")
-        assert sentence.endswith("check patterns and commit in config.yaml.")
-
-
 @pytest.mark.parametrize("name", ["large.safetensors", "small.json"])
 def test_check_hashes_finds_one_wrong_byte(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -198,7 +159,9 @@ def test_check_hashes_finds_one_wrong_byte(
 def test_the_server_stops_with_a_sentence_when_a_weight_file_is_missing(
     app: Path, weights: Path, tmp_path: Path
 ) -> None:
-    broken, file = break_weights(weights, tmp_path, "missing")
+    broken = link_copy(weights, tmp_path)
+    file = min(broken.glob("*/*/*.safetensors"))
+    file.unlink()
     copy = tmp_path / "app"
     shutil.copytree(app, copy, ignore=shutil.ignore_patterns("context", "server.log"))
     config = yaml.safe_load((copy / "config.yaml").read_text())
@@ -216,30 +179,10 @@ def test_the_server_stops_with_a_sentence_when_a_weight_file_is_missing(
     assert re.search("is missing from|cannot be read from", said[-1])
 
 
-def break_weights(weights: Path, target: Path, damage: str, component: str = "*") -> tuple[Path, Path]:
-    """Return a copy of the weights with one damaged file, and the path of that file in it."""
-    broken = link_copy(weights, target)
-    # A component may have its own folder, beside the pipeline.
-    file = min((broken / "pipeline").glob(f"{component}/*.safetensors"), default=None)
-    file = file or min(broken.glob(f"{component}/*.safetensors"))
-    content = file.read_bytes()
-    file.unlink()
-    damaged = {"truncated": content[:-100], "garbage": b"\xff" * 1000, "empty": b""}
-    if damage == "without a tensor":
-        # The header is JSON after 8 bytes with its length. A renamed tensor is a missing one.
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        name = next(name for name in sorted(header) if name.endswith("weight")).encode()
-        damaged[damage] = content.replace(b'"%s"' % name, b'"%s"' % (b"x" * len(name)), 1)
-    if damage != "missing":
-        file.write_bytes(damaged[damage])
-    return broken, file.relative_to(broken)
-
-
-def link_copy(weights: Path, tmp_path: Path, without: str = "") -> Path:
+def link_copy(weights: Path, tmp_path: Path) -> Path:
     """Return a copy made of symbolic links: real weights are large."""
 
     def link(source: str, target: str) -> None:
         Path(target).symlink_to(source)
 
-    ignore = shutil.ignore_patterns(without)
-    return Path(shutil.copytree(weights, tmp_path / "weights", copy_function=link, ignore=ignore))
+    return Path(shutil.copytree(weights, tmp_path / "weights", copy_function=link))

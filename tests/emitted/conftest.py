@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -86,6 +87,12 @@ def weights(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
         return made
 
     return folder
+
+
+@pytest.fixture
+def copy_of(weights: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """Return what copies a preset's tiny weights, for a test to change."""
+    return lambda preset: Path(shutil.copytree(weights(preset), tmp_path / "weights"))
 
 
 @pytest.fixture(scope="session")

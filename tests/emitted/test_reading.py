@@ -20,11 +20,6 @@ from safetensors.torch import load_file, save_file
 UNETS = [preset for preset in FAMILIES if "unet/config.json" in BLOCKS[preset]["weight_files"]["pipeline"]]
 
 
-@pytest.fixture
-def copy_of(weights: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
-    return lambda preset: Path(shutil.copytree(weights(preset), tmp_path / "weights"))
-
-
 def models(folder: Path) -> list[Path]:
     """Return the folder of each model that has weights."""
     return sorted({file.parent for file in folder.rglob("*.safetensors")})
