@@ -33,9 +33,6 @@ READMES = json.loads(Path(os.environ["READMES"]).read_text("utf-8"))
 ALL = "TEST_ALL" in os.environ
 sys.path[:0] = [str(PROJECT), str(PROJECT / "packages"), str(TEMPLATE)]
 
-# The project has none. Where it is installed all the same, diffusers would not do as it does there.
-sys.modules["peft"] = None  # type: ignore[assignment]
-
 from pipeline_settings import Settings  # noqa: E402
 
 import catalog  # noqa: E402

@@ -14,8 +14,8 @@ PACKED = [
     for name, block in BLOCKS.items()
     if any((part["file"] or "").endswith("gguf") for part in block["components"].values())
 ]
-# With LoRAs everything is imported: see model.py.
-PRESETS = [name for name in dict.fromkeys([*FAMILIES, *PACKED]) if not BLOCKS[name]["loras"]]
+# With LoRAs that are fused, too.
+PRESETS = list(dict.fromkeys([*FAMILIES, *PACKED, "sdxl-lightning", "sd15-lcm"]))
 # What a process that has imported nothing yet runs first.
 BEGIN = """
 import importlib, json, logging, sys, tempfile

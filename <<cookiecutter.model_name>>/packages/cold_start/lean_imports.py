@@ -20,7 +20,7 @@ from pipeline_settings import one_line
 logger = logging.getLogger("uvicorn")
 
 COMPILER, INDEXING = "torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op"
-AGAIN = ("accelerate", "diffusers", "peft", "transformers")
+AGAIN = ("accelerate", "diffusers", "transformers")
 
 
 def import_diffusers(class_name: str, plainly: bool = False) -> None:
