@@ -18,9 +18,7 @@ FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 def generate(
     where: Where,
     words: Annotated[list[str], typer.Argument(metavar="PROMPT [--FIELD VALUE]...", help=fields.HELP)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .png, .jpg or .webp.")] = Path(
-        "image.png"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = Path("image.png"),
     as_json: AsJson = False,
 ) -> None:
     """Generate images, waiting through a cold start. Other fields keep the defaults of config.yaml."""
@@ -65,6 +63,4 @@ def ask(client: Client, request: dict[str, Any], output: Path, timeout: float, a
 
 def files_of(output: Path, count: int) -> list[Path]:
     """Return the file of each image: `out.png`, or `out-1.png` and so on."""
-    if count == 1:
-        return [output]
-    return [output.with_stem(f"{output.stem}-{number + 1}") for number in range(count)]
+    return [output] if count == 1 else [output.with_stem(f"{output.stem}-{number + 1}") for number in range(count)]

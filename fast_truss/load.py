@@ -44,9 +44,7 @@ def load(
     context: typer.Context,
     requests: Annotated[int, typer.Option(min=1, max=10_000, help="Number of requests.")] = 100,
     concurrency: Annotated[int, typer.Option(min=1, max=100, help="Requests at once (closed loop).")] = 4,
-    rate: Annotated[
-        float | None, typer.Option(min=0.001, max=100, help="Requests per second (open loop), instead of concurrency.")
-    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, max=100, help="Requests per second (open loop).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Send many requests, and show their latency and what 1,000 images cost. Each request costs money.

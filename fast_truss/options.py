@@ -41,9 +41,7 @@ _which = functools.partial(typer.Option, rich_help_panel="Which model")
 class Where:
     """The options that name a deployment. `target` raises InvalidInput if they name none."""
 
-    model: Annotated[
-        str, _which("--model", help="Model ID on Baseten.", envvar="BASETEN_MODEL_ID", show_default=False)
-    ] = ""
+    model: Annotated[str, _which("--model", help="ID on Baseten.", envvar="BASETEN_MODEL_ID", show_default=False)] = ""
     environment: Annotated[str, _which("--environment", help="Environment of the model.")] = "production"
     regional: Annotated[bool, _which("--regional", help="Use the environment's regional host.")] = False
     deployment: Annotated[str | None, _which("--deployment", help="Deployment ID, instead of an environment.")] = None

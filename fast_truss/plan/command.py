@@ -30,27 +30,17 @@ def _from(low: float, high: float, words: str) -> Any:
 @on_target
 def plan(
     where: Where,
-    image_seconds: Annotated[
-        float, _from(0.001, 1200, "Seconds of a request on a warm replica: p50 of `fast-truss load`.")
-    ],
+    image_seconds: Annotated[float, _from(0.001, 1200, "Seconds of a warm request: p50 of `fast-truss load`.")],
     requests: Annotated[Path | None, typer.Option(help="CSV with the time of each request.")] = None,
     column: Annotated[str | None, typer.Option(help="Column of the CSV with the time.")] = None,
     days: Annotated[float | None, _from(0.1, 3660, "Days that the CSV covers. Default: estimated from it.")] = None,
     pattern: Annotated[str | None, typer.Option(help=f'Traffic in words, such as "{EXAMPLE}".')] = None,
-    cold_start: Annotated[
-        float | None, _from(0, 7200, "Seconds of a cold start. Default: the median in Baseten's record.")
-    ] = None,
-    price: Annotated[
-        float | None, _from(0, 1000, "USD per hour of one replica. Default: Baseten's list price.")
-    ] = None,
-    p95: Annotated[
-        float | None, _from(0, 86400, "Goal: seconds that 95% of users wait at most. Default: an image + 10 s.")
-    ] = None,
+    cold_start: Annotated[float | None, _from(0, 7200, "Seconds. Default: the median that Baseten recorded.")] = None,
+    price: Annotated[float | None, _from(0, 1000, "USD per hour. Default: Baseten's list price.")] = None,
+    p95: Annotated[float | None, _from(0, 86400, "Goal: seconds that 95% may wait. Default: an image + 10.")] = None,
     typing: Annotated[float, _from(0, 3600, "Median seconds from opening the app to the request.")] = 20.0,
     timezone: Annotated[str, typer.Option(help="Time zone of schedules and CSV, such as Europe/Berlin.")] = "UTC",
-    max_replica: Annotated[
-        int | None, typer.Option(min=1, max=20, help="Most replicas. Default: what the busiest hour needs.")
-    ] = None,
+    max_replica: Annotated[int | None, typer.Option(min=1, max=20, help="Default: as the busiest hour needs.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the simulated traffic.")] = 0,
     as_json: AsJson = False,
 ) -> None:
