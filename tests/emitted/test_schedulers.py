@@ -39,7 +39,7 @@ STEPS = ("min_steps", "max_steps", "max_steps_per_strength")
 SAID = [
     (preset, yaml.safe_load(textwrap.dedent(block)))
     for preset, readme in READMES.items()
-    for block in re.findall(r"```yaml\n(.*?)```", readme.split("`scheduler` in")[1], re.DOTALL)
+    for block in re.findall(r"```yaml\n(.*?)```", readme.split("`scheduler` in")[1].split("\n## ")[0], re.DOTALL)
 ]
 # Once for each pipeline and scheduler that it changes.
 RECIPES = list(
