@@ -176,7 +176,11 @@ class Family:
         def check(body: Any) -> None:
             response = self.ask(body)
             answers[response.status_code] += 1
-            assert response.status_code == 400 or validator.is_valid(body)
+            # null means left out, which the schema does not say of each field.
+            said = (
+                {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
+            )
+            assert response.status_code == 400 or validator.is_valid(said)
 
         check()
         assert answers.total() >= CASES

@@ -238,7 +238,7 @@ def test_make_check_lists_what_is_pushed(pushes: dict[str, Push]) -> None:
         ("config.yaml", "  predict_concurrency: 1", "  predict_concurency: 1", "predict_concurency"),
         ("config.yaml", "  predict_concurrency", "\tpredict_concurrency", "config.yaml, line "),
         ("model/request.py", '"""', '"""hf_' + "a" * 34, "model/request.py contains a Hugging Face token"),
-        ("model/request.py", '"""', '"""-----BEGIN RSA PRIVATE KEY-----', "model/request.py holds a private key"),
+        ("model/request.py", '"""', '"""-----BEGIN RSA PRIVATE KEY-----', "model/request.py contains a private key"),
     ],
 )
 def test_make_check_refuses_in_one_sentence(

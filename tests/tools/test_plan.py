@@ -281,5 +281,5 @@ def test_plan_says_what_baseten_does_not_tell(awake: Platform) -> None:
     awake.set(has_startups=False)
     result = awake.run("plan", "--pattern", "1 an hour", "--image-seconds", "4")
     assert result.returncode == 1
-    assert "give --cold-start" in result.stderr.splitlines()[-1]
+    assert "set --cold-start" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
