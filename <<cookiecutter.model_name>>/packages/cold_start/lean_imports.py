@@ -1,4 +1,4 @@
-"""Keeps a start from importing PyTorch's compiler, and what spreads tensors over devices: 400 modules and more.
+"""Keeps a start from importing PyTorch's compiler, and what spreads tensors over devices: 950 modules.
 
 Private names of these libraries stand here and nowhere else, with what eager inference asks of them:
 
