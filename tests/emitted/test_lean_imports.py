@@ -28,7 +28,7 @@ from cold_start import lean_imports
 from pipeline_settings import Settings
 
 WITHOUT = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor")
-logging.basicConfig(format="LOG %(message)s", stream=sys.stderr)
+logging.basicConfig(format="LOG %(name)s: %(message)s", stream=sys.stderr)
 serve = serve_with(pytest.MonkeyPatch())
 
 def settings_of(preset, folder):
@@ -98,7 +98,7 @@ def run(code: str, *arguments: str) -> tuple[Any, str]:
     result = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return json.loads(result.stdout.splitlines()[-1]), "\n".join(
-        line for line in result.stderr.splitlines() if line.startswith("LOG ")
+        line for line in result.stderr.splitlines() if line.startswith("LOG uvicorn: ")
     )
 
 
@@ -147,7 +147,7 @@ def test_whatever_goes_wrong_is_imported_again_with_the_compiler(when: str, weig
     if when == "at last":
         fail = fail.replace("        raise", "        lean_imports._import = real\n        raise")
     told, log = run(fail + FAULTS[when] + ALL + "told['left'] = left()", json.dumps({preset: str(weights(preset))}))
-    assert log.startswith("LOG The imports begin again, with the compiler. Without it: ")
+    assert log.startswith("LOG uvicorn: The imports begin again, with the compiler. Without it: ")
     assert log.count("\n") == 0 and "no way" in log
     assert told[preset]["images"] == with_compiler[preset]["images"]
     assert "torch._dynamo" in told[preset]["compiler"]
