@@ -64,7 +64,7 @@ def test_a_setting_with_an_effect_is_no_problem(preset: str, changes: dict[str, 
             {"call_kwargs": {"max_sequence_length": 1024}},
             r"call_kwargs\.max_sequence_length: every request with(out)? an? \w+ would fail\. .*512",
         ),
-        ("sd15", {"call_kwargs": {"cross_attention_kwargs": 5}}, r"call_kwargs\.cross_attention_kwargs: each request"),
+        ("sd15", {"call_kwargs": {"cross_attention_kwargs": 5}}, r"call_kwargs\.cross_attention_kwargs: every request"),
     ],
 )
 def test_what_has_no_effect_or_survives_no_call_is_a_sentence(
