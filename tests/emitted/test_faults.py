@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BLOCKS, FAMILIES, Make, Served
+from conftest import FAMILIES, Make, Served
 
 FAULTS: dict[str, Any] = {
     "out of memory": torch.OutOfMemoryError("CUDA out of memory."),
@@ -275,7 +275,3 @@ def test_a_warm_up_that_fails_stops_no_replica(
     served = serve(settings_of("sd15", warm_up=True))
     assert served.healthy()
     assert served.image()
-
-
-def test_every_family_is_here() -> None:
-    assert {BLOCKS[preset]["class_name"] for preset in FAMILIES} == {block["class_name"] for block in BLOCKS.values()}
