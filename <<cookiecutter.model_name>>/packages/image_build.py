@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ GAP_PAGES = 8  # untouched pages to read as well, which is faster than a separat
 
 def record(class_name: str) -> None:
     """Record what the imports read, phase by phase. A build command in config.yaml runs this in the image."""
+    # In a process of its own, as this one records what a start reads.
+    code = "from cold_start import lean_imports; lean_imports.keep_names()"
+    subprocess.run([sys.executable, "-c", code], cwd=PACKAGES)
     sys.path[0] = os.getcwd()  # was this file's folder
     own = [*PACKAGES.rglob("*.py*"), *Path.cwd().glob("model/**/*.py*")]
     opened: dict[str, None] = {}  # in the order in which they are needed

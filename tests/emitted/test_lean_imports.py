@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,9 @@ def left():
         if isinstance(value, lean_imports._StandIn) or getattr(value, "__module__", "") == lean_imports.__name__
     } | {name for name, module in sys.modules.items() if isinstance(module, lean_imports._StandIn)})
 """
+# torch's own attribute says that nothing is compiled, maybe_allow_in_graph gives back what it gets, as diffusers has it
+# without a compiler, and the others are the real ones when they are used.
+REMAINS = ["TransformGetItemToIndex", "_dynamo", "_package_map", "maybe_allow_in_graph"]
 # As where config.yaml says compile.
 COMPILES = """
 import_diffusers = lean_imports.import_diffusers
@@ -66,7 +70,8 @@ def once_more(name, plainly):
 lean_imports.import_diffusers = once_more
 """
 ALL = """
-told = {}
+told, sources = {}, set()
+sys.addaudithook(lambda event, args: sources.add(str(args[0])) if event == "open" and args[0] else None)
 for preset, folder in json.loads(sys.argv[1]).items():
     settings = settings_of(preset, folder)
     served = serve(settings)
@@ -76,6 +81,7 @@ for preset, folder in json.loads(sys.argv[1]).items():
     told[preset] = {"images": images, "new": new, "compiler": [name for name in WITHOUT if name in sys.modules]}
 """
 AFTERWARDS = """
+told["sources"] = len([name for name in sources if "/transformers/models/" in name and name.endswith(".py")])
 import torch
 from transformers import masking_utils
 
@@ -114,18 +120,26 @@ def with_compiler(folders: str) -> Any:
     return told
 
 
-def test_every_family_makes_the_same_images_without_the_compiler(folders: str, with_compiler: Any) -> None:
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The names of transformers, as the image build keeps them: code that names their file."""
+    names = f"lean_imports.NAMES = Path({str(tmp_path_factory.mktemp('kept') / 'names')!r})\n"
+    run(names + "lean_imports.keep_names()\ntold = None")
+    return names
+
+
+def test_every_family_makes_the_same_images_without_the_compiler(folders: str, with_compiler: Any, kept: str) -> None:
     body = AFTERWARDS.replace("**body", "**bodies(settings)[-1]")
-    told, log = run(ONCE_MORE + ALL + body, folders)
-    remains, again = told.pop("left"), told.pop("again")
+    told, log = run(kept + ONCE_MORE + ALL + body, folders)
+    remains, again, sources = told.pop("left"), told.pop("again"), told.pop("sources")
     assert log == "" and again
+    # Of the packages that these presets import. transformers has 1,638.
+    assert 0 < sources < 200
     # An upgrade may bring them back: then look at what asks for them.
     assert {preset: each["compiler"] for preset, each in told.items()} == {preset: [] for preset in PRESETS}
     for preset in PRESETS:
         assert told[preset]["images"] == with_compiler[preset]["images"], preset
-    # torch's own attribute says that nothing is compiled, maybe_allow_in_graph gives back what it gets, as diffusers
-    # has it without a compiler, and the others are the real ones when they are used.
-    assert remains == ["TransformGetItemToIndex", "_dynamo", "_package_map", "maybe_allow_in_graph"]
+    assert remains == REMAINS
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -138,6 +152,29 @@ FAULTS = {
     "in the middle": "sys.meta_path.insert(0, type('Finder', (), {'find_spec': lambda self, name, *_: "
     "fail() if name == 'diffusers.models.attention' else None})())",
 }
+
+
+NAMES_OF = """
+import marshal
+version, names = marshal.loads(lean_imports.NAMES.read_bytes())
+lean_imports.NAMES = Path(sys.argv[2]) / "names"
+lean_imports.NAMES.write_bytes(marshal.dumps((version + %r, names))[: %r])
+lean_imports.import_diffusers("FluxPipeline")
+lean_imports.finish()
+import diffusers, transformers
+from transformers.utils import import_utils
+folder = Path(transformers.__file__).with_name("models")
+told = [left(), transformers.T5EncoderModel.__name__, import_utils.create_import_structure_from_path(folder) == names]
+"""
+
+
+@pytest.mark.parametrize(("version", "end", "said"), [("", None, 0), (".1", None, 0), ("", 1000, 1)])
+def test_names_are_read_again_if_those_kept_are_of_another_version_or_damaged(
+    version: str, end: int | None, said: int, kept: str, tmp_path: Path
+) -> None:
+    told, log = run(kept + NAMES_OF % (version, end), "", str(tmp_path))
+    assert told == [[] if said else REMAINS, "T5EncoderModel", True]
+    assert log.count("The imports begin again") == said
 
 
 @pytest.mark.parametrize("when", FAULTS)

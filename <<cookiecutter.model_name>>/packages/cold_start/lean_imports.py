@@ -1,18 +1,23 @@
-"""Keeps a start from importing PyTorch's compiler, and what spreads tensors over devices: 950 modules.
+"""Keeps a start from importing PyTorch's compiler, what spreads tensors over devices, and from reading sources.
 
 Private names of these libraries stand here and nowhere else, with what eager inference asks of them:
 
 * torch._dynamo, for marks on functions, which it alone reads, and whether something is compiled. Until load() is done
   a module with these answers has its place. Whoever asks for more gets the real one.
 * torch.distributed.tensor: transformers takes it unless it believes that torch was built without, and asks that once.
+* transformers reads 1,638 of its own sources, 36 MB, twice, to know which names are where. The image build keeps that.
 """
 
 import collections
 import functools
+import importlib.machinery
 import importlib.metadata
 import logging
+import marshal
 import sys
 import types
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline_settings import one_line
@@ -21,14 +26,16 @@ logger = logging.getLogger("uvicorn")
 
 COMPILER, INDEXING = "torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op"
 AGAIN = ("accelerate", "diffusers", "transformers")
+SCANNER, NAMES = "transformers.utils.import_utils", Path(__file__).with_name("transformers_names")
 
 
 def import_diffusers(class_name: str, plainly: bool = False) -> None:
     """Import diffusers, and its class if it has one of this name. Unless plainly, finish() must follow load()."""
     if not plainly and not {COMPILER, *AGAIN} & sys.modules.keys():
-        find = importlib.metadata.packages_distributions
+        find, finder = importlib.metadata.packages_distributions, _Finder()
         try:
             importlib.metadata.packages_distributions = lambda: _Distributions(find)
+            sys.meta_path.insert(0, finder)
             _stand_in()
             _on_one_device()
             return _import(class_name)
@@ -39,6 +46,8 @@ def import_diffusers(class_name: str, plainly: bool = False) -> None:
                 del sys.modules[name]
         finally:
             importlib.metadata.packages_distributions = find
+            sys.meta_path.remove(finder)
+            finder.forget()
     _import(class_name)
 
 
@@ -115,3 +124,42 @@ class _Distributions(collections.UserDict[str, list[str]]):
     @functools.cached_property
     def data(self) -> Any:  # type: ignore[override]
         return self._find()
+
+
+def keep_names() -> None:
+    """Write which names transformers finds in its sources. The image build runs this."""
+    import transformers
+    from transformers.utils import import_utils
+
+    import_utils.create_import_structure_from_path.cache_clear()
+    found = import_utils.create_import_structure_from_path(Path(transformers.__file__).with_name("models"))
+    NAMES.write_bytes(marshal.dumps((transformers.__version__, found)))
+
+
+class _Finder:
+    """Finds the scanner, and lets it give the names that were kept until forget()."""
+
+    def __init__(self) -> None:
+        self.forget: Callable[[], None] = lambda: None
+
+    def find_spec(self, name: str, path: Any = None, _: Any = None) -> Any:
+        if name != SCANNER or not NAMES.is_file():
+            return None
+        spec: Any = importlib.machinery.PathFinder.find_spec(name, path)
+        spec.loader.exec_module = functools.partial(self._execute, spec.loader)
+        return spec
+
+    def _execute(self, loader: Any, module: Any) -> None:
+        del loader.exec_module  # which is the loader's own again
+        loader.exec_module(module)
+        scan, models = module.create_import_structure_from_path, Path(module.__file__).parents[1] / "models"
+        kept = NAMES.read_bytes()
+
+        def known(place: Any) -> Any:
+            asked = Path(place) in (models, models / "__init__.py")
+            return marshal.loads(kept)[1] if asked else scan(place)
+
+        # A live reload may have installed another version since.
+        if marshal.loads(kept)[0] == sys.modules["transformers"].__version__:
+            module.create_import_structure_from_path = known
+            self.forget = lambda: setattr(module, "create_import_structure_from_path", scan)
