@@ -9,6 +9,7 @@ README.md, docs/         tables of presets and fine-tunes, what could not be con
 docs/tuning.md           a project's page of that name, for one preset
 """
 
+import functools
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from typing import Any
 import yaml
 from jinja2 import DictLoader, Environment
 
-from catalog import ROOT, CatalogError, accelerators, fine_tunes, instead, load
+from catalog import LOADER, ROOT, CatalogError, accelerators, fine_tunes, instead, load
 from catalog.schema import Accelerator, FineTune, Preset, Repo
 
 SERVER_GB = 2  # estimated main memory beside the weights
@@ -61,6 +62,13 @@ def entry(preset: Preset) -> dict[str, Any]:
     return {**facts, "takes_lora": preset.takes_lora, "gpu_memory_gb": memory, "repos": repos}
 
 
+@functools.cache
+def tokenizers() -> dict[str, Any]:
+    """Return the files of each tokenizer of the tiny pipelines, by its class."""
+    files: dict[str, Any] = yaml.load((ROOT / "catalog" / "tiny_tokenizers.yaml").read_text("utf-8"), LOADER)
+    return files
+
+
 def tiny(preset: Preset) -> dict[str, Any]:
     """Return the content of a project's tiny/pipeline.yaml."""
     published = dict(preset.published)
@@ -75,6 +83,10 @@ def tiny(preset: Preset) -> dict[str, Any]:
     }
     for name in found["components"].keys() - made_by_makers:
         found["components"][name].pop("layout", None)
+    classes = {part["class"] for part in preset.tiny.values()}
+    found["tokenizers"] = {name: files for name, files in tokenizers().items() if name in classes}
+    for name in sorted(name for name in classes - found["tokenizers"].keys() if name.endswith("Tokenizer")):
+        raise CatalogError(f"presets of {preset.family}: tiny has a {name}: catalog/tiny_tokenizers.py makes none.")
     if published:
         raise CatalogError(f"presets of {preset.family}: published has {', '.join(published)}, but tiny does not.")
     # Replaces the pipeline's VAE where config.yaml takes it from another repository.
@@ -264,11 +276,13 @@ def outputs(root: Path = ROOT) -> dict[Path, str]:
     for name, preset in presets.items():
         facts = json.dumps(entry(preset), indent=1)
         found[root / "templates" / "catalog" / name] = f"<% set null = none %>\n<% set preset = {facts} %>\n"
-        described = yaml.dump(tiny(preset), Dumper=Plain, sort_keys=False, default_flow_style=None, width=100)
-        found[root / "templates" / "tiny" / f"{name}.yaml"] = TINY_HEADER + described
-        for path in list(found)[-2:]:
-            if re.search("<<|<#|#>|%>.*%>", found[path]) or found[path].count("<%") > 2:
-                raise CatalogError(f"presets/{name}.yaml: it contains a template tag: <<, <% or <#.")
+        described = yaml.dump(
+            tiny(preset), Dumper=Plain, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
+        )
+        # Raw, as tokenizers have tokens such as <</w>.
+        found[root / "templates" / "tiny" / f"{name}.yaml"] = f"<% raw %>{TINY_HEADER}{described}<% endraw %>\n"
+        if re.search("<<|<#|#>|%>.*%>", facts) or "<%" in facts or "<%" in described:
+            raise CatalogError(f"presets/{name}.yaml: it contains a template tag: <<, <% or <#.")
     context = root / "cookiecutter.json"
     found[context] = cookiecutter_json(context.read_text("utf-8"), presets, gpus)
     facts = found[root / "templates" / "catalog" / TOP[0]]

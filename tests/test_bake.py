@@ -47,6 +47,7 @@ MANIFEST = {
     "packages/cold_start/pipeline.py",
     "packages/cold_start/proof.py",
     "packages/cold_start/read_ahead.py",
+    "packages/cold_start/safety.py",
     "packages/cold_start/signatures.py",
     "packages/cold_start/warm_up.py",
     "packages/cold_start/weights.py",
@@ -60,7 +61,6 @@ MANIFEST = {
     "tests/test_bad_input.py",
     "tests/test_load.py",
     "tests/test_server.py",
-    "tests/test_stream.py",
     "tiny/make.py",
     "tiny/pipeline.yaml",
     "trial.py",
@@ -106,7 +106,8 @@ def test_what_is_not_rendered_is_copied_byte_for_byte(preset_project: tuple[str,
 
 def test_no_tag_is_left(preset_project: tuple[str, BakedProject]) -> None:
     for name in RENDERED:
-        text = (preset_project[1].path / name).read_text("utf-8")
+        # <</w> is a token of the tiny tokenizers.
+        text = (preset_project[1].path / name).read_text("utf-8").replace("<</w>", "")
         assert not re.search(r"<<|>>|<%|%>|<#|#>|cookiecutter", text), name
 
 

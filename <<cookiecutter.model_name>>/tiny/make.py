@@ -13,7 +13,6 @@ import torch
 import transformers
 import yaml
 from safetensors.torch import save_file
-from tokenizers.pre_tokenizers import ByteLevel
 
 HERE = Path(__file__).resolve().parent
 # A trained pipeline that paints flat shapes, in projects whose pipeline has the same shape.
@@ -37,15 +36,17 @@ def make(folder: Path, settings: Settings, tiny: Settings | None = None, trained
         raise ValueError(f"{HERE}/pipeline.yaml makes a {tiny['class_name']}, but config.yaml names {class_name}.")
     target = folder / "pipeline"
     target.mkdir(parents=True, exist_ok=True)
-    published = {**tiny["scheduler"], **(_demo_prediction() if trained else {})}
+    published = tiny["scheduler"]
+    if trained:
+        of_demo = json.loads((DEMO / "scheduler" / "scheduler_config.json").read_text())
+        published = {**published, "prediction_type": of_demo["prediction_type"]}
     elsewhere = {name: how for name, how in tiny.get("from_elsewhere", {}).items() if name in settings["components"]}
-    parts = _demo(target) if trained else _components(target, {**tiny["components"], **elsewhere})
+    parts = _demo(target) if trained else _components(target, {**tiny["components"], **elsewhere}, tiny["tokenizers"])
     scheduler = getattr(diffusers, published["_class_name"]).from_config(published)
     # Components that the real model_index.json has but load() leaves out: the tests check that it does.
     absent = {name: which for name, which in tiny["left_out"].items() if name in settings["load_kwargs"]}
-    pipeline = getattr(diffusers, class_name)(
-        **parts, scheduler=scheduler, **dict.fromkeys(absent), **tiny["model_index"]
-    )
+    parts = {**parts, "scheduler": scheduler, **dict.fromkeys(absent), **tiny["model_index"]}
+    pipeline = getattr(diffusers, class_name)(**parts)
     dtypes = _stored_dtypes(tiny["stored"], settings)
     for name, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module):
@@ -53,13 +54,14 @@ def make(folder: Path, settings: Settings, tiny: Settings | None = None, trained
     # Keep the tokenizers' files, which have the layout of the real repositories.
     tokenizers = {file: file.read_bytes() for file in target.glob("tokenizer*/*")}
     pipeline.save_pretrained(target, variant=settings["variant"], safe_serialization=True)
-    for name in _sharded(settings["weight_files"]["pipeline"]):
+    patterns = settings["weight_files"]["pipeline"]
+    # Those that the real repository has in two files and an index.
+    for name in {pattern.split("/")[0] for pattern in patterns if pattern.endswith("-of-00002.safetensors")}:
         shutil.rmtree(target / name)
         module = pipeline.components[name]
         module.save_pretrained(target / name, max_shard_size=int(0.6 * module.get_memory_footprint()))
-    for tokenizer in target.glob("tokenizer*"):
-        shutil.rmtree(tokenizer)
-        tokenizer.mkdir()
+    for file in target.glob("tokenizer*/*"):
+        file.unlink()
     for file, content in tokenizers.items():
         file.write_bytes(content)
     # Write all keys: save_pretrained drops those that the installed version does not know.
@@ -69,20 +71,23 @@ def make(folder: Path, settings: Settings, tiny: Settings | None = None, trained
     for name, part in settings["components"].items():
         layout = tiny["components"][name].get("layout", ())
         _move_component(folder, name, part, pipeline.components[name], layout)
-    for name in _left_out(settings):
+    fetched = {pattern.split("/")[0] for pattern in patterns}
+    for name in (name for name, value in settings["load_kwargs"].items() if value is None and name not in fetched):
         shutil.rmtree(target / name, ignore_errors=True)
     for lora in settings["loras"]:
         make_lora(folder, pipeline, lora["name"])
+    if settings["safety"]:
+        make_safety_checker(folder / settings["safety"])
 
 
-def _components(folder: Path, tiny: dict[str, Settings]) -> dict[str, Any]:
-    """Return random components, except the scheduler. Writes their tokenizers' files to folder."""
+def _components(folder: Path, tiny: dict[str, Settings], files: dict[str, Settings]) -> dict[str, Any]:
+    """Return random components, except the scheduler. files: of the tokenizers, by class; written to folder."""
     made: dict[str, Any] = {}
     for name, how in tiny.items():
-        config = {key: value for key, value in how.items() if key not in ("class", "init", "layout")}
-        if how["class"] in TOKENIZERS:
-            made[name] = TOKENIZERS[how["class"]](folder / name, config)
+        if how["class"] in files:
+            made[name] = _tokenizer(folder / name, how, files[how["class"]])
             continue
+        config = {key: value for key, value in how.items() if key not in ("class", "init", "layout")}
         # from_config keeps unknown keys, as it does for the real config.
         if hasattr(diffusers, how["class"]):
             made[name] = getattr(diffusers, how["class"]).from_config(config)
@@ -110,19 +115,11 @@ def _demo(folder: Path) -> dict[str, Any]:
     return {name: part for name, part in pipeline.components.items() if part is not None and name != "scheduler"}
 
 
-def _demo_prediction() -> Settings:
-    """Return the scheduler settings that the trained weights need. The others are as published."""
-    return {
-        "prediction_type": json.loads((DEMO / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
-    }
-
-
 def make_lora(folder: Path, pipeline: Any, lora: str) -> tuple[str, str, torch.Tensor]:
     """Write a LoRA of one layer. Returns the component, the layer, and its delta to the weight at scale 1."""
     name = "unet" if "unet" in pipeline.components else "transformer"
-    path, layer = next(
-        (path, part) for path, part in pipeline.components[name].named_modules() if path.endswith("to_q")
-    )
+    layers = pipeline.components[name].named_modules()
+    path, layer = next((path, layer) for path, layer in layers if path.endswith("to_q"))
     down, up = torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2)
     (folder / f"lora-{lora}").mkdir(exist_ok=True)
     keys = {f"{name}.{path}.lora_A.weight": down, f"{name}.{path}.lora_B.weight": up}
@@ -130,9 +127,17 @@ def make_lora(folder: Path, pipeline: Any, lora: str) -> tuple[str, str, torch.T
     return name, path, up @ down
 
 
-def _sharded(patterns: list[str]) -> set[str]:
-    """Return the components with sharded weights: two files and an index in the real repository."""
-    return {pattern.split("/")[0] for pattern in patterns if pattern.endswith("-of-00002.safetensors")}
+def make_safety_checker(folder: Path, threshold: float = 2.0) -> None:
+    """Write one that refuses images whose cosine with a concept is above the threshold: by default none."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+    vision = {**sizes, "image_size": 224, "patch_size": 32}
+    config = transformers.CLIPConfig(text_config=sizes, vision_config=vision, projection_dim=8)
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.data.fill_(threshold)
+    checker.save_pretrained(folder / "safety_checker", variant="fp16")
+    transformers.CLIPImageProcessor().save_pretrained(folder / "feature_extractor")
 
 
 def _stored_dtypes(stored: dict[str, str], settings: Settings) -> dict[str, torch.dtype]:
@@ -140,12 +145,6 @@ def _stored_dtypes(stored: dict[str, str], settings: Settings) -> dict[str, torc
     dtypes = {name: getattr(torch, dtype) for name, dtype in stored.items()}
     from_elsewhere = dtypes.pop("component_vae", None)
     return {**dtypes, "vae": from_elsewhere} if from_elsewhere and "vae" in settings["components"] else dtypes
-
-
-def _left_out(settings: dict[str, Any]) -> list[str]:
-    """Return the components that load_kwargs leaves out and whose files are not cached."""
-    fetched = {pattern.split("/")[0] for pattern in settings["weight_files"]["pipeline"]}
-    return [name for name, value in settings["load_kwargs"].items() if value is None and name not in fetched]
 
 
 def _move_component(folder: Path, name: str, part: Settings, module: torch.nn.Module, layout: Layout) -> None:
@@ -196,94 +195,15 @@ def _save_gguf(tensors: dict[str, torch.Tensor], path: Path) -> None:
     writer.close()
 
 
-def _clip_tokenizer(folder: Path, published: Settings) -> transformers.CLIPTokenizer:
-    """One token per character, in vocab.json and merges.txt like the real repositories."""
+def _tokenizer(folder: Path, how: Settings, files: Settings) -> Any:
+    """Write the files of a tokenizer to folder: a dictionary is JSON, bytes are a sentencepiece model. Return it."""
     folder.mkdir(exist_ok=True)
-    characters = [chr(code) for code in range(33, 127)]
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    tokens = [*characters, *(c + "</w>" for c in characters), start, end]
-    settings = {
-        "tokenizer_class": "CLIPTokenizer",
-        "bos_token": start,
-        "eos_token": end,
-        "unk_token": end,
-        "pad_token": end,
-        "model_max_length": 77,
-        **published,
-    }
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return transformers.CLIPTokenizer.from_pretrained(folder)
-
-
-def _t5_tokenizer(folder: Path, published: Settings) -> transformers.T5Tokenizer:
-    """A sentencepiece model without tokenizer.json, as in PixArt, so the test needs sentencepiece installed."""
-    import sentencepiece
-
-    folder.mkdir(exist_ok=True)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([chr(code) for code in range(33, 127)]),
-        model_writer=(model := (folder / "spiece.model").open("wb")),
-        vocab_size=98,
-        model_type="char",
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    model.close()
-    settings = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    more = {"extra_ids": 100, "model_max_length": 512, **published}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **more}))
-    return transformers.T5Tokenizer.from_pretrained(folder)
-
-
-# Words that the pipelines put around a prompt: as many tokens as in the real vocabulary, so that the same length of a
-# prompt is read. Qwen-Image's template is 34 tokens: prompt_template_encode_start_idx of its pipeline.
-QWEN_WORDS = (
-    "<|im_start|>|<|im_end|>|system|user|assistant|Describe| the| image| by| detailing| color| shape| size| texture|"
-    " quantity| text| spatial| relationships| of| objects| and| background"
-)
-
-
-def _qwen_tokenizer(folder: Path, published: Settings) -> transformers.Qwen2Tokenizer:
-    """One token per byte, plus the words that the pipelines add."""
-    vocabulary = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
-    vocabulary["<|endoftext|>"] = len(vocabulary)
-    words = re.findall(r"<\|\w+\|>|[^|]+", QWEN_WORDS)
-    tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=words, **published)
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "<|im_start|>assistant\n"
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def _gemma_tokenizer(folder: Path, published: Settings) -> transformers.GemmaTokenizer:
-    """One token per character, each also with a leading space, like most words of the real vocabulary."""
-    characters = [chr(code) for code in range(33, 127)]
-    special, octets = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], [f"<0x{octet:02X}>" for octet in range(256)]
-    tokens = [*special, *octets, "▁", *characters, *(f"▁{character}" for character in characters)]
-    tokenizer = transformers.GemmaTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=[("▁", character) for character in characters],
-        add_bos_token=True,
-        add_eos_token=False,
-        **published,
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-TOKENIZERS = {
-    "CLIPTokenizer": _clip_tokenizer,
-    "T5Tokenizer": _t5_tokenizer,
-    "Qwen2Tokenizer": _qwen_tokenizer,
-    "GemmaTokenizer": _gemma_tokenizer,
-}
+    published = {key: value for key, value in how.items() if key != "class"}
+    files = {**files, "tokenizer_config.json": {**files["tokenizer_config.json"], **published}}
+    for name, content in files.items():
+        text = json.dumps(content) if isinstance(content, dict) else content
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return getattr(transformers, how["class"]).from_pretrained(folder)
 
 
 if __name__ == "__main__":
