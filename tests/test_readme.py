@@ -24,11 +24,10 @@ def test_every_answer_is_documented() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_readmes_say_that_nothing_filters_the_images(bake: Callable[..., BakedProject], preset: str) -> None:
     emitted = (bake(preset=preset).path / "README.md").read_text("utf-8")
-    assert "safety checker" in emitted
-    left_out = "safety_checker" in CATALOG[preset]["load_kwargs"]
-    assert ("is left out: nothing filters" in emitted) == left_out
-    if left_out:
-        paragraph = (TEMPLATE / "docs" / "presets.md").read_text("utf-8").split("No preset filters its images")[1]
+    assert "nothing filters prompts or images" in emitted
+    assert ("must filter or review" in emitted) == (preset == "flux-dev")
+    if "safety_checker" in CATALOG[preset]["load_kwargs"]:
+        paragraph = (TEMPLATE / "docs" / "presets.md").read_text("utf-8").split("no preset filters its images")[1]
         assert f"`{preset}`" in paragraph.split("are left out")[0]
 
 

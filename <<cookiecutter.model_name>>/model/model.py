@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from cold_start import lean_imports, read_ahead
 from cold_start.phases import ColdStart, without_garbage_collection
 from cold_start.pipeline import read_pipeline
+from cold_start.safety import read_safety
 from cold_start.warm_up import warm_up
 from cold_start.weights import check_weights, wait_for_download
 from metrics import counted
@@ -26,6 +27,8 @@ from model.request import GeneratedImage, GenerationRequest, GenerationResponse,
 from pipeline_settings import ImageToImage, Inpaint, Settings, read_settings
 
 logger = logging.getLogger("uvicorn")
+
+UNSAFE = "The safety check refuses an image of this request: change the prompt or the seed."
 
 # At import, not in Model.__init__, because Truss takes /schema from the annotation of predict().
 SETTINGS = read_settings(Path(__file__).resolve().parent.parent / "config.yaml")
@@ -73,7 +76,8 @@ class Model:
             wait_for_download(self._lazy_data_resolver)
             check_weights(settings)
         with phase("read_weights"):
-            pipeline = read_pipeline(settings, "cuda" if torch.cuda.is_available() else "cpu")
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            pipeline, self._is_unsafe = read_pipeline(settings, device), read_safety(settings, device)
             self._loras = Loras(pipeline, settings)
         self._pipelines = {other: on_same_weights(pipeline, other) for other in (None, *settings.others)}
         self._scheduler = copy.deepcopy(pipeline.scheduler)
@@ -120,6 +124,8 @@ class Model:
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
             with self._loras.chosen(arguments.loras(settings, inputs)):
                 made = [self._generate(asked, seed, progress) for seed in seeds]
+            if any(map(self._is_unsafe, made)):
+                raise HTTPException(422, UNSAFE)
             return made, arguments.warnings(settings, inputs, self._pipelines[asked.other], asked), wait
 
         work_done = self._guard.submit(work)
@@ -131,23 +137,20 @@ class Model:
             files = []
             for image, seed in zip(made, seeds, strict=True):
                 text = arguments.described(settings, inputs, seed, sampler)
-                files.append(images.encode(image, inputs.output_format, inputs.quality, level, text))
+                file = images.encode(image, inputs.output_format, inputs.quality, level, text)
+                files.append(GeneratedImage(image=file, seed=seed))
             ended = time.perf_counter()
             seconds = {"wait": wait, "generate": generate, **progress.seconds, "encode": ended - started}
-            return GenerationResponse(
-                images=[GeneratedImage(image=file, seed=seed) for file, seed in zip(files, seeds, strict=True)],
-                content_type=f"image/{inputs.output_format}",
-                warnings=told,
-                timings=Timings(**seconds, cold_start=self._cold_start.first_answer(ended - began)),
-            )
+            timings = Timings(**seconds, cold_start=self._cold_start.first_answer(ended - began))
+            kind = f"image/{inputs.output_format}"
+            return GenerationResponse(images=files, content_type=kind, warnings=told, timings=timings)
 
         return answer
 
     def _usual_image(self, width: int, height: int) -> None:
         """Make an image that nobody gets: of few steps, without LoRAs."""
-        few = self._settings.limits.min_steps
-        request: Any = request_model(self._settings)
-        usual = request(prompt="warm up", num_inference_steps=few, width=width, height=height)
+        few, request = self._settings.limits.min_steps, request_model(self._settings)
+        usual = request(prompt="warm up", num_inference_steps=few, width=width, height=height)  # type: ignore[call-arg]
         self._generate(arguments.of_request(self._settings, usual), 0, Progress(threading.Event()))
 
     def _generate(self, asked: arguments.Asked, seed: int, progress: Progress) -> Any:

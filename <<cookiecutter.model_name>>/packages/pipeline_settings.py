@@ -102,9 +102,7 @@ class Settings(Strict):
     cpu_dtype: Dtype = Field(description="dtype without a GPU, where half precision takes minutes per step.")
     warm_up: bool = Field(description="true: load() ends with an image, so that no request waits for kernels.")
     warm_up_sizes: list[Size] = Field(description="[width, height] of each warm-up image. []: the default size.")
-    compile: Literal["regional"] | None = Field(
-        description="torch.compile for repeated blocks: docs/tuning.md has its cost."
-    )
+    compile: Literal["regional"] | None = Field(description="torch.compile for repeated blocks: docs/tuning.md.")
     png_compress_level: int = Field(ge=0, le=9, description="1 is quickest, 9 smallest, 0 does not compress.")
     embed_metadata: bool = Field(description="true: files hold their prompt and settings, and the mark of AI images.")
     check_hashes: bool = Field(description="true: load() reads each byte of model_cache, a second for 1.8 GB.")
@@ -116,6 +114,7 @@ class Settings(Strict):
     step_callback: Literal["callback_on_step_end", "callback"] = Field(description="What it calls after each step.")
     negative_prompt: bool = Field(description="false: it runs without guidance, so it cannot use one.")
     prompt_tokens: PromptTokens = Field(description="How much of a prompt the model reads.")
+    safety: Name | None = Field(description="Folder with safety_checker/ and feature_extractor/. null: none is asked.")
     loras: list[Lora] = Field(description="Each is one safetensors file, cached in the folder lora-NAME.")
     defaults: Defaults = Field(description="Values of fields that a request leaves out.")
     limits: Limits = Field(description="Bounds of requests. Others get a 400, or a 413 if they are too large.")
@@ -157,7 +156,7 @@ class Settings(Strict):
         for lora in self.loras:
             if not lora.fused and abs(lora.scale) > limits.lora_scale:
                 raise ValueError(f"the scale of {lora.name} is {lora.scale}, beyond limits.lora_scale: change one")
-        for name in ("pipeline", *self.components, *folders):
+        for name in ("pipeline", *self.components, *folders, *filter(None, [self.safety])):
             if name not in self.weight_files:
                 raise ValueError(f"weight_files lacks {name}: list the files that are cached for it")
         least, most, multiple = limits.min_size, limits.max_size, limits.size_multiple

@@ -84,7 +84,6 @@ def _read_models(settings: Settings, dtype: Any, device: str) -> dict[str, Any]:
 def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, device: str) -> Any:
     import diffusers
     import transformers
-    from safetensors import SafetensorError
 
     part, pipeline = settings.components.get(name), Path(settings.weights_dir) / "pipeline"
     folder = pipeline.parent / name if part else pipeline / name
@@ -94,22 +93,28 @@ def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, dev
     options = {"dtype": dtype, "local_files_only": True}
     class_ = named(library, part.class_name if part else entry[1], f"components.{name}")
     if part and part.file and not hasattr(class_, "from_single_file"):
-        raise SettingsError(
-            f"config.yaml, components.{name}: a {class_.__name__} is read from a folder: use file: null."
-        )
+        kind = class_.__name__
+        raise SettingsError(f"config.yaml, components.{name}: a {kind} is read from a folder: use file: null.")
     if part and part.file and part.file.endswith(".gguf"):
         # The tensors stay packed, and each layer unpacks its own in each step.
         options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+    if part and part.file:
+        # device, as from_single_file ignores device_map.
+        config = {"config": str(pipeline), "subfolder": name, "device": device}
+        return read_weights(name, class_, folder / part.file, **config, **options)
+    return read_weights(name, class_, folder, settings.variant, device_map=device, **options)
+
+
+def read_weights(name: str, class_: Any, path: Path, variant: str | None = None, **options: Any) -> Any:
+    """Return the model in a folder, or in a file. Raises WeightsError unless it has every tensor."""
+    from safetensors import SafetensorError
+
+    folder = path if path.is_dir() else path.parent
     try:
-        if part and part.file:
-            # device, as from_single_file ignores device_map.
-            return class_.from_single_file(
-                str(folder / part.file), config=str(pipeline), subfolder=name, device=device, **options
-            )
-        options |= {"variant": settings.variant if any(folder.glob(f"*.{settings.variant}*")) else None}
-        model, report = class_.from_pretrained(
-            folder, use_safetensors=True, device_map=device, output_loading_info=True, **options
-        )
+        if path != folder:
+            return class_.from_single_file(str(path), **options)
+        options |= {"variant": variant if any(folder.glob(f"*.{variant}*")) else None}
+        model, report = class_.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
     except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         # A tensor in no file: torch cannot move it, and from_single_file cannot find it.
         missing = isinstance(error, NotImplementedError | LookupError)
