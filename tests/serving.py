@@ -50,6 +50,7 @@ class Serving:
 
     local_server: ModuleType
     app: Path
+    weights: Path
 
     def copy(self, folder: Path, predict_concurrency: int = 1, faulty: bool = False, **pipeline: Any) -> Path:
         """Return a copy of the app. pipeline: what to change in model_metadata.pipeline."""
@@ -88,11 +89,7 @@ class Serving:
 
 @pytest.fixture(scope="session")
 def serving(bake: Callable[..., BakedProject], tmp_path_factory: pytest.TempPathFactory) -> Serving:
-    return lay_out(bake(preset="sd15").path, tmp_path_factory.mktemp("serving"))
-
-
-def lay_out(project: Path, folder: Path) -> Serving:
-    """Make the tiny weights and the app of the project in folder."""
+    project, folder = bake(preset="sd15").path, tmp_path_factory.mktemp("serving")
     spec = importlib.util.spec_from_file_location("emitted_local_server", project / "local_server.py")
     local_server = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(local_server)
@@ -101,4 +98,4 @@ def lay_out(project: Path, folder: Path) -> Serving:
     weights = local_server.find_weights("tiny", folder)
     app = folder / "app"
     local_server.build_app(app, weights)
-    return Serving(local_server, app)
+    return Serving(local_server, app, weights)

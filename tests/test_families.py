@@ -5,7 +5,6 @@ import json
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ import httpx
 import jsonschema
 import pytest
 import yaml
-from conftest import ALL, CATALOG, FACTS, BakedProject
+from conftest import ALL, CATALOG, FACTS, PROJECT, render_config
 from generated_requests import SENTENCES, bodies
 from hypothesis import HealthCheck, given, settings
 from platforms import PROJECT_PYTHON
-from serving import PREDICT, READY, Server, lay_out
+from serving import PREDICT, READY, Server, Serving
+
+from catalog.written import tiny
 
 # One preset of each family.
 TESTED = sorted({facts.tested for facts in FACTS.values() if ALL or not facts.alike})
@@ -32,21 +33,52 @@ images = json.load(open(sys.argv[1]))
 bands = [Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB").getextrema() for image in images]
 print(json.dumps([place for place, found in enumerate(bands) if all(low == high for low, high in found)]))
 """
+MAKE = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+import make, yaml
+
+for preset, asked in yaml.safe_load(Path(sys.argv[2], "asked.yaml").read_text()).items():
+    make.make(Path(sys.argv[2], preset), **asked)
+"""
 pytestmark = pytest.mark.skipif(
     PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
 )
 
 
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Return the block model_metadata.pipeline of each, on its tiny weights: one process makes them all."""
+    folder = tmp_path_factory.mktemp("families")
+    blocks: dict[str, dict[str, Any]] = {}
+    for preset in TESTED:
+        block = render_config(preset=preset).model_metadata["pipeline"]
+        block |= {"weights_dir": str(folder / preset), "cpu_dtype": block["dtype"]}
+        blocks[preset] = with_loras(block) if CATALOG[preset]["takes_lora"] else block
+    asked = {preset: {"settings": block, "tiny": tiny(FACTS[preset])} for preset, block in blocks.items()}
+    (folder / "asked.yaml").write_text(yaml.safe_dump(asked, sort_keys=False), "utf-8")
+    command = [PROJECT_PYTHON, "-c", MAKE, str(PROJECT / "tiny"), str(folder)]
+    made = subprocess.run(command, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return blocks
+
+
+def with_loras(block: dict[str, Any]) -> dict[str, Any]:
+    """Name two LoRAs that a request can choose, and one that is in the weights. The tiny pipeline brings them."""
+    names = ("ink", "oil", "warm")
+    loras = [{"name": name, "scale": 0.5, "fused": name == "warm"} for name in names]
+    files = {f"lora-{name}": ["pytorch_lora_weights.safetensors"] for name in names}
+    return {**block, "loras": [*block["loras"], *loras], "weight_files": {**block["weight_files"], **files}}
+
+
 # One test for each, with all that needs its server: to start one takes longer than a hundred requests.
 @pytest.mark.parametrize("preset", TESTED)
-def test_a_family_in_half_precision(bake: Callable[..., BakedProject], tmp_path: Path, preset: str) -> None:
-    project = bake(preset=preset).path
-    if CATALOG[preset]["takes_lora"]:
-        add_loras(project / "config.yaml")
-    serving = lay_out(project, tmp_path)
-    folder = tmp_path / "half"
-    folder.mkdir()
-    with serving.start(serving.copy(folder, cpu_dtype=CATALOG[preset]["dtype"])) as server:
+def test_a_family_in_half_precision(
+    families: dict[str, dict[str, Any]], serving: Serving, tmp_path: Path, preset: str
+) -> None:
+    with serving.start(serving.copy(tmp_path, **families[preset])) as server:
         family = Family(server, preset)
         first = family.text()
         family.loras(first)
@@ -57,16 +89,6 @@ def test_a_family_in_half_precision(bake: Callable[..., BakedProject], tmp_path:
         assert family.text() == first
         constant = of_one_color(tmp_path, [image for _, image in family.images])
         assert not constant, [family.images[place][0] for place in constant]
-
-
-def add_loras(config: Path) -> None:
-    """Name two LoRAs that a request can choose, and one that is in the weights. The tiny pipeline brings them."""
-    text = yaml.safe_load(config.read_text("utf-8"))
-    pipeline = text["model_metadata"]["pipeline"]
-    for name in ("ink", "oil", "warm"):
-        pipeline["loras"].append({"name": name, "scale": 0.5, "fused": name == "warm"})
-        pipeline["weight_files"][f"lora-{name}"] = ["pytorch_lora_weights.safetensors"]
-    config.write_text(yaml.safe_dump(text), "utf-8")
 
 
 class Family:
