@@ -11,6 +11,7 @@ from typing import Any
 
 import local_server
 import trial
+from pipeline_settings import SettingsError
 
 # The files that the server reads. Truss pushes the rest of the folder too, but the image does not have it.
 NEEDED = re.compile(r"config\.yaml|(model|data|packages)/.*")
@@ -119,7 +120,7 @@ def main() -> None:
     try:
         config = local_server.read_config()
         local_server.check_with_truss(config)
-    except local_server.ConfigError as error:
+    except SettingsError as error:
         sys.exit(str(error))
     files = local_server.pushed_files()
     if problems := link_problems(files):

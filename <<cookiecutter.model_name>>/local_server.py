@@ -6,8 +6,6 @@ lays them out as the image does, points a copy of config.yaml at local weights, 
 
 import argparse
 import base64
-import difflib
-import importlib.util
 import json
 import os
 import re
@@ -19,15 +17,23 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 PROJECT = Path(__file__).resolve().parent
+sys.path += [str(PROJECT), str(PROJECT / "packages")]
+
+from pipeline_settings import SettingsError, did_you_mean, read_settings  # noqa: E402
+
 REAL_WEIGHTS = PROJECT / ".weights"
 # A small trained pipeline with its example request, in projects whose pipeline has the same shape.
 DEMO = PROJECT / "tiny" / "demo"
+# Ignores HTTP_PROXY and similar variables.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 PREDICT = "/v1/models/model:predict"
 READY = "/v1/models/model/loaded"
 # How load() ends if config.yaml or the weights are wrong, in a line of JSON.
@@ -50,42 +56,28 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-class ConfigError(ValueError):
-    """config.yaml is wrong: one sentence that names the key."""
-
-
 def read_config() -> dict[str, Any]:
-    """Return this project's config.yaml. Raises ConfigError. Every command reads it through this function."""
-    # Import by path: this module may itself be imported from elsewhere.
-    spec = importlib.util.spec_from_file_location("settings", PROJECT / "packages" / "pipeline_settings.py")
-    assert spec is not None and spec.loader is not None
-    settings = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(settings)
-    try:
-        settings.read_settings(PROJECT / "config.yaml")
-    except settings.SettingsError as error:
-        raise ConfigError(str(error)) from error
+    """Return this project's config.yaml. Raises SettingsError. Every command reads it through this function."""
+    read_settings(PROJECT / "config.yaml")
     return dict(yaml.safe_load((PROJECT / "config.yaml").read_text("utf-8")))
 
 
 def check_with_truss(config: dict[str, Any]) -> None:
-    """Raise ConfigError if Truss would refuse the config."""
+    """Raise SettingsError if Truss would refuse the config."""
     import pydantic
     from truss.base.truss_config import TrussConfig
 
-    unknown = [key for key in config if key not in TrussConfig.model_fields]
-    if unknown:
-        near = difflib.get_close_matches(str(unknown[0]), TrussConfig.model_fields, n=1)
-        hint = f"did you mean {near[0]}?" if near else "remove it."
-        raise ConfigError(f"config.yaml: Truss has no key {unknown[0]}: {hint}")
+    for unknown in (key for key in config if key not in TrussConfig.model_fields):
+        hint = did_you_mean(unknown, list(TrussConfig.model_fields))
+        raise SettingsError(f"config.yaml: Truss has no key {unknown}{hint}")
     try:
         TrussConfig.from_dict(config).validate_forbid_extra()
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"config.yaml: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise SettingsError(f"config.yaml: {where}: {first['msg'].removeprefix('Value error, ')}") from error
     except ValueError as error:
-        raise ConfigError(f"config.yaml: {error}") from error
+        raise SettingsError(f"config.yaml: {error}") from error
 
 
 def pushed_files() -> list[Path]:
@@ -97,7 +89,7 @@ def pushed_files() -> list[Path]:
 
 
 def build_context(target: Path) -> None:
-    """Write the image's build context to target. Raises ConfigError if Truss refuses the project.
+    """Write the image's build context to target. Raises SettingsError if Truss refuses the project.
 
     Truss gets a copy of the config without model_cache, for which it would ask the Hub.
     """
@@ -115,7 +107,7 @@ def build_context(target: Path) -> None:
         command = [str(truss), "image", "build-context", "--non-interactive", str(target), str(copy)]
         built = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if built.returncode:
-        raise ConfigError(f"Truss cannot build this project: {built.stdout.strip()}")
+        raise SettingsError(f"Truss cannot build this project: {built.stdout.strip()}")
 
 
 def build_app(app: Path, weights: Path, defaults: dict[str, Any] | None = None) -> None:
@@ -132,22 +124,16 @@ def build_app(app: Path, weights: Path, defaults: dict[str, Any] | None = None) 
     config = yaml.safe_load((app / "context" / "config.yaml").read_text("utf-8"))
     pipeline = config["model_metadata"]["pipeline"]
     pipeline["weights_dir"] = str(weights.resolve())
-    if defaults:  # nobody trained LoRAs for those weights
-        pipeline["loras"] = []
+    if defaults:  # nobody trained LoRAs for those weights, and they draw shapes
+        pipeline |= {"loras": [], "safety": None}
         pipeline["weight_files"] = {k: v for k, v in pipeline["weight_files"].items() if not k.startswith("lora-")}
+    limits = pipeline["limits"]
+    bounds = {"num_inference_steps": (limits["min_steps"], limits["max_steps"])}
+    bounds["guidance_scale"] = (0.0, limits["guidance_scale"])
     for name, value in (defaults or {}).items():
-        pipeline["defaults"][name] = _within(pipeline["limits"], name, value)
+        low, high = bounds.get(name, (limits["min_size"], limits["max_size"]))
+        pipeline["defaults"][name] = min(max(value, low), high)
     (app / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
-
-
-def _within(limits: dict[str, Any], name: str, value: float) -> float:
-    bounds: dict[str, tuple[float, float]] = {
-        "num_inference_steps": (limits["min_steps"], limits["max_steps"]),
-        "guidance_scale": (0.0, limits["guidance_scale"]),
-    }
-    size: tuple[float, float] = (limits["min_size"], limits["max_size"])
-    low, high = bounds.get(name, size)
-    return min(max(value, low), high)
 
 
 def start(app: Path, port: int, host: str = "127.0.0.1", **options: Any) -> subprocess.Popen[bytes]:
@@ -163,28 +149,16 @@ def start(app: Path, port: int, host: str = "127.0.0.1", **options: Any) -> subp
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, timeout: float = 600) -> None:
     """Return when load() is done. Raises RuntimeError if the server ends, TimeoutError after timeout seconds."""
-    import requests
-
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError("The server stopped before it was ready: see its log above.")
         try:
-            if local_session().get(url + READY, timeout=5).ok:
-                return
-        except requests.RequestException:
-            pass
-        time.sleep(0.1)
+            OPENER.open(url + READY, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.1)
     raise TimeoutError(f"The server was not ready after {timeout:.0f} s.")
-
-
-def local_session() -> Any:
-    """Return a requests.Session that ignores HTTP_PROXY and similar variables."""
-    import requests
-
-    session = requests.Session()
-    session.trust_env = False
-    return session
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -232,11 +206,9 @@ def download_weights() -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     for repo in cached_repos():
-        folder = REAL_WEIGHTS / repo["folder"]
         try:
-            snapshot_download(
-                repo["repo_id"], revision=repo["revision"], allow_patterns=repo["allow_patterns"], local_dir=folder
-            )
+            pins = {key: repo[key] for key in ("repo_id", "revision", "allow_patterns")}
+            snapshot_download(**pins, local_dir=REAL_WEIGHTS / repo["folder"])
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
             sys.exit(
                 f"{repo['repo_id']} cannot be downloaded: check the network, and for a private or gated repository "
@@ -250,8 +222,7 @@ def demo_request() -> dict[str, Any] | None:
     if not DEMO.is_dir():
         return None
     pipeline = read_config()["model_metadata"]["pipeline"]
-    fits = json.loads((DEMO / "model_index.json").read_text("utf-8"))["_class_name"] == pipeline["class_name"]
-    if not fits:
+    if json.loads((DEMO / "model_index.json").read_text("utf-8"))["_class_name"] != pipeline["class_name"]:
         return None
     if pipeline["loras"]:
         print("The demo's weights are served without the LoRAs of config.yaml, which were not made for them.")
@@ -276,10 +247,10 @@ def find_weights(choice: str, temporary: Path, trained: bool = False) -> Path:
 
 def save_first_image(url: str, example: dict[str, Any], output: Path) -> None:
     """Send example, write the PNG, and print the phases of the cold start."""
-    response = local_session().post(url + PREDICT, json=example, timeout=3600)
-    if not response.ok:
-        sys.exit(f"The server answered {response.status_code}: {response.text}")
-    answer = response.json()
+    try:
+        answer = json.load(OPENER.open(url + PREDICT, json.dumps(example).encode(), timeout=3600))
+    except urllib.error.HTTPError as error:
+        sys.exit(f"The server answered {error.code}: {error.read().decode()}")
     output.write_bytes(base64.b64decode(answer["images"][0]["image"]))
     print(f"\nImage: {output}: {example['prompt']} (seed {answer['images'][0]['seed']})\nCold start, in seconds:")
     for name, seconds in answer["timings"]["cold_start"].items():
@@ -287,11 +258,8 @@ def save_first_image(url: str, example: dict[str, Any], output: Path) -> None:
 
 
 def print_fields() -> None:
-    """Print each field of a request: type, bounds, default and description, as /schema has them. Raises ConfigError."""
-    read_config()
-    sys.path += [str(PROJECT), str(PROJECT / "packages")]
+    """Print each field of a request: type, bounds, default and description. Raises SettingsError."""
     from model.request import request_model
-    from pipeline_settings import read_settings
 
     shown = ("type", "enum", "minimum", "exclusiveMinimum", "maximum", "multipleOf", "maxLength", "maxItems", "default")
     schema = request_model(read_settings(PROJECT / "config.yaml")).model_json_schema()
@@ -304,24 +272,16 @@ def print_fields() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Return the arguments. Exits with 2 if they are wrong."""
-    parser = argparse.ArgumentParser(description="Serve this Truss locally.")
-    parser.add_argument(
-        "--weights",
-        default="demo",
-        metavar="demo|tiny|real|DIR",
-        help="demo: small trained weights that paint flat shapes, or tiny if this family has none. tiny: random "
-        "weights of the same family. real: download the weights at the commits in config.yaml. DIR: a folder laid out "
-        "like .weights. Default: demo.",
-    )
-    parser.add_argument("--port", type=int, default=8000, help="0 picks a free port. Default: 8000.")
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="Address to listen on. With 0.0.0.0, anybody who reaches this machine can use the server and reload its "
-        "code. Default: 127.0.0.1.",
-    )
+    shown = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description="Serve this Truss locally.", formatter_class=shown)
+    weights = "demo: trained, paints flat shapes (SDXL's family; others: tiny). tiny: random. real: downloaded at the "
+    weights += "commits in config.yaml. DIR: a folder laid out like .weights."
+    parser.add_argument("--weights", default="demo", metavar="demo|tiny|real|DIR", help=weights)
+    parser.add_argument("--port", type=int, default=8000, help="0 picks a free one.")
+    host = "Address to listen on. With 0.0.0.0, anybody who reaches it can use the server and reload its code."
+    parser.add_argument("--host", default="127.0.0.1", help=host)
     parser.add_argument("--prompt", help='Generate one image, show the cold start, and stop. "" uses an example.')
-    parser.add_argument("--output", type=Path, default=Path("image.png"), help="File for --prompt. Default: image.png.")
+    parser.add_argument("--output", type=Path, default=Path("image.png"), help="File for --prompt.")
     parser.add_argument("--context", type=Path, help="Only write the image's build context to this folder.")
     parser.add_argument("--fields", action="store_true", help="Only list the fields of a request.")
     arguments = parser.parse_args()
@@ -343,12 +303,12 @@ def main() -> None:
             serve(arguments)
     except KeyboardInterrupt:
         pass
-    except (ConfigError, RuntimeError, TimeoutError) as error:
+    except (SettingsError, RuntimeError, TimeoutError) as error:
         sys.exit(str(error))
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Build the app, and run the server until it stops. Raises ConfigError, RuntimeError or TimeoutError."""
+    """Build the app, and run the server until it stops. Raises SettingsError, RuntimeError or TimeoutError."""
     # Let SIGTERM run the finally below, which stops the server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     host, port = arguments.host, arguments.port or free_port()

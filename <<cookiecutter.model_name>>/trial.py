@@ -1,17 +1,11 @@
 """Tries config.yaml on tiny random weights: calls each pipeline once, and checks that each setting has an effect."""
 
-import base64
-import importlib.util
 import inspect
-import io
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parent
-TINY = PROJECT / "tiny" / "make.py"
 STEPS = 8
 # The kinds of requests, as parts of a sentence.
 TEXT, IMAGE, MASK = "without an image", "with an image", "with a mask"
@@ -22,25 +16,19 @@ def problems(block: dict[str, Any]) -> list[str]:
 
     block: model_metadata.pipeline of config.yaml. Raises ValueError if its class_name has no tiny weights.
     """
-    for folder in (PROJECT, PROJECT / "packages"):
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
     from cold_start.weights import WeightsError
     from pipeline_settings import Settings, SettingsError
+    from tiny import make as tiny
 
-    spec = importlib.util.spec_from_file_location("tiny_pipeline", TINY)
-    assert spec is not None and spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
     # Leave out LoRAs, which fit only the real weights, and what needs a GPU or time. Eight steps show every setting.
-    plain: dict[str, Any] = {"loras": [], "cpu_dtype": "float32"}
+    plain: dict[str, Any] = {"loras": [], "safety": None, "cpu_dtype": "float32"}
     plain |= {"warm_up": False, "warm_up_sizes": [], "compile": None}
     steps = max(block["limits"]["min_steps"], min(block["defaults"]["num_inference_steps"], STEPS))
     plain["defaults"] = {**block["defaults"], "num_inference_steps": steps}
     with tempfile.TemporaryDirectory() as weights:
         try:
             settings = Settings.model_validate({**block, **plain, "weights_dir": weights})
-            tiny.make(Path(weights), {**block, "loras": []})
+            tiny.make(Path(weights), {**block, **plain})
             trial = Trial(settings)
         except (SettingsError, WeightsError) as error:
             return [str(error)]
@@ -51,9 +39,13 @@ class Trial:
     """Loads the pipelines of settings from existing weights. Raises SettingsError or WeightsError like load()."""
 
     def __init__(self, settings: Any) -> None:
+        from PIL import Image
+
+        from model import images
+
         self.settings = settings
         self.pipelines = _pipelines(settings)
-        image, mask = _file("RGB", "orange"), _file("L", 255)
+        image, mask = (images.encode(Image.new("RGB", (64, 64), color), "png", 90, 1) for color in ("orange", "white"))
         self.bodies: dict[str, dict[str, Any]] = {TEXT: {}}
         if settings.image_to_image or settings.reference_images:
             self.bodies[IMAGE] = {"image": image}
@@ -150,11 +142,3 @@ def _pipelines(settings: Any) -> dict[Any, Any]:
 def _without(settings: Any, key: str, name: str) -> Any:
     left = {other: value for other, value in getattr(settings, key).items() if other != name}
     return settings.model_copy(update={key: left})
-
-
-def _file(mode: str, color: Any) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.new(mode, (64, 64), color).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -105,7 +105,7 @@ def load(weights: Path, count: int, images: int) -> None:
     read = time.perf_counter()
     loras = Loras(pipeline, settings)
     proved = time.perf_counter()
-    names = [f"lora-style-{number}" for number in range(count)]
+    names = [f"style-{number}" for number in range(count)]
 
     def choose(name: str) -> float:
         """Return the seconds that a choice takes, in and out, of the time of a request."""

@@ -5,6 +5,7 @@ import http.client
 import json
 import random
 import re
+import shutil
 import signal
 import socket
 import time
@@ -236,6 +237,19 @@ def test_the_server_is_ready_when_load_is_done_and_not_before(serving: Serving, 
         server.wait_for_log("Completed model.load()")
         serving.local_server.wait_until_ready(server.process, str(server.http.base_url))
         assert server.ready() == 200
+
+
+def test_the_server_stops_with_a_sentence_when_a_weight_file_is_missing(serving: Serving, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(serving.weights, weights)
+    file = min(weights.glob("*/*/*.safetensors"))
+    file.unlink()
+    with serving.start(serving.copy(tmp_path, weights_dir=str(weights)), wait=False) as server:
+        server.process.wait(timeout=300)
+        said = serving.local_server.SENTENCE.findall(server.log.read_text())
+    # A pattern such as transformer/* does not say that it needs weights: then the library that reads them does.
+    assert file.parent.name in said[-1]
+    assert re.search("is missing from|cannot be read from", said[-1])
 
 
 def statuses_until_the_end(server: Server) -> set[int]:

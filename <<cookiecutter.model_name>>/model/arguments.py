@@ -88,10 +88,9 @@ def of_image(settings: Settings, seed: int, steps: int, stepped: Callable[[int],
 
 
 def loras(settings: Settings, request: GenerationRequest) -> dict[str, float]:
-    """Return the scale of each LoRA that the request chooses, by its folder: see Loras.chosen()."""
-    known = {lora.name: lora for lora in settings.loras}
-    chosen = [(known[each.name], each.scale) for each in request.loras]
-    return {lora.folder: lora.scale if scale is None else scale for lora, scale in chosen}
+    """Return the scale of each LoRA that the request chooses, by its name: see Loras.chosen()."""
+    usual = {lora.name: lora.scale for lora in settings.loras}
+    return {each.name: usual[each.name] if each.scale is None else each.scale for each in request.loras}
 
 
 def warnings(settings: Settings, request: GenerationRequest, pipeline: Any, asked: Asked) -> list[str]:
@@ -108,7 +107,7 @@ def warnings(settings: Settings, request: GenerationRequest, pipeline: Any, aske
     # Where there are negative prompts, guidance is the second of two calls.
     off = settings.negative_prompt and not getattr(pipeline, "do_classifier_free_guidance", False)
     without = off and 0 < request.guidance_scale < 1
-    silent = ", ".join(name.removeprefix("lora-") for name, scale in loras(settings, request).items() if scale == 0)
+    silent = ", ".join(name for name, scale in loras(settings, request).items() if scale == 0)
     share = min(cropped, 0.99)
     rules = {
         # As width and height are multiples, a little always is.
@@ -135,7 +134,7 @@ def described(settings: Settings, request: GenerationRequest, seed: int, sampler
     """Return what the image's file says, as AUTOMATIC1111's web UI writes it and many tools read it. None: nothing."""
     if not settings.embed_metadata:
         return None
-    chosen = ", ".join(f"{name.removeprefix('lora-')}: {scale}" for name, scale in loras(settings, request).items())
+    chosen = ", ".join(f"{name}: {scale}" for name, scale in loras(settings, request).items())
     said = {"Steps": request.num_inference_steps, "Sampler": sampler, "CFG scale": request.guidance_scale, "Seed": seed}
     said |= {"Size": f"{request.width}x{request.height}", "Denoising strength": request.strength}
     said |= {"LoRAs": json.dumps(chosen) if chosen else None}

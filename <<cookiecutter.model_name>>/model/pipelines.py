@@ -41,25 +41,25 @@ class Loras:
     def __init__(self, pipeline: Any, settings: Settings) -> None:
         """Prove that each file fits the pipeline. Raises WeightsError."""
         folder = Path(settings.weights_dir)
-        self._read = {lora.folder: prove(pipeline, folder, lora) for lora in settings.loras if not lora.fused}
+        self._read = {lora.name: prove(pipeline, folder, lora) for lora in settings.loras if not lora.fused}
         self._most = settings.limits.loras_in_memory
         # The one that was used last stands last.
         self._ready = OrderedDict[str, list[Pair]]()
 
     @contextlib.contextmanager
     def chosen(self, scales: dict[str, float]) -> Iterator[None]:
-        """Give the LoRAs of these folders an effect in this block, each at its scale."""
+        """Give the LoRAs of these names an effect in this block, each at its scale."""
         beside: dict[Any, list[Any]] = {}
-        for folder in scales.keys() & self._ready.keys():
-            self._ready.move_to_end(folder)
+        for name in scales.keys() & self._ready.keys():
+            self._ready.move_to_end(name)
         # In one order, so that the sum is the same to the last bit.
-        for folder in sorted(scales):
-            if folder not in self._ready:
+        for name in sorted(scales):
+            if name not in self._ready:
                 while len(self._ready) >= self._most:
                     self._ready.popitem(last=False)
-                self._ready[folder] = self._read[folder]()
-            for layer, *pair, factor in self._ready[folder]:
-                beside.setdefault(layer, []).append((*pair, factor * scales[folder]))
+                self._ready[name] = self._read[name]()
+            for layer, *pair, factor in self._ready[name]:
+                beside.setdefault(layer, []).append((*pair, factor * scales[name]))
         try:
             for layer, pairs in beside.items():
                 # On the instance, and no hook: compiled code takes no notice of one that comes later.

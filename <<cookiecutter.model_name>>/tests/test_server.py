@@ -4,11 +4,15 @@ import base64
 import io
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import requests
 from conftest import Server
 from PIL import Image
+
+import local_server
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
@@ -38,11 +42,7 @@ def test_the_first_answer_the_log_and_the_metrics_tell_the_cold_start(
     lines = [line for line in server.log.read_text().splitlines() if "cold_start" in line]
     assert "first_image" not in lines[0]
     assert "first_image" in lines[-1]
-
-
-def test_ready(server: Server) -> None:
-    assert server.get("/v1/models/model").status_code == 200
-    assert server.get("/v1/models/model/loaded").status_code == 200
+    assert server.get("/v1/models/model").status_code == server.get("/v1/models/model/loaded").status_code == 200
 
 
 def test_schema_holds_the_bounds_of_the_config(server: Server, pipeline: dict[str, Any]) -> None:
@@ -53,17 +53,14 @@ def test_schema_holds_the_bounds_of_the_config(server: Server, pipeline: dict[st
     assert schema["input_schema"]["additionalProperties"] is False
     assert fields["num_inference_steps"]["maximum"] == limits["max_steps"]
     assert fields["width"]["maximum"] == fields["height"]["maximum"] == limits["max_size"]
-    shown = {name: value for name, value in defaults.items() if name in fields and name != "strength"}
-    assert {name: fields[name]["default"] for name in shown} == shown
-    assert set(defaults) - set(shown) <= {"strength", "guidance_scale"}
+    assert all(fields[name]["default"] == defaults[name] for name in ("num_inference_steps", "width", "height"))
     # The schema leaves out fields that the model cannot use.
-    assert ("negative_prompt" in fields) == pipeline["negative_prompt"]
-    assert ("image" in fields) == bool(pipeline["image_to_image"] or pipeline["reference_images"])
-    assert {name in fields for name in ("mask", "mask_blur", "mask_padding")} == {pipeline["inpaint"] is not None}
-    assert ("loras" in fields) == any(not lora["fused"] for lora in pipeline["loras"])
-    if "strength" in fields:
-        assert str(defaults["strength"]) in fields["strength"]["description"]
+    image = bool(pipeline["image_to_image"] or pipeline["reference_images"])
+    usable = {"image": image, "mask": pipeline["inpaint"] is not None, "negative_prompt": pipeline["negative_prompt"]}
+    usable["loras"] = any(not lora["fused"] for lora in pipeline["loras"])
+    assert {name: name in fields for name in usable} == usable
     assert set(schema["output_schema"]["properties"]) == {"images", "content_type", "warnings", "timings"}
+    assert schema["supports_streaming"] is True
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
@@ -76,120 +73,78 @@ def test_image_has_the_size_and_format_that_were_asked(
     assert image.format == FORMATS[output_format]
     assert image.size == (128, 64)
     assert image.convert("L").getextrema()[0] < image.convert("L").getextrema()[1], "the image is constant"
+    low = generate(server, {**small, "width": 128, "output_format": output_format, "quality": 5})
+    assert (len(low["images"][0]["image"]) < len(answer["images"][0]["image"])) is (output_format != "png")
+    assert bool(low["warnings"]) is (output_format == "png")
 
 
-def test_quality_changes_the_size_of_a_jpeg(server: Server, small: dict[str, Any]) -> None:
-    low, high = (
-        generate(server, {**small, "output_format": "jpeg", "quality": quality})["images"][0]["image"]
-        for quality in (5, 95)
-    )
-    assert len(low) < len(high)
-
-
-@pytest.mark.parametrize("seed", [0, 2**32 - 1])
-def test_the_same_seed_makes_the_same_image(server: Server, small: dict[str, Any], seed: int) -> None:
-    body = {**small, "seed": seed}
-    first, again = generate(server, body)["images"], generate(server, body)["images"]
-    other = generate(server, {**body, "seed": 77})["images"]
-    assert first == again
-    assert first[0]["seed"] == seed
-    assert first[0]["image"] != other[0]["image"]
-
-
-def test_without_a_seed_images_differ_and_tell_theirs(server: Server, small: dict[str, Any]) -> None:
-    body = {name: value for name, value in small.items() if name != "seed"}
-    first, second = generate(server, body)["images"][0], generate(server, body)["images"][0]
-    assert first["seed"] != second["seed"]
-    assert generate(server, {**body, "seed": first["seed"]})["images"][0] == first
-
-
-def test_each_of_several_images_can_be_made_again_alone(server: Server, small: dict[str, Any]) -> None:
+def test_the_same_seed_makes_the_same_image(server: Server, small: dict[str, Any]) -> None:
     several = generate(server, {**small, "seed": 2**32 - 1, "num_images": 3})["images"]
     assert [entry["seed"] for entry in several] == [2**32 - 1, 0, 1]
-    alone = [generate(server, {**small, "seed": entry["seed"]})["images"][0] for entry in several]
-    assert several == alone
     assert len({entry["image"] for entry in several}) == 3
+    assert several == [generate(server, {**small, "seed": entry["seed"]})["images"][0] for entry in several]
+    body = {name: value for name, value in small.items() if name != "seed"}
+    first, second = (generate(server, body)["images"][0] for _ in range(2))
+    assert first["seed"] != second["seed"]
+    assert generate(server, {**body, "seed": first["seed"]})["images"][0] == first
 
 
 def test_the_example_of_the_config_is_a_valid_request(
     server: Server, config: dict[str, Any], pipeline: dict[str, Any]
 ) -> None:
-    small_enough = {"width": 64, "height": 64, "num_inference_steps": pipeline["limits"]["min_steps"]}
-    generate(server, {**config["model_metadata"]["example_model_input"], **small_enough})
+    few = {"width": 64, "height": 64, "num_inference_steps": pipeline["limits"]["min_steps"]}
+    generate(server, {**config["model_metadata"]["example_model_input"], **few})
 
 
 def test_negative_prompt_has_an_effect_or_is_refused(
     server: Server, small: dict[str, Any], pipeline: dict[str, Any]
 ) -> None:
-    body = {
-        **small,
-        "negative_prompt": "blurry, dark",
-        "guidance_scale": min(7.5, pipeline["limits"]["guidance_scale"]),
-    }
-    response = server.predict(body)
+    guided = {**small, "guidance_scale": min(7.5, pipeline["limits"]["guidance_scale"])}
+    body = {**guided, "negative_prompt": "blurry, dark"}
     if not pipeline["negative_prompt"]:
-        assert response.status_code == 400
-        assert "negative_prompt cannot be used" in response.json()["error"]
+        assert "negative_prompt cannot be used" in server.predict(body).json()["error"]
         return
-    assert response.json()["images"] != generate(server, {**small, "guidance_scale": 7.5})["images"]
-    unguided = server.predict({**body, "guidance_scale": 1.0})
-    assert unguided.status_code == 400
-    assert "guidance_scale" in unguided.json()["error"]
+    assert generate(server, body)["images"] != generate(server, guided)["images"]
+    assert "guidance_scale" in server.predict({**body, "guidance_scale": 1.0}).json()["error"]
 
 
 def test_an_image_is_a_start_or_is_refused(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
     first = generate(server, {**small, "seed": 5})["images"][0]["image"]
     body = {**small, "image": first, "strength": 0.5, "width": 128, "num_inference_steps": 4}
     if not pipeline["image_to_image"]:
-        response = server.predict(body)
-        assert response.status_code == 400
         sentence = "strength has no effect" if pipeline["reference_images"] else "image cannot be used"
-        assert sentence in response.json()["error"]
+        assert sentence in server.predict(body).json()["error"]
         return
     answer = generate(server, body)
     assert images_of(answer)[0].size == (128, 64)
     assert generate(server, body)["images"] == answer["images"]
     assert generate(server, {**body, "strength": 1.0})["images"] != answer["images"]
     assert generate(server, {**body, "seed": 6})["images"] != answer["images"]
-    weak = server.predict({**body, "strength": 0.005})
-    assert weak.status_code == 400
-    assert "strength 0.005 is too little" in weak.json()["error"]
+    assert "strength 0.005 is too little" in server.predict({**body, "strength": 0.005}).json()["error"]
     # Defaults of steps and strength work together.
-    generate(server, {"prompt": "a red house", "width": 64, "height": 64, "image": first})
-    url = generate(server, {**body, "image": f"data:image/png;base64,{first}"})
-    assert url["images"] == answer["images"]
-    alone = server.predict({**small, "strength": 0.5})
-    assert alone.status_code == 400
-    assert "strength has no effect" in alone.json()["error"]
+    generate(server, {"prompt": "a red house", "width": 64, "height": 64, "image": f"data:image/png;base64,{first}"})
     # Both pipelines share one scheduler, which must not leak state.
     assert generate(server, {**small, "seed": 5})["images"][0]["image"] == first
 
 
 def test_loras_are_chosen_by_name_or_refused(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
     plain = generate(server, small)["images"]
-    names = [lora["name"] for lora in pipeline["loras"] if not lora["fused"]]
-    response = server.predict({**small, "loras": [{"name": "no-such-style"}]})
-    assert response.status_code == 400
-    assert "`loras`" in response.json()["error"]
-    assert all(name in response.json()["error"] for name in names)
-    for name in names:
-        chosen = generate(server, {**small, "loras": [{"name": name, "scale": 1.0}]})["images"]
-        assert chosen != plain
-        assert generate(server, {**small, "loras": [{"name": name, "scale": -1.0}]})["images"] != chosen
-    # A request's LoRAs do not affect the next.
-    assert generate(server, small)["images"] == plain
+    assert "`loras`" in server.predict({**small, "loras": [{"name": "no-such-style"}]}).json()["error"]
+    for name in (lora["name"] for lora in pipeline["loras"] if not lora["fused"]):
+        chosen = [generate(server, {**small, "loras": [{"name": name, "scale": s}]})["images"] for s in (1.0, -1.0)]
+        assert plain != chosen[0] != chosen[1]
+        # A request's LoRAs do not affect the next.
+        assert generate(server, small)["images"] == plain
 
 
 def test_references_have_an_effect(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
     first, other = (generate(server, {**small, "seed": seed})["images"][0]["image"] for seed in (5, 6))
-    several = server.predict({**small, "image": [first, other]})
     if not pipeline["reference_images"]:
-        assert several.status_code == 400
-        assert "`image`" in several.json()["error"]
+        assert "`image`" in server.predict({**small, "image": [first, other]}).json()["error"]
         return
-    answers = [generate(server, {**small, **more})["images"] for more in ({}, {"image": first}, {"image": other})]
-    answers.append(several.json()["images"])
-    assert all(images not in answers[:place] for place, images in enumerate(answers))
+    asked = ({}, {"image": first}, {"image": other}, {"image": [first, other]})
+    made = [generate(server, {**small, **more})["images"][0]["image"] for more in asked]
+    assert len(set(made)) == len(made)
 
 
 def test_a_mask_keeps_the_rest_or_is_refused(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
@@ -207,12 +162,8 @@ def test_a_mask_keeps_the_rest_or_is_refused(server: Server, small: dict[str, An
     assert found.crop(painted).tobytes() != start.crop(painted).tobytes()
     assert generate(server, {**body, "strength": 1.0})["images"] == answer["images"]
     generate(server, {**body, "strength": 0.5, "mask_padding": 8, "num_inference_steps": 4})
-    black = server.predict({**body, "mask": png_of(Image.new("L", (8, 8)))})
-    assert black.status_code == 400
-    assert "nothing would change" in black.json()["error"]
-    alone = server.predict({**small, "mask": png_of(mask)})
-    assert alone.status_code == 400
-    assert "mask needs one image" in alone.json()["error"]
+    black = png_of(Image.new("L", (8, 8)))
+    assert "nothing would change" in server.predict({**body, "mask": black}).json()["error"]
 
 
 def png_of(image: Image.Image) -> str:
@@ -229,26 +180,62 @@ def test_the_server_speaks_no_word_of_a_deprecated_call(server: Server) -> None:
     assert "Traceback" not in log
 
 
-def test_timings_are_json_numbers(server: Server, small: dict[str, Any]) -> None:
-    timings = generate(server, small)["timings"]
-    assert json.dumps(timings)
-    assert timings["generate"] > 0
-    assert timings["encode"] > 0
-
-
-def test_what_the_model_does_not_read_is_said(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
+def test_what_the_model_does_not_read_is_told(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
     assert generate(server, small)["warnings"] == []
-    limit = pipeline["limits"]["prompt_characters"]
-    words = "boat " * (limit // 5)
-    warnings = generate(server, {**small, "prompt": words})["warnings"]
-    for warning in warnings:
+    words = "boat " * (pipeline["limits"]["prompt_characters"] // 5)
+    for warning in generate(server, {**small, "prompt": words})["warnings"]:
         assert warning.startswith("prompt: the model reads")
         assert warning.endswith(words[-20:])
-        # Changing the unread rest changes nothing.
-        rest = warning.split("had no effect: ", 1)[1]
-        # Keep the length of words: a token may end with a word.
-        other = words.removesuffix(rest) + rest.translate(str.maketrans("boat", "xyzw"))
-        assert (
-            generate(server, {**small, "prompt": other})["images"]
-            == generate(server, {**small, "prompt": words})["images"]
-        )
+
+
+def stream(server: Server, body: dict[str, Any]) -> requests.Response:
+    return requests.post(server.url + local_server.PREDICT, json={**body, "stream": True}, stream=True, timeout=600)
+
+
+def events(response: requests.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the events as they arrive."""
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    name = ""
+    # Split at \n only: a prompt in a warning may contain Unicode line separators.
+    for line in response.iter_lines(chunk_size=None, delimiter=b"\n"):
+        field, _, value = line.partition(b": ")
+        if field == b"event":
+            name = value.decode()
+        elif field == b"data":
+            yield name, json.loads(value)
+
+
+def test_each_step_is_told_and_the_answer_is_the_plain_one(
+    server: Server, small: dict[str, Any], pipeline: dict[str, Any]
+) -> None:
+    odd = "\r\n\n\x0b\x1c\x85\u2028\u2029 boat "
+    prompt = odd * (pipeline["limits"]["prompt_characters"] // len(odd))
+    body = {**small, "prompt": prompt, "num_images": 2, "num_inference_steps": 4}
+    (first, nothing), *steps, (last, answer) = events(stream(server, body))
+    assert (first, nothing, last) == ("queued", {}, "result")
+    assert {name for name, _ in steps} == {"step"}
+    count = steps[0][1]["of"]
+    assert count >= 4
+    assert [(each["image"], each["step"], each["of"]) for _, each in steps] == [
+        (image, step, count) for image in (1, 2) for step in range(1, count + 1)
+    ]
+    timings = answer.pop("timings")
+    assert timings["text"] + timings["steps"] + timings["decode"] <= timings["generate"]
+    plain = server.predict(body).json()
+    assert answer == {name: value for name, value in plain.items() if name != "timings"}
+
+
+def test_others_are_answered_meanwhile(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
+    most = pipeline["limits"]["max_steps"]
+    with stream(server, {**small, "num_inference_steps": most, "num_images": 4, "width": 256, "height": 256}) as long:
+        found = events(long)
+        assert next(found) == ("queued", {})
+        assert next(found)[0] == "step"
+        assert server.get("/v1/models/model").status_code == 200
+        # A request that waits behind it is told so at once, and has its turn when the client of this one leaves.
+        with stream(server, small) as behind:
+            in_behind = events(behind)
+            assert next(in_behind) == ("queued", {})
+            long.close()
+            assert [name for name, _ in in_behind][-1] == "result"

@@ -84,7 +84,7 @@ def fuse(loras_of: Callable[..., Settings]) -> Callable[..., Any]:
     def fused(preset: str, tensors: Tensors, way: str = "fused", **notes: str) -> Iterator[Any]:
         settings = loras_of(preset, {"style": tensors}, {"style": SCALE} if way == "fused" else {}, notes=notes)
         pipeline = read_pipeline(settings, "cpu")
-        with Loras(pipeline, settings).chosen({} if way == "fused" else {"lora-style": SCALE}):
+        with Loras(pipeline, settings).chosen({} if way == "fused" else {"style": SCALE}):
             yield pipeline
 
     return fused
@@ -714,7 +714,7 @@ def test_what_is_chosen_is_in_the_dtype_of_its_layer_and_leaves_nothing(
     loras = Loras(pipeline, settings)
     layers = [layer for part in pipeline.components.values() if hasattr(part, "modules") for layer in part.modules()]
     assert not any("forward" in vars(layer) for layer in layers)
-    with loras.chosen({"lora-ink": 1.0}):
+    with loras.chosen({"ink": 1.0}):
         (pairs,) = loras._ready.values()
         assert len(pairs) == len(some_tensors(plain(preset))) / 2
         for layer, down, up, *_ in pairs:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cold_start.weights
 import pytest
 from cold_start.pipeline import read_pipeline
-from cold_start.weights import WeightsError
+from cold_start.weights import WeightsError, check_weights
 from conftest import FAMILIES, Make
 from model.pipelines import on_same_weights
 from safetensors import safe_open
@@ -93,6 +94,40 @@ def damaged(whole: bytes, file: Path, kind: str) -> bytes:
             name = min(name for name in opened.keys() if name.endswith("weight")).encode()  # noqa: SIM118
         return whole.replace(b'"%s"' % name, b'"%s"' % (b"x" * len(name)), 1)
     return {"truncated": whole[:-100], "garbage": b"\xff" * 1000, "empty": b""}[kind]
+
+
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_each_file_that_is_named_is_needed(preset: str, settings_of: Make, copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of(preset)
+    settings = settings_of(preset, folder)
+    check_weights(settings)
+    for part, patterns in settings.weight_files.items():
+        for name in (pattern for pattern in patterns if "*" not in pattern):
+            hidden = (folder / part / name).rename(folder / "hidden")
+            with pytest.raises(WeightsError, match=f"{name} is missing"):
+                check_weights(settings)
+            hidden.rename(folder / part / name)
+
+
+@pytest.mark.parametrize("name", ["large.safetensors", "small.json"])
+def test_check_hashes_finds_one_wrong_byte(
+    name: str, settings_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The hashes of a file that contains "abc": `git hash-object`, and `sha256sum`.
+    known = {
+        "small.json": "f2ba8f84ab5c1bce84a7b441cb1959cfc7093b7f",
+        "large.safetensors": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+    }
+    manifest, file = tmp_path / "manifest.json", tmp_path / name
+    manifest.write_text(json.dumps({"pointers": [{"file_name": str(file), "hash": known[name]}]}))
+    monkeypatch.setattr(cold_start.weights, "MANIFEST", manifest)
+    settings = settings_of("sd15", check_hashes=True)
+    file.write_text("abc")
+    check_weights(settings)
+    file.write_text("abd")
+    with pytest.raises(WeightsError, match=f"{name} is corrupt"):
+        check_weights(settings)
+    check_weights(settings.model_copy(update={"check_hashes": False}))
 
 
 @pytest.mark.parametrize("preset", FAMILIES)

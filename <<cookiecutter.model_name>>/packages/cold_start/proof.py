@@ -43,11 +43,10 @@ def check_fit(pipeline: Any, settings: Settings) -> None:
     known = inspect.signature(type(model).__init__).parameters
     takes = {key: value for key, value in model.config.items() if key in known}
     latents = pipeline.vae.config.get("latent_channels") or pipeline.vae.config.get("z_dim")
+    channels = takes["in_channels"]
     # FLUX and Qwen-Image pack 2 x 2 latents into one.
-    if takes["in_channels"] not in (latents, latents if name == "unet" else 4 * latents):
-        raise WeightsError(
-            f"{name} takes {takes['in_channels']} channels instead of {latents}: use a text-to-image model."
-        )
+    if channels not in (latents, latents if name == "unet" else 4 * latents):
+        raise WeightsError(f"{name} takes {channels} channels instead of {latents}: use a text-to-image model.")
     texts = [part for key, part in pipeline.components.items() if key.startswith("text_encoder")]
     encoders = [part for part in texts if part]
     for key, widths in _text_widths(name, encoders).items():

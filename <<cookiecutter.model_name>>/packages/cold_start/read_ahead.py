@@ -47,9 +47,8 @@ def begin(weights: Iterable[Path]) -> None:
     logger.log(logging.WARNING if slower else logging.INFO, f"Reading ahead {record['summary']}, then {room}.{slower}")
     # A separate process: threads here would wait for the GIL, which the imports hold. In the image, Python has started
     # it before the server's imports (see build_commands), and it waits for the list of files.
-    reader = sys.__dict__.pop("read_ahead", None) or subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__], stdin=subprocess.PIPE
-    )
+    command = [sys.executable, "-I", "-S", __file__]
+    reader = sys.__dict__.pop("read_ahead", None) or subprocess.Popen(command, stdin=subprocess.PIPE)
     threading.Thread(target=reader.communicate, args=(json.dumps(files).encode(),), daemon=True).start()
 
 

@@ -22,10 +22,8 @@ def wait_for_download(lazy_data_resolver: Any) -> None:
         lazy_data_resolver.block_until_download_complete()
     except RuntimeError as error:
         # Truss reports the fault (403, too many retries), but not what to do.
-        raise WeightsError(
-            "The weights could not be downloaded: check the secret hf_access_token if their repository is gated or "
-            f"private, otherwise restart. {error}"
-        ) from error
+        cure = "for a gated or private repository check the secret hf_access_token, otherwise restart"
+        raise WeightsError(f"The weights could not be downloaded: {cure}. {error}") from error
 
 
 def check_weights(settings: Settings) -> None:
@@ -34,24 +32,17 @@ def check_weights(settings: Settings) -> None:
         folder = Path(settings.weights_dir) / name
         for pattern in patterns:
             if not any(folder.glob(pattern)):
-                raise WeightsError(
-                    f"The weight file {pattern} is missing from {folder}: {_cure(pattern, settings.variant)}"
-                )
+                cure = _cure(pattern, settings.variant)
+                raise WeightsError(f"The weight file {pattern} is missing from {folder}: {cure}")
     if settings.check_hashes and MANIFEST.is_file():
         check_hashes(json.loads(MANIFEST.read_text("utf-8"))["pointers"])
 
 
 def _cure(pattern: str, variant: str | None) -> str:
     if pattern == "model_index.json":
-        return (
-            "the repository is not in the layout of diffusers. Convert a single-file checkpoint with diffusers' "
-            "from_single_file() and save_pretrained(), and use a repository with the result."
-        )
+        return "the repository is not in diffusers' layout: convert it with from_single_file() and save_pretrained()."
     if variant and f".{variant}." in pattern:
-        return (
-            f"check the commit in config.yaml. If the repository has plain names, remove .{variant} from the patterns "
-            "and set variant to null."
-        )
+        return f"check the commit. For plain names, remove .{variant} from the patterns and set variant to null."
     return "check its patterns and commit in config.yaml."
 
 
@@ -60,10 +51,8 @@ def check_hashes(pointers: list[dict[str, Any]]) -> None:
     with ThreadPoolExecutor() as pool:
         for pointer, same in zip(pointers, pool.map(_has_its_hash, pointers), strict=True):
             if not same:
-                raise WeightsError(
-                    f"The file {pointer['file_name']} is corrupt: its hash differs from Hugging Face's. Restart the "
-                    "replica to download it again."
-                )
+                why = "its hash differs from Hugging Face's. Restart the replica to download it again"
+                raise WeightsError(f"The file {pointer['file_name']} is corrupt: {why}.")
 
 
 def _has_its_hash(pointer: dict[str, Any]) -> bool:
