@@ -111,10 +111,7 @@ def build_context(target: Path) -> None:
 
 
 def build_app(app: Path, weights: Path, defaults: dict[str, Any] | None = None) -> None:
-    """Lay out app as /app in the image, with the folder weights as the cache.
-
-    defaults: replace those in config.yaml, within its limits.
-    """
+    """Lay out app as /app in the image, with weights as the cache. defaults: for those of config.yaml, if it allows."""
     build_context(app / "context")
     shutil.copytree(app / "context" / "server", app, dirs_exist_ok=True)
     for folder in ("model", "data", "packages"):
@@ -126,7 +123,8 @@ def build_app(app: Path, weights: Path, defaults: dict[str, Any] | None = None) 
     pipeline["weights_dir"] = str(weights.resolve())
     if defaults:  # nobody trained LoRAs for those weights, and they draw shapes
         pipeline |= {"loras": [], "safety": None}
-        pipeline["weight_files"] = {k: v for k, v in pipeline["weight_files"].items() if not k.startswith("lora-")}
+        kept = ("pipeline", *pipeline["components"])
+        pipeline["weight_files"] = {name: pipeline["weight_files"][name] for name in kept}
     limits = pipeline["limits"]
     bounds = {"num_inference_steps": (limits["min_steps"], limits["max_steps"])}
     bounds["guidance_scale"] = (0.0, limits["guidance_scale"])
@@ -293,9 +291,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse_arguments()
     try:
-        if arguments.context:
+        if (arguments := parse_arguments()).context:
             build_context(arguments.context)
         elif arguments.fields:
             print_fields()

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-STEPS = 8
 # The kinds of requests, as parts of a sentence.
 TEXT, IMAGE, MASK = "without an image", "with an image", "with a mask"
 
@@ -23,7 +22,7 @@ def problems(block: dict[str, Any]) -> list[str]:
     # Leave out LoRAs, which fit only the real weights, and what needs a GPU or time. Eight steps show every setting.
     plain: dict[str, Any] = {"loras": [], "safety": None, "cpu_dtype": "float32"}
     plain |= {"warm_up": False, "warm_up_sizes": [], "compile": None}
-    steps = max(block["limits"]["min_steps"], min(block["defaults"]["num_inference_steps"], STEPS))
+    steps = max(block["limits"]["min_steps"], min(block["defaults"]["num_inference_steps"], 8))
     plain["defaults"] = {**block["defaults"], "num_inference_steps": steps}
     with tempfile.TemporaryDirectory() as weights:
         try:

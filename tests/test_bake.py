@@ -93,6 +93,12 @@ def test_the_manifest_is_exact(preset_project: tuple[str, BakedProject]) -> None
     assert set(project.files()) == MANIFEST | (DEMO if CATALOG[preset]["demo"] else set())
 
 
+def test_a_team_can_read_what_it_gets(preset_project: tuple[str, BakedProject]) -> None:
+    files = {name: content for name, content in preset_project[1].files().items() if name not in DEMO}
+    assert len(files) <= 45
+    assert sum(content.count(b"\n") for name, content in files.items() if name.endswith(".py")) <= 4000
+
+
 def test_the_demo_is_of_the_pipelines_that_it_can_be_loaded_as() -> None:
     index = json.loads((PROJECT / "tiny" / "demo" / "model_index.json").read_text("utf-8"))
     assert {facts["pipeline"] for facts in CATALOG.values() if facts["demo"]} == {index["_class_name"]}

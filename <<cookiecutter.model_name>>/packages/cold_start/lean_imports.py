@@ -153,11 +153,10 @@ class _Finder:
         del loader.exec_module  # which is the loader's own again
         loader.exec_module(module)
         scan, models = module.create_import_structure_from_path, Path(module.__file__).parents[1] / "models"
-        kept = NAMES.read_bytes()
+        places, kept = (models, models / "__init__.py"), NAMES.read_bytes()
 
         def known(place: Any) -> Any:
-            asked = Path(place) in (models, models / "__init__.py")
-            return marshal.loads(kept)[1] if asked else scan(place)
+            return marshal.loads(kept)[1] if Path(place) in places else scan(place)
 
         # A live reload may have installed another version since.
         if marshal.loads(kept)[0] == sys.modules["transformers"].__version__:
