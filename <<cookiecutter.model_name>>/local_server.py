@@ -111,7 +111,7 @@ def build_context(target: Path) -> None:
 
 
 def build_app(app: Path, weights: Path, defaults: dict[str, Any] | None = None) -> None:
-    """Lay out app as /app in the image, with weights as the cache. defaults: for those of config.yaml, if it allows."""
+    """Lay out app as /app in the image, with weights as the cache. defaults: replace config.yaml's, within limits."""
     build_context(app / "context")
     shutil.copytree(app / "context" / "server", app, dirs_exist_ok=True)
     for folder in ("model", "data", "packages"):
@@ -222,8 +222,8 @@ def demo_request() -> dict[str, Any] | None:
     pipeline = read_config()["model_metadata"]["pipeline"]
     if json.loads((DEMO / "model_index.json").read_text("utf-8"))["_class_name"] != pipeline["class_name"]:
         return None
-    if pipeline["loras"]:
-        print("The demo's weights are served without the LoRAs of config.yaml, which were not made for them.")
+    if pipeline["loras"] or pipeline["safety"]:
+        print("The demo's weights are served without the LoRAs and the safety checker of config.yaml.")
     return dict(json.loads((DEMO / "request.json").read_text("utf-8")))
 
 
@@ -270,16 +270,15 @@ def print_fields() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Return the arguments. Exits with 2 if they are wrong."""
-    shown = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description="Serve this Truss locally.", formatter_class=shown)
+    parser = argparse.ArgumentParser(description="Serve this Truss locally.")
     weights = "demo: trained, paints flat shapes (SDXL's family; others: tiny). tiny: random. real: downloaded at the "
-    weights += "commits in config.yaml. DIR: a folder laid out like .weights."
+    weights += "commits in config.yaml. DIR: a folder laid out like .weights. Default: demo."
     parser.add_argument("--weights", default="demo", metavar="demo|tiny|real|DIR", help=weights)
-    parser.add_argument("--port", type=int, default=8000, help="0 picks a free one.")
-    host = "Address to listen on. With 0.0.0.0, anybody who reaches it can use the server and reload its code."
+    parser.add_argument("--port", type=int, default=8000, help="0 picks a free one. Default: 8000.")
+    host = "With 0.0.0.0, anybody who reaches this machine can use the server and reload its code. Default: 127.0.0.1."
     parser.add_argument("--host", default="127.0.0.1", help=host)
     parser.add_argument("--prompt", help='Generate one image, show the cold start, and stop. "" uses an example.')
-    parser.add_argument("--output", type=Path, default=Path("image.png"), help="File for --prompt.")
+    parser.add_argument("--output", type=Path, default=Path("image.png"), help="File for --prompt. Default: image.png.")
     parser.add_argument("--context", type=Path, help="Only write the image's build context to this folder.")
     parser.add_argument("--fields", action="store_true", help="Only list the fields of a request.")
     arguments = parser.parse_args()

@@ -234,7 +234,7 @@ def test_make_check_lists_what_is_pushed(pushes: dict[str, Push]) -> None:
             "'V100': torch has no kernels",
         ),
         ("config.yaml", 'revision: "451f4f', 'revision: main # "451f4f', "is at 'main': use a commit, 40 hex digits"),
-        ("config.yaml", "requirements:", "requirments:", "Truss has no key requirments: did you mean requirements?"),
+        ("config.yaml", "requirements:", "requirments:", "Truss has no key requirments, did you mean requirements?"),
         ("config.yaml", "  predict_concurrency: 1", "  predict_concurency: 1", "predict_concurency"),
         ("config.yaml", "  predict_concurrency", "\tpredict_concurrency", "config.yaml, line "),
         ("model/request.py", '"""', '"""hf_' + "a" * 34, "model/request.py contains a Hugging Face token"),

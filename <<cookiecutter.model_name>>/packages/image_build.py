@@ -22,13 +22,13 @@ def record(class_name: str) -> None:
     """Record what the imports read, phase by phase. A build command in config.yaml runs this in the image."""
     # In a process of its own, as this one records what a start reads.
     code = "from cold_start import lean_imports; lean_imports.keep_names()"
-    subprocess.run([sys.executable, "-c", code], cwd=PACKAGES)
+    kept = subprocess.run([sys.executable, "-c", code], cwd=PACKAGES).returncode == 0
     sys.path[0] = os.getcwd()  # was this file's folder
     own = [*PACKAGES.rglob("*.py*"), *Path.cwd().glob("model/**/*.py*")]
     opened: dict[str, None] = {}  # in the order in which they are needed
     sys.addaudithook(lambda event, arguments: opened.setdefault(str(arguments[0])) if event == "open" else None)
     phases: list[list[Any]] = []
-    problem, before = "", dict[str, set[int]]()
+    problem, before = "" if kept else "the build could not keep the names of transformers", dict[str, set[int]]()
     # What is imported one after the other: by the server, by load(), and with the pipeline's class.
     for begin in (
         lambda: [importlib.import_module(name) for name in SERVER],

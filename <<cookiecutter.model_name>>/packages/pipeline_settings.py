@@ -114,7 +114,7 @@ class Settings(Strict):
     step_callback: Literal["callback_on_step_end", "callback"] = Field(description="What it calls after each step.")
     negative_prompt: bool = Field(description="false: it runs without guidance, so it cannot use one.")
     prompt_tokens: PromptTokens = Field(description="How much of a prompt the model reads.")
-    safety: Name | None = Field(description="Folder with safety_checker/ and feature_extractor/. null: none is asked.")
+    safety: Name | None = Field(description="Folder with safety_checker/ and feature_extractor/. null: no checker.")
     loras: list[Lora] = Field(description="Each is one safetensors file, cached in the folder lora-NAME.")
     defaults: Defaults = Field(description="Values of fields that a request leaves out.")
     limits: Limits = Field(description="Bounds of requests. Others get a 400, or a 413 if they are too large.")

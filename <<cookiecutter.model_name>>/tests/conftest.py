@@ -1,6 +1,8 @@
 """One local Truss server for the session, on tiny weights or those of --weights."""
 
+import base64
 import dataclasses
+import io
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import requests
+from PIL import Image
 
 import local_server
 
@@ -29,6 +32,12 @@ class Server:
 
     def predict(self, body: Any) -> requests.Response:
         return requests.post(self.url + local_server.PREDICT, json=body, timeout=600)
+
+
+def file_of(image: Image.Image, file_format: str = "PNG", keep: int | None = None) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format)
+    return base64.b64encode(buffer.getvalue()[:keep]).decode()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

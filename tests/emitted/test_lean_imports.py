@@ -142,6 +142,13 @@ def test_every_family_makes_the_same_images_without_the_compiler(folders: str, w
     assert remains == REMAINS
 
 
+def test_with_the_compiler_the_names_that_were_kept_count_too(kept: str) -> None:
+    told, log = run(kept + WITH_COMPILER)
+    assert log == ""
+    assert 0 < told["sources"] < 200
+    assert told["compiler"] and told["left"] == []
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_first_requests_import_nothing(preset: str, with_compiler: Any) -> None:
     assert with_compiler[preset]["new"] == []
@@ -154,6 +161,13 @@ FAULTS = {
 }
 
 
+WITH_COMPILER = """
+sources = set()
+sys.addaudithook(lambda event, args: sources.add(str(args[0])) if event == "open" and args[0] else None)
+lean_imports.import_diffusers("FluxPipeline", plainly=True)
+told = {"sources": len([name for name in sources if "/transformers/models/" in name and name.endswith(".py")])}
+told |= {"compiler": "torch._dynamo" in sys.modules, "left": [name for name in left() if name != "_package_map"]}
+"""
 NAMES_OF = """
 import marshal
 version, names = marshal.loads(lean_imports.NAMES.read_bytes())
@@ -174,7 +188,7 @@ def test_names_are_read_again_if_those_kept_are_of_another_version_or_damaged(
 ) -> None:
     told, log = run(kept + NAMES_OF % (version, end), "", str(tmp_path))
     assert told == [[] if said else REMAINS, "T5EncoderModel", True]
-    assert log.count("The imports begin again") == said
+    assert log.count("The lean imports failed") == said
 
 
 @pytest.mark.parametrize("when", FAULTS)
@@ -184,7 +198,7 @@ def test_whatever_goes_wrong_is_imported_again_with_the_compiler(when: str, weig
     if when == "at last":
         fail = fail.replace("        raise", "        lean_imports._import = real\n        raise")
     told, log = run(fail + FAULTS[when] + ALL + "told['left'] = left()", json.dumps({preset: str(weights(preset))}))
-    assert log.startswith("LOG uvicorn: The imports begin again, with the compiler. Without it: ")
+    assert log.startswith("LOG uvicorn: The lean imports failed, so everything is imported: ")
     assert log.count("\n") == 0 and "no way" in log
     assert told[preset]["images"] == with_compiler[preset]["images"]
     assert "torch._dynamo" in told[preset]["compiler"]

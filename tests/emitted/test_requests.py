@@ -115,6 +115,17 @@ def test_null_is_as_left_out(preset: str) -> None:
         model.parse_obj({"prompt": "x", "unknown": 1})
 
 
+def test_all_bad_fields_are_named_at_once_and_ten_at_most() -> None:
+    for body, count in (
+        ({"width": 1, "seed": -1, "quality": 0}, 3),
+        ({f"field {number}": 1 for number in range(1000)}, 10),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            of("sd15").parse_obj({"prompt": "x", **body})
+        assert {error["loc"][0] for error in caught.value.errors()} <= set(body)
+        assert caught.value.error_count() == count
+
+
 def test_each_sentence_is_plain_and_under_a_name() -> None:
     model, wrong = of("sd15"), {"strength": 0.5, "loras": [{"name": "x"}], "mask_blur": 4, "image": "AAAA"}
     bodies = [{name: value} for name, value in wrong.items()] + [{"image": FILE, "strength": 0.001}]

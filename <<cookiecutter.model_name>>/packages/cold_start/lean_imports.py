@@ -1,11 +1,11 @@
-"""Keeps a start from importing PyTorch's compiler, what spreads tensors over devices, and from reading sources.
+"""Keeps a start from importing PyTorch's compiler and what spreads tensors over devices, and from reading sources.
 
 Private names of these libraries stand here and nowhere else, with what eager inference asks of them:
 
 * torch._dynamo, for marks on functions, which it alone reads, and whether something is compiled. Until load() is done
   a module with these answers has its place. Whoever asks for more gets the real one.
 * torch.distributed.tensor: transformers takes it unless it believes that torch was built without, and asks that once.
-* transformers reads 1,638 of its own sources, 36 MB, twice, to know which names are where. The image build keeps that.
+* transformers reads 1,638 of its own sources, 36 MB, twice, to know which names are where. The image build saves that.
 """
 
 import collections
@@ -30,17 +30,18 @@ SCANNER, NAMES = "transformers.utils.import_utils", Path(__file__).with_name("tr
 
 
 def import_diffusers(class_name: str, plainly: bool = False) -> None:
-    """Import diffusers, and its class if it has one of this name. Unless plainly, finish() must follow load()."""
-    if not plainly and not {COMPILER, *AGAIN} & sys.modules.keys():
+    """Import diffusers, and the class if it has it. Unless plainly (with the compiler), finish() must follow load()."""
+    if not {COMPILER, *AGAIN} & sys.modules.keys():
         find, finder = importlib.metadata.packages_distributions, _Finder()
         try:
             importlib.metadata.packages_distributions = lambda: _Distributions(find)
             sys.meta_path.insert(0, finder)
-            _stand_in()
-            _on_one_device()
+            if not plainly:
+                _stand_in()
+                _on_one_device()
             return _import(class_name)
         except Exception as error:
-            logger.warning("The imports begin again, with the compiler. Without it: %s.", one_line(error))
+            logger.warning("The lean imports failed, so everything is imported: %s.", one_line(error))
             finish()
             for name in [name for name in sys.modules if name.partition(".")[0] in AGAIN]:
                 del sys.modules[name]

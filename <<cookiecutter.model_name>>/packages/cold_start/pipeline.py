@@ -109,9 +109,10 @@ def read_weights(name: str, class_: Any, path: Path, variant: str | None = None,
     """Return the model in a folder, or in a file. Raises WeightsError unless it has every tensor."""
     from safetensors import SafetensorError
 
-    folder = path if path.is_dir() else path.parent
+    single = path.suffix in (".safetensors", ".gguf")
+    folder = path.parent if single else path
     try:
-        if path != folder:
+        if single:
             return class_.from_single_file(str(path), **options)
         options |= {"variant": variant if any(folder.glob(f"*.{variant}*")) else None}
         model, report = class_.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
