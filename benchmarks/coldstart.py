@@ -363,7 +363,7 @@ def answers(url: str) -> bool:
 
 def logged_phases(log: str) -> dict[str, float]:
     """Return the phases of the log's first cold_start line. Truss puts the model's line into a line of its own."""
-    line = next(line for line in log.splitlines() if "cold_start" in line)
+    line = next(line for line in log.splitlines() if "cold_start" in line and "server_start" in line)
     record = json.loads(line)
     return json.loads(record["message"])["seconds"] if "message" in record else record["seconds"]
 
