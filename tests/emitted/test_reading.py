@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import torch
 import transformers
+import yaml
 from cold_start.pipeline import read_pipeline
 from cold_start.weights import WeightsError, check_weights
 from conftest import BLOCKS, FAMILIES, TINY, Make
@@ -364,6 +365,12 @@ def test_a_safety_checker_cannot_be_served_and_says_so(settings_of: Make, copy_o
     (folder / "pipeline" / "safety_checker" / "config.json").write_text("{}")
     with pytest.raises(SettingsError, match="leave it out with safety_checker: null"):
         read_pipeline(settings_of("sd15", folder, load_kwargs={}), "cpu")
+
+
+def test_the_tokenizers_of_tiny_pipelines_are_those_that_the_catalog_makes() -> None:
+    from catalog import tiny_tokenizers
+
+    assert tiny_tokenizers.made() == yaml.safe_load(tiny_tokenizers.FILE.read_text("utf-8"))
 
 
 def test_a_tiny_pipeline_keeps_a_published_key_that_its_class_does_not_know(tiny: Any, tmp_path: Path) -> None:
