@@ -26,7 +26,7 @@ SECRETS = {
 SEARCHED_BYTES = 2**24  # per file: keys are in small files
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MEMORY = ("fixed", "per_megapixel", "per_lora")
-# GB (1e9 bytes) that torch can have of each that it has kernels for, the cheapest first.
+# GB (1e9 bytes) that torch can have of each that it has kernels for: by price, where Baseten lists one.
 GPU_GB = {"T4": 15.6, "L4": 23.5, "A10G": 23.6, "H100_40GB": 42.1, "A100_40GB": 42.2, "L40S": 47.6, "A100": 84.9}
 GPU_GB |= {"RTX_PRO_6000": 101.9, "H100": 84.9, "H200": 150.1, "B200": 191.5, "B300": 287.4, "GB300": 287.4}
 
@@ -71,8 +71,9 @@ def gpu_problems(config: dict[str, Any]) -> list[str]:
             f"{needed:.1f}: use one of {fitting}, or what it holds: {fits(name)}."
         ]
     print(f"An image of {what} needs {needed:.1f} of the {GPU_GB[name]} GB of the {name} (predicted).")
-    for gpu in [gpu for gpu in [*usable][: [*usable].index(name)] if GPU_GB[gpu] < GPU_GB[name]][-1:]:
-        print(f"A {gpu} has {GPU_GB[gpu]} GB, and holds {fits(gpu) if GPU_GB[gpu] < needed else 'it too'}.")
+    smaller = [gpu for gpu in [*usable][: [*usable].index(name)] if GPU_GB[gpu] < GPU_GB[name]]
+    for gpu in smaller[-1:]:
+        print(f"The next smaller, {gpu}, has {GPU_GB[gpu]} GB: {fits(gpu) if GPU_GB[gpu] < needed else 'enough'}.")
     return []
 
 

@@ -369,7 +369,7 @@ def logged_phases(log: str) -> dict[str, float]:
 
 
 def floor(box: Container, class_name: str, weights: Weights, state: str) -> dict[str, float]:
-    """Nothing starts faster: everything imported, or every byte read once, whichever takes longer. Seconds, GB."""
+    """What a plain start cannot beat: all imports, or one read of every byte, whichever takes longer. Seconds, GB."""
     set_page_cache(state, weights.files)
     with cgroup(state) as limited:
         # Without the start of reading ahead, which only the server's own command has.

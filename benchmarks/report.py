@@ -37,7 +37,7 @@ def write(found: dict[str, Any], folder: Path, levers: bool) -> None:
     """Write the table and the chart, and print the table and, as the last line, the summary in JSON."""
     stem = "levers" if levers else "coldstart"
     models = [name for name in found if name != "machine"]
-    text = f"Measured on {found['machine']}. Medians, and the range in brackets.\n"
+    text = f"Measured on {found['machine']}. Medians, with the range in parentheses, and the highest peak.\n"
     for model in models:
         for state in (state for state in STATES if state in found[model]):
             text += f"\n{title(model, found[model], state)}:\n\n{table(found[model][state])}"

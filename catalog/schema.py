@@ -150,7 +150,9 @@ class Preset(Shared):
     source: str = Field(description="Where `published` was read, and which parts were not confirmed.")
     # These two are in no preset's file.
     memory: Memory | None = Field(None, description="From memory.yaml, which `make bench-memory` writes.")
-    max_pixels: int = Field(0, description="Of width x height: the largest square that the accelerator holds.")
+    max_pixels: int = Field(
+        0, description="Of width x height: max_size squared, or less if the accelerator holds no more."
+    )
 
     @model_validator(mode="after")
     def check(self) -> "Preset":

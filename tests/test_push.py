@@ -298,19 +298,19 @@ def test_make_check_tells_how_well_the_model_fits(bake: Callable[..., BakedProje
     most = int((15.6 - memory.fixed) / memory.per_megapixel * 1e6)
     assert said() == (
         f"An image of 2359296 pixels (limits.max_pixels) needs {needed:.1f} of the 23.5 GB of the L4 (predicted).",
-        f"A T4 has 15.6 GB, and holds limits.max_pixels: {most}.",
+        f"The next smaller, T4, has 15.6 GB: limits.max_pixels: {most}.",
     )
     # With what it says, and a LoRA to choose from, it still fits the L4.
     text = config.read_text("utf-8").replace("max_pixels: 2359296", f"max_pixels: {most}")
     config.write_text(text, "utf-8")
-    assert said()[1] == "A T4 has 15.6 GB, and holds it too."
+    assert said()[1] == "The next smaller, T4, has 15.6 GB: enough."
     text = text.replace("    loras: []", "    loras: [{name: ink, scale: 1.0, fused: false}]")
     config.write_text(
         text.replace("    weight_files:\n", "    weight_files:\n      lora-ink: [ink.safetensors]\n"), "utf-8"
     )
     first, second = said()
     assert f" and 1 LoRA to choose from needs {memory.needed(most) + memory.per_lora:.1f} of the 23.5 GB" in first
-    assert second.startswith("A T4 has 15.6 GB, and holds limits.max_pixels: ")
+    assert second.startswith("The next smaller, T4, has 15.6 GB: limits.max_pixels: ")
 
 
 def test_make_push_replaces_production_and_a_plain_push_does_not(

@@ -83,7 +83,7 @@ def decode_reference(text: str, bounds: ReferenceImages, multiple: int) -> Any:
 def read(text: str, side: int, background: str, fit: Callable[[Any], Any]) -> Any:
     """Return fit(image): of the RGB image in text, upright, in sRGB and laid on the background.
 
-    side: no smaller than that is a JPEG scaled down while it is decoded. The info tells the share that fit cut off
+    side: a JPEG may be scaled down to this while it is decoded, not further. The info tells the share that fit cut off
     (cropped), how many times as wide as high it was (shape), and nothing of what the file says beside its pixels.
     Raises ValueError with a sentence if it is damaged. It decodes whatever it is given: call check() first.
     """
@@ -98,7 +98,7 @@ def read(text: str, side: int, background: str, fit: Callable[[Any], Any]) -> An
         # Decodes a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 that is large enough in either orientation.
         image.draft("RGB", (side, side))
         image.load()
-        with contextlib.suppress(Exception):  # what is damaged beside the pixels turns none
+        with contextlib.suppress(Exception):  # ignore a damaged EXIF orientation
             image = ImageOps.exif_transpose(image)
         profile = image.info.get("icc_profile")
         if image.mode.startswith("I"):

@@ -10,7 +10,7 @@ Box = tuple[int, int, int, int]
 
 
 def decode(text: str, start: Any, blur: int) -> Any:
-    """Return the mask in text, fitted as start, its image, was: 0 is kept, 255 painted over. What is clear is kept.
+    """Return the mask in text, scaled and cropped like start: 0 is kept, 255 painted over. What is clear is kept.
 
     blur: the edges fade outwards, half at so many pixels, all at twice. White stays 255, however thin. Raises
     ValueError as images.read() does, if its shape differs from that of start, and if it paints nothing.
@@ -43,7 +43,7 @@ def decode(text: str, start: Any, blur: int) -> Any:
 
 
 def _widened(mask: Any, pixels: int) -> Any:
-    """Return, of the square of so many pixels around each pixel, the most: an array. In steps that double."""
+    """Grow what is white by this many pixels: an array. A maximum filter, in steps that double."""
     import numpy
 
     gray = numpy.asarray(mask)

@@ -53,13 +53,13 @@ class GenerationRequest(BaseModel):
     negative_prompt: str | None = Field(None, description="What the image should not show.")
     num_inference_steps: int = Field(description="Denoising steps: more take longer.")
     guidance_scale: float = Field(description="How closely the image follows the prompt.")
-    width: int = Field(description="Width in pixels.")
-    height: int = Field(description="Height in pixels.")
+    width: int
+    height: int
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed; further images count up. Default: random.")
-    image: str | list[str] | None = Field(None, description=FILE)
-    strength: float | None = Field(None, gt=0, le=1, description="How much of image is painted over.")
+    image: str | list[str] | None = None
+    strength: float | None = Field(None, gt=0, le=1)
     mask: str | None = Field(None, description=f"{FILE}: white is painted over, the rest of image keeps its pixels.")
-    mask_blur: int = Field(4, ge=0, le=64, description="Its edges fade outwards: half at so many pixels.")
+    mask_blur: int = Field(4, ge=0, le=64, description="The mask's edges fade outward: half at this many pixels.")
     mask_padding: int | None = Field(None, ge=0, description="Paints mask and these pixels around it, at full size.")
     loras: list[LoraChoice] = Field([], fail_fast=True, description="LoRAs of this image. None: the model as it is.")
     num_images: int = Field(1, ge=1, description="How many images.")

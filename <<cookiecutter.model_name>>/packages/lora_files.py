@@ -77,7 +77,7 @@ def _prove(pipeline: Any, opened: Any) -> dict[str, tuple[Any, float]]:
             raise ValueError(f"its {name} is of {each.get_dtype()}, and not of F16, BF16 or F32")
         if factors[stems[name]] == 1 and not name.endswith(".alpha"):
             raise ValueError(f"its {name} lacks the second factor")
-    # These have the names and shapes, and take no memory. What training needs tells of which of them each was made.
+    # Placeholders without memory. grad_fn, which training needs, tells which of them each converted tensor came from.
     one = torch.ones((), requires_grad=True)
     tensors = {name: one.expand(each.get_shape()) for name, each in slices.items()}
     names = {tensor.grad_fn: name for name, tensor in tensors.items()}

@@ -80,11 +80,11 @@ class Limits(Strict):
     guidance_scale: float = Field(ge=0)
     min_size: Positive
     max_size: Positive
-    max_pixels: Positive = Field(description="Of width x height: what the GPU holds, as `make check` tells.")
+    max_pixels: Positive = Field(description="Of width x height. The GPU must hold it: see `make check`.")
     size_multiple: Positive
     num_images: Positive
     loras: Positive = Field(description="In one request.")
-    loras_in_memory: Positive = Field(description="Of those to choose: past it, the least recently used makes room.")
+    loras_in_memory: Positive = Field(description="Beyond that, the least recently used is dropped.")
     lora_scale: float = Field(gt=0, description="Largest absolute scale; slider LoRAs also use negative values.")
     image_bytes: Positive = Field(description="Total of a request's files, before base64.")
     image_pixels: Positive = Field(description="Total of a request's images. A JPEG may have four times as many.")

@@ -168,9 +168,9 @@ def test_a_mask_keeps_the_rest_or_is_refused(server: Server, small: dict[str, An
 def test_what_the_model_does_not_read_is_told(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
     assert generate(server, small)["warnings"] == []
     words = "boat " * (pipeline["limits"]["prompt_characters"] // 5)
-    for warning in generate(server, {**small, "prompt": words})["warnings"]:
-        assert warning.startswith("prompt: the model reads")
-        assert warning.endswith(words[-20:])
+    warnings = generate(server, {**small, "prompt": words})["warnings"]
+    assert warnings or pipeline["prompt_tokens"]["count"] >= len(words.split())
+    assert all(each.startswith("prompt: the model reads") and each.endswith(words[-20:]) for each in warnings)
 
 
 def stream(server: Server, body: dict[str, Any]) -> requests.Response:
