@@ -125,12 +125,12 @@ def build_app(app: Path, weights: Path, defaults: dict[str, Any] | None = None) 
         pipeline |= {"loras": [], "safety": None}
         kept = ("pipeline", *pipeline["components"])
         pipeline["weight_files"] = {name: pipeline["weight_files"][name] for name in kept}
-    limits = pipeline["limits"]
-    bounds = {"num_inference_steps": (limits["min_steps"], limits["max_steps"])}
-    bounds["guidance_scale"] = (0.0, limits["guidance_scale"])
-    for name, value in (defaults or {}).items():
-        low, high = bounds.get(name, (limits["min_size"], limits["max_size"]))
-        pipeline["defaults"][name] = min(max(value, low), high)
+        limits = pipeline["limits"]
+        bounds = {"num_inference_steps": (limits["min_steps"], limits["max_steps"])}
+        bounds["guidance_scale"] = (0.0, limits["guidance_scale"])
+        for name, value in defaults.items():
+            low, high = bounds.get(name, (limits["min_size"], limits["max_size"]))
+            pipeline["defaults"][name] = min(max(value, low), high)
     (app / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
 
 

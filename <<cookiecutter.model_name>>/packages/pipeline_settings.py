@@ -123,6 +123,9 @@ class Settings(Strict):
     def others(self) -> list[ImageToImage | Inpaint]:
         return [other for other in (self.image_to_image, self.inpaint) if other]
 
+    def dtype_on(self, device: str) -> str:
+        return self.cpu_dtype if device == "cpu" else self.dtype
+
     @property
     def lora_names(self) -> list[str]:
         return [lora.name for lora in self.loras if not lora.fused]

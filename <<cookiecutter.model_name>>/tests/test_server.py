@@ -11,8 +11,6 @@ import requests
 from conftest import Server, file_of
 from PIL import Image
 
-import local_server
-
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
@@ -174,7 +172,7 @@ def test_what_the_model_does_not_read_is_told(server: Server, small: dict[str, A
 
 
 def stream(server: Server, body: dict[str, Any]) -> requests.Response:
-    return requests.post(server.url + local_server.PREDICT, json={**body, "stream": True}, stream=True, timeout=600)
+    return server.predict({**body, "stream": True}, stream=True)
 
 
 def events(response: requests.Response) -> Iterator[tuple[str, dict[str, Any]]]:

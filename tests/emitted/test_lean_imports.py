@@ -31,6 +31,13 @@ from pipeline_settings import Settings
 WITHOUT = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor")
 logging.basicConfig(format="LOG %(name)s: %(message)s", stream=sys.stderr)
 serve = serve_with(pytest.MonkeyPatch())
+sources = set()  # those of transformers' models that are read
+
+def note(event, arguments):
+    if event == "open" and "/transformers/models/" in (name := str(arguments[0])) and name.endswith(".py"):
+        sources.add(name)
+
+sys.addaudithook(note)
 
 def settings_of(preset, folder):
     block = {**BLOCKS[preset], "cpu_dtype": BLOCKS[preset]["dtype"], "weights_dir": folder}
@@ -70,8 +77,7 @@ def once_more(name, plainly):
 lean_imports.import_diffusers = once_more
 """
 ALL = """
-told, sources = {}, set()
-sys.addaudithook(lambda event, args: sources.add(str(args[0])) if event == "open" and args[0] else None)
+told = {}
 for preset, folder in json.loads(sys.argv[1]).items():
     settings = settings_of(preset, folder)
     served = serve(settings)
@@ -81,7 +87,7 @@ for preset, folder in json.loads(sys.argv[1]).items():
     told[preset] = {"images": images, "new": new, "compiler": [name for name in WITHOUT if name in sys.modules]}
 """
 AFTERWARDS = """
-told["sources"] = len([name for name in sources if "/transformers/models/" in name and name.endswith(".py")])
+told["sources"] = len(sources)
 import torch
 from transformers import masking_utils
 
@@ -162,10 +168,8 @@ FAULTS = {
 
 
 WITH_COMPILER = """
-sources = set()
-sys.addaudithook(lambda event, args: sources.add(str(args[0])) if event == "open" and args[0] else None)
 lean_imports.import_diffusers("FluxPipeline", plainly=True)
-told = {"sources": len([name for name in sources if "/transformers/models/" in name and name.endswith(".py")])}
+told = {"sources": len(sources)}
 told |= {"compiler": "torch._dynamo" in sys.modules, "left": [name for name in left() if name != "_package_map"]}
 """
 NAMES_OF = """

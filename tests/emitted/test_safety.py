@@ -30,7 +30,7 @@ def recipe(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
         text = text.replace(place, pasted)
     last = [line for line in text.split("    components:")[0].splitlines() if line.startswith("      ")][-1]
     text = text.replace(f"{last}\n    components:", f"{last}\n{files}    components:")
-    config = yaml.safe_load(re.sub(r"    safety: safety.*", "    safety: safety", text))
+    config = yaml.safe_load(text)
     return config["model_cache"][-1], config["model_metadata"]["pipeline"]
 
 

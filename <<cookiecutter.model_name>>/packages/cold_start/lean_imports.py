@@ -154,12 +154,12 @@ class _Finder:
         del loader.exec_module  # which is the loader's own again
         loader.exec_module(module)
         scan, models = module.create_import_structure_from_path, Path(module.__file__).parents[1] / "models"
-        places, kept = (models, models / "__init__.py"), NAMES.read_bytes()
+        places, (version, names) = (models, models / "__init__.py"), marshal.loads(NAMES.read_bytes())
 
         def known(place: Any) -> Any:
-            return marshal.loads(kept)[1] if Path(place) in places else scan(place)
+            return names if Path(place) in places else scan(place)
 
         # A live reload may have installed another version since.
-        if marshal.loads(kept)[0] == sys.modules["transformers"].__version__:
+        if version == sys.modules["transformers"].__version__:
             module.create_import_structure_from_path = known
             self.forget = lambda: setattr(module, "create_import_structure_from_path", scan)

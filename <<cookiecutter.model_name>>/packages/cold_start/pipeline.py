@@ -22,7 +22,7 @@ def read_pipeline(settings: Settings, device: str) -> Any:
     check_pipelines(settings)
     _check_packed(settings)
     folder = Path(settings.weights_dir)
-    dtype = getattr(torch, settings.cpu_dtype if device == "cpu" else settings.dtype)
+    dtype = getattr(torch, settings.dtype_on(device))
     models = _read_models(settings, dtype, device)
     pipeline = _put_together(folder / "pipeline", settings, models)
     if settings.scheduler:
@@ -90,7 +90,7 @@ def _read_model(name: str, entry: list[str], settings: Settings, dtype: Any, dev
     library = transformers if entry[0] == "transformers" else diffusers
     if not part and entry[0] not in ("diffusers", "transformers"):
         raise SettingsError(f"config.yaml, load_kwargs: {name} cannot be served, so leave it out with {name}: null.")
-    options = {"dtype": dtype, "local_files_only": True}
+    options = {"dtype": dtype}
     class_ = named(library, part.class_name if part else entry[1], f"components.{name}")
     if part and part.file and not hasattr(class_, "from_single_file"):
         kind = class_.__name__
@@ -113,8 +113,8 @@ def read_weights(name: str, class_: Any, path: Path, variant: str | None = None,
     folder = path.parent if single else path
     try:
         if single:
-            return class_.from_single_file(str(path), **options)
-        options |= {"variant": variant if any(folder.glob(f"*.{variant}*")) else None}
+            return class_.from_single_file(str(path), local_files_only=True, **options)
+        options |= {"variant": variant if any(folder.glob(f"*.{variant}*")) else None, "local_files_only": True}
         model, report = class_.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
     except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         # A tensor in no file: torch cannot move it, and from_single_file cannot find it.

@@ -21,9 +21,8 @@ def read_safety(settings: Settings, device: str) -> Callable[[Any], bool]:
     from transformers import CLIPImageProcessor
 
     name, folder = "safety_checker", Path(settings.weights_dir) / settings.safety
-    dtype = getattr(torch, settings.cpu_dtype if device == "cpu" else settings.dtype)
-    options = {"dtype": dtype, "device_map": device, "local_files_only": True}
-    checker = read_weights(name, StableDiffusionSafetyChecker, folder / name, "fp16", **options)
+    dtype = getattr(torch, settings.dtype_on(device))
+    checker = read_weights(name, StableDiffusionSafetyChecker, folder / name, "fp16", dtype=dtype, device_map=device)
     proof.check_placement(name, checker, dtype, device)
     try:
         processor = CLIPImageProcessor.from_pretrained(folder / "feature_extractor", local_files_only=True)
