@@ -31,11 +31,15 @@ async def read(response: Any) -> AsyncGenerator[Event, None]:
     # Before the first byte a cold start may be silent for long; after it, silence means a lost connection.
     response.request.extensions["timeout"]["read"] = SILENT_SECONDS
     response.encoding = "utf-8"
+    images: list[str] = []
     try:
         async for sse in EventSource(response).aiter_sse():
             if not sse.data and sse.event == "message":  # only an id or a retry
                 continue
-            event = _event(sse.event, sse.data)
+            if sse.event == "image":  # in short lines, and the result without them
+                images.append(sse.data.replace("\n", ""))
+                continue
+            event = _event(sse.event, sse.data, images)
             yield event
             if event.kind == "result":
                 return
@@ -44,11 +48,13 @@ async def read(response: Any) -> AsyncGenerator[Event, None]:
     raise ConnectionLost("The answer ended before the images arrived: try again.")
 
 
-def _event(kind: str, text: str) -> Event:
+def _event(kind: str, text: str, images: list[str]) -> Event:
     try:
         data = dict(json.loads(text))
         needed = {"step": ("image", "step", "of"), "error": ("status",)}.get(kind, ())
         data |= {name: int(data[name]) for name in needed}
+        if kind == "result" and images:
+            data["images"] = [{**each, "image": image} for each, image in zip(data["images"], images, strict=True)]
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         raise UnexpectedAnswer("The answer has a malformed event: check that this is a fast-truss model.") from None
     if kind == "error":

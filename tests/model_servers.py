@@ -9,6 +9,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -97,13 +98,17 @@ class InstantServer:
             return JSONResponse(await asyncio.to_thread(self.answer, asked))
 
     async def events(self, asked: Any) -> AsyncIterator[str]:
-        yield event("queued", {})
+        yield event("queued", "{}")
         async with self.turn:
             for image in range(asked.num_images):
                 for step in range(asked.num_inference_steps):
                     await asyncio.sleep(self.image_seconds / asked.num_inference_steps)
-                    yield event("step", {"image": image + 1, "step": step + 1, "of": asked.num_inference_steps})
-            yield event("result", self.answer(asked))
+                    told = {"image": image + 1, "step": step + 1, "of": asked.num_inference_steps}
+                    yield event("step", json.dumps(told))
+            answer = self.answer(asked)
+            for each in answer["images"]:
+                yield event("image", *re.findall(".{1,1000}", each.pop("image")))
+            yield event("result", json.dumps(answer))
 
     def answer(self, asked: Any) -> dict[str, Any]:
         seed = asked.seed or 0
@@ -128,8 +133,8 @@ class InstantServer:
         }
 
 
-def event(name: str, data: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+def event(name: str, *data: str) -> str:
+    return "\n".join([f"event: {name}", *(f"data: {line}" for line in data), "", ""])
 
 
 PROJECT = Path()

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from conftest import ALL, CATALOG, FACTS, PROJECT, render_config
 from generated_requests import SENTENCES, bodies
+from httpx_sse import EventSource
 from hypothesis import HealthCheck, given, settings
 from platforms import PROJECT_PYTHON
 from serving import PREDICT, READY, Server, Serving
@@ -215,12 +216,14 @@ class Family:
 
 
 def answer_of(response: httpx.Response) -> dict[str, Any]:
-    """Return the answer, also of a stream: its last event."""
+    """Return the answer, also of a stream: its last event, with the images of those before."""
     if response.headers["content-type"] == "application/json":
         return response.json()
-    *_, last, end = response.text.split("\n\n")
-    assert (last.split("\n")[0], end) == ("event: result", ""), last[:1000]
-    return json.loads(last.split("\n", 1)[1].removeprefix("data: "))
+    *events, last = EventSource(response).iter_sse()
+    assert last.event == "result", last
+    images, answer = [each.data for each in events if each.event == "image"], last.json()
+    answer["images"] = [{**each, "image": image} for each, image in zip(answer["images"], images, strict=True)]
+    return answer
 
 
 def size_of(png: str) -> tuple[int, int]:

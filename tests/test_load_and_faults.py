@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 from conftest import ALL
+from httpx_sse import EventSource
 from platforms import PROJECT_PYTHON, SMALL
 from serving import PREDICT, READY, Server, Serving
 
@@ -99,15 +100,10 @@ def test_a_client_that_leaves_stops_the_work(faulty: Server) -> None:
     assert "slow step 90" not in log
 
 
-def events(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+def events(response: httpx.Response) -> Iterator[tuple[str, Any]]:
     """Yield the events of an open answer, as they come."""
-    assert response.headers["content-type"].startswith("text/event-stream")
-    name = ""
-    for line in response.iter_lines():
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line.startswith("data: "):
-            yield name, json.loads(line.removeprefix("data: "))
+    for each in EventSource(response).iter_sse():
+        yield each.event, each.data if each.event == "image" else each.json()
 
 
 def test_a_client_that_leaves_a_stream_stops_the_work(faulty: Server) -> None:

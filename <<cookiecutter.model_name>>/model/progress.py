@@ -18,6 +18,8 @@ logger = logging.getLogger("uvicorn")
 FAILED = "Internal Server Error (in model/chainlet)."
 # Proxies may drop a connection that is idle for a minute.
 SILENT_SECONDS = 15
+# Many clients read a stream line by line, and stop at 64 kB. Base64 may have line breaks, JSON strings may not.
+LINE_CHARACTERS = 2**15
 # Otherwise nginx and similar proxies buffer events.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -80,14 +82,14 @@ class Progress:
 
 
 class Events(Response):
-    """The answer as server-sent events: queued, each step, then the result or an error.
+    """The answer as server-sent events: queued, each step, each image as base64, the rest of the result; or an error.
 
     Not a StreamingResponse, for which Truss makes the next request wait until it is sent: a slow reader would block
     everybody, and waiting clients would get no event. guard.py serializes the work.
     """
 
     def __init__(self, begin: Callable[[Progress], Callable[[], Any]]) -> None:
-        """begin: gets in line, and returns what waits for the result, a pydantic model. That runs in a thread."""
+        """begin: gets in line, and returns what waits for the result, a GenerationResponse. That runs in a thread."""
         super().__init__()
         self._begin = begin
         self._left = threading.Event()
@@ -122,7 +124,11 @@ class Events(Response):
     def _run(self, result: Callable[[], Any], send: Callable[[str], Any]) -> None:
         """Send all but the first event, and at the end "": whatever happens, the stream must not stay open."""
         try:
-            send(_event("result", result().model_dump_json()))
+            made = result()
+            for each in made.images:
+                starts = range(0, len(each.image), LINE_CHARACTERS)
+                send(_event("image", *(each.image[start : start + LINE_CHARACTERS] for start in starts)))
+            send(_event("result", made.model_dump_json(exclude={"images": {"__all__": {"image"}}})))
         except HTTPException as refusal:
             logger.warning("Answered %s: %s", refusal.status_code, refusal.detail)
             send(_event("error", json.dumps({"error": refusal.detail, "status": refusal.status_code})))
@@ -133,5 +139,5 @@ class Events(Response):
             send("")
 
 
-def _event(name: str, data: str) -> str:
-    return f"event: {name}\ndata: {data}\n\n"
+def _event(name: str, *data: str) -> str:
+    return "\n".join([f"event: {name}", *(f"data: {line}" for line in data), "", ""])

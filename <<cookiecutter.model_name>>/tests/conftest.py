@@ -30,8 +30,8 @@ class Server:
     def get(self, path: str) -> requests.Response:
         return requests.get(self.url + path, timeout=60)
 
-    def predict(self, body: Any, stream: bool = False) -> requests.Response:
-        return requests.post(self.url + local_server.PREDICT, json=body, timeout=600, stream=stream)
+    def predict(self, body: Any) -> requests.Response:
+        return requests.post(self.url + local_server.PREDICT, json=body, timeout=600)
 
 
 def file_of(image: Image.Image, file_format: str = "PNG", keep: int | None = None) -> str:

@@ -171,22 +171,14 @@ def test_what_the_model_does_not_read_is_told(server: Server, small: dict[str, A
     assert all(each.startswith("prompt: the model reads") and each.endswith(words[-20:]) for each in warnings)
 
 
-def stream(server: Server, body: dict[str, Any]) -> requests.Response:
-    return server.predict({**body, "stream": True}, stream=True)
-
-
-def events(response: requests.Response) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the events as they arrive."""
+def events(response: requests.Response) -> Iterator[tuple[str, Any]]:
+    """Yield the events of a stream: base64 of an image, JSON of others."""
     assert response.status_code == 200, response.text
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-    name = ""
-    # Split at \n only: a prompt in a warning may contain Unicode line separators.
-    for line in response.iter_lines(chunk_size=None, delimiter=b"\n"):
-        field, _, value = line.partition(b": ")
-        if field == b"event":
-            name = value.decode()
-        elif field == b"data":
-            yield name, json.loads(value)
+    blocks = response.content.decode().split("\n\n")
+    for name, *lines in (block.split("\n") for block in blocks if block.startswith("event: ")):
+        data = [line.removeprefix("data: ") for line in lines]
+        yield name[7:], "".join(data) if name == "event: image" else json.loads(*data)
 
 
 def test_each_step_is_told_and_the_answer_is_the_plain_one(
@@ -195,9 +187,11 @@ def test_each_step_is_told_and_the_answer_is_the_plain_one(
     odd = "\r\n\n\x0b\x1c\x85\u2028\u2029 boat "
     prompt = odd * (pipeline["limits"]["prompt_characters"] // len(odd))
     body = {**small, "prompt": prompt, "num_images": 2, "num_inference_steps": 4}
-    (first, nothing), *steps, (last, answer) = events(stream(server, body))
-    assert (first, nothing, last) == ("queued", {}, "result")
+    (first, nothing), *steps, one, two, (last, answer) = events(server.predict({**body, "stream": True}))
+    assert (first, nothing, one[0], two[0], last) == ("queued", {}, "image", "image", "result")
     assert {name for name, _ in steps} == {"step"}
+    for each, (_, image) in zip(answer["images"], (one, two), strict=True):
+        each["image"] = image
     count = steps[0][1]["of"]
     assert count >= 4
     assert [(each["image"], each["step"], each["of"]) for _, each in steps] == [
@@ -207,19 +201,3 @@ def test_each_step_is_told_and_the_answer_is_the_plain_one(
     assert timings["text"] + timings["steps"] + timings["decode"] <= timings["generate"]
     plain = server.predict(body).json()
     assert answer == {name: value for name, value in plain.items() if name != "timings"}
-
-
-def test_others_are_answered_meanwhile(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
-    most = pipeline["limits"]["max_steps"]
-    with stream(server, {**small, "num_inference_steps": most, "num_images": 4, "width": 256, "height": 256}) as long:
-        found = events(long)
-        assert next(found) == ("queued", {})
-        assert next(found)[0] == "step"
-        assert server.get("/v1/models/model").status_code == 200
-        # A request that waits behind it is told so at once, and has its turn when the client of this one leaves.
-        with stream(server, small) as behind:
-            in_behind = events(behind)
-            assert next(in_behind) == ("queued", {})
-            long.close()
-            assert [name for name, _ in in_behind][-1] == "result"
-    assert "Answered 499: The client disconnected." in server.log.read_text()

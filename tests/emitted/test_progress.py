@@ -1,8 +1,10 @@
 """A stream tells the steps that really run, of every family, and its answer is the one without. Stages are timed."""
 
 import asyncio
+import base64
 import contextlib
 import functools
+import io
 import json
 import threading
 import time
@@ -35,13 +37,26 @@ async def sent(response: Any, leave: Callable[[bytes], bool] = lambda _: False) 
     return b"".join(parts)
 
 
-def told(served: Served, **body: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Return the events of a request."""
-    *blocks, end = asyncio.run(sent(served.ask(**body, stream=True))).decode().split("\n\n")
+def told(served: Served, **body: Any) -> list[tuple[str, Any]]:
+    """Return the events of a request. Those of images become part of the result."""
+    text = asyncio.run(sent(served.ask(**body, stream=True))).decode()
+    assert max(map(len, text.split("\n"))) < 2**16  # what readers of lines take
+    *blocks, end = text.split("\n\n")
     assert end == ""
-    lines = [block.split("\n") for block in blocks]
-    assert all(name.startswith("event: ") and data.startswith("data: ") for name, data in lines)
-    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in lines]
+    found: list[tuple[str, Any]] = []
+    images = []
+    for name, *data in (block.split("\n") for block in blocks):
+        assert name.startswith("event: ")
+        assert all(line.startswith("data: ") for line in data)
+        lines = [line.removeprefix("data: ") for line in data]
+        if name == "event: image":
+            images.append("".join(lines))
+        else:
+            found.append((name.removeprefix("event: "), json.loads(*lines)))
+    if images:
+        result = found[-1][1]
+        result["images"] = [{**each, "image": image} for each, image in zip(result["images"], images, strict=True)]
+    return found
 
 
 def counted(served: Served, patch: pytest.MonkeyPatch) -> list[int]:
@@ -247,6 +262,14 @@ def test_metrics_count_each_request_by_its_status(
             fail_once(served.pipeline.unet, "forward", 2, None, patch)
             assert counted_by(ask) == {"500": 1}
     assert counted_by(lambda: asyncio.run(sent(served.ask(stream=True), leave=bool))) == {"499": 1}
+
+
+def test_no_line_of_a_stream_is_longer_than_readers_take(settings_of: Make, serve: Callable[..., Served]) -> None:
+    served = serve(settings_of("sd15"))
+    served.model._generate = lambda *_: Image.effect_noise((512, 512), 100)
+    (_, result) = told(served)[-1]
+    assert len(result["images"][0]["image"]) > 2**17
+    assert Image.open(io.BytesIO(base64.b64decode(result["images"][0]["image"], validate=True))).size == (512, 512)
 
 
 def test_a_long_wait_is_not_silent(

@@ -571,13 +571,16 @@ def test_events_are_whole_however_they_come(follow: Callable[..., Any], size: in
         "event: step\r\ndata: STEP\r\n\r\nevent: result\r\ndata: RESULT\r\n\r\n",
         "event: step\rdata: STEP\r\revent: result\rdata: RESULT\r\r",
         "event:step\ndata:STEP\n\nevent:result\ndata:RESULT\n\n",
+        "event:step\ndata:STEP\n\nevent:image\ndata:aG\ndata:k=\n\nevent:result\ndata:REST\n\n",
         'event: step\ndata: {\ndata: "image": 1, "step": 1,\ndata: "of": 1}\n\nevent: result\ndata: RESULT\n\n',
         "id: 1\n\n: still there\n\nretry: 5\n\nevent: step\ndata: STEP\n\nevent: result\ndata: RESULT\n\n",
     ],
 )
 def test_events_are_read_however_they_are_written(follow: Callable[..., Any], text: str, size: int) -> None:
     step = {"image": 1, "step": 1, "of": 1}
-    whole = text.replace("STEP", json.dumps(step)).replace("RESULT", json.dumps(IMAGE)).encode()
+    rest = {**IMAGE, "images": [{**each, "image": None} for each in IMAGE["images"]]}
+    whole = text.replace("STEP", json.dumps(step)).replace("RESULT", json.dumps(IMAGE))
+    whole = whole.replace("REST", json.dumps(rest)).encode()
     answer, _ = answers(streamed(*[whole[start : start + size] for start in range(0, len(whole), size)]))
     assert follow(answer) == [fast_truss.Event("step", step), fast_truss.Event("result", IMAGE)]
 
@@ -626,6 +629,8 @@ def test_events_go_through_a_cold_start_and_a_broken_stream_is_not_asked_for_aga
         (b'event: step\ndata: {"step": 1}\n\n', fast_truss.UnexpectedAnswer, "malformed event"),
         (b'event: error\ndata: {"status": 1e400}\n\n', fast_truss.UnexpectedAnswer, "malformed event"),
         (b'event: error\ndata: {"status": "x"}\n\n', fast_truss.UnexpectedAnswer, "malformed event"),
+        (b"event: image\ndata: aGk=\n\nevent: result\ndata: {}\n\n", fast_truss.UnexpectedAnswer, "malformed event"),
+        (b'event: image\ndata: aGk=\n\nevent: result\ndata: {"images": []}\n\n', fast_truss.UnexpectedAnswer, "malf"),
         (b"<html>", fast_truss.ConnectionLost, "ended before the images arrived"),
     ],
 )
