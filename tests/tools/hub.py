@@ -36,7 +36,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         # A browser that still polls a server which had this port before asks for other paths.
-        if self.path.startswith("/api/"):
+        if self.path.startswith("/api/models/"):
             self.server.tokens.add(self.headers.get("Authorization", ""))
         listed = [{"rfilename": name} for name in self.server.names()]
         body = json.dumps({"id": "x/y", "sha": "a" * 40, "siblings": listed}).encode()
