@@ -58,7 +58,7 @@ class References(Part):
     count: int = Field(description="Maximum number of images per request.")
     max_pixels: int = Field(description="Number of pixels that the pipeline scales larger images down to.")
     min_side: int = Field(description="Minimum length of a side, in pixels.")
-    max_ratio: int = Field(description="Maximum ratio of the long side to the short one.")
+    max_ratio: float = Field(description="Maximum ratio of the long side to the short one.")
 
 
 class PromptTokens(Part):
@@ -99,6 +99,9 @@ class Shared(Part):
     max_steps_per_strength: int | None = Field(None, description="With an image: maximum of steps / strength.")
     max_guidance_scale: float = Field(20.0, description="0: the model has no guidance.")
     guidance_parameter: str = Field("guidance_scale", description="Its name in the pipeline's call.")
+    area_parameter: str | None = Field(
+        None, description="Its name for width x height, if without it the pipeline makes an image of another size."
+    )
     negative_prompt: bool = Field(False, description="Whether it has an effect at the preset's guidance.")
     strength: float = Field(0.6, description="Default strength for requests with an image.")
 

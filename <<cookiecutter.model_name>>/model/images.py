@@ -72,7 +72,7 @@ def decode_reference(text: str, bounds: ReferenceImages, multiple: int) -> Any:
     """
     image = read(text, math.isqrt(bounds.max_pixels), "white", lambda image: image)
     if max(image.size) > bounds.max_ratio * min(image.size):
-        raise ValueError(f"it is more than {bounds.max_ratio} times as long as wide: crop it")
+        raise ValueError(f"it is more than {bounds.max_ratio:g} times as long as wide: crop it")
     scale = min(1, math.sqrt(bounds.max_pixels / (image.width * image.height)))
     scale = max(scale, bounds.min_side / min(image.size))
     # Round down to multiples, or the pipeline would crop the rest.

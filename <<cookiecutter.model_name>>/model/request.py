@@ -17,7 +17,7 @@ MAX_SEED = 2**32 - 1
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 FILE = "A PNG, JPEG or WebP file, in base64 or as a data: URL"
 START = "to start from; cropped to width x height, laid on white."
-REFERENCE = "that the prompt may speak of, or a list of up to {}; with mask the one to paint on."
+REFERENCE = "that the prompt may speak of{}; with mask the one to paint on."
 
 
 class LoraChoice(BaseModel):
@@ -206,8 +206,10 @@ def request_model(settings: Settings) -> type[GenerationRequest]:
     pixels: dict[str, Any] = {"ge": limits.min_size, "le": limits.max_size, "multiple_of": limits.size_multiple}
     pixels["description"] = f"In pixels. width x height is at most {limits.max_pixels}."
     steps = {"ge": limits.min_steps, "le": limits.max_steps}
-    several = Annotated[list[str], Field(min_length=1, max_length=references.count)] if references else None
-    file = f"{FILE}, {REFERENCE.format(references.count) if references else START}"
+    most = references.count if references else 1
+    several = Annotated[list[str], Field(min_length=1, max_length=most)] if most > 1 else None
+    listed = f", or a list of up to {most}" if several else ""
+    file = f"{FILE}, {REFERENCE.format(listed) if references else START}"
     scale = {"ge": -limits.lora_scale, "le": limits.lora_scale}
     choice = _bounded(LoraChoice, name={"json_schema_extra": names}, scale=scale)
     made: type[GenerationRequest] = _bounded(

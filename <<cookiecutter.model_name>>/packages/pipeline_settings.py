@@ -56,7 +56,7 @@ class ReferenceImages(Strict):
     count: Positive = Field(description="Most images per request.")
     max_pixels: Positive = Field(description="Larger images are scaled down to it.")
     min_side: Positive = Field(description="Smaller images are scaled up to it.")
-    max_ratio: Positive = Field(description="Largest ratio of the long side to the short one.")
+    max_ratio: float = Field(ge=1, description="Largest ratio of the long side to the short one.")
 
 
 class PromptTokens(Strict):
@@ -111,6 +111,7 @@ class Settings(Strict):
     scheduler: dict[str, Any] = Field(description="Settings to change; class_name in place of the repository's.")
     call_kwargs: dict[str, Any] = Field(description="More arguments of each call of the pipeline.")
     guidance_parameter: Name = Field(description="What the pipeline calls the guidance_scale of a request.")
+    area_parameter: Name | None = Field(description="What it calls width x height. null: it needs only the sides.")
     step_callback: Literal["callback_on_step_end", "callback"] = Field(description="What it calls after each step.")
     negative_prompt: bool = Field(description="false: it runs without guidance, so it cannot use one.")
     prompt_tokens: PromptTokens = Field(description="How much of a prompt the model reads.")
@@ -149,7 +150,7 @@ class Settings(Strict):
             raise ValueError(f"defaults.strength is {self.defaults.strength}: too little for limits.max_steps")
         if self.image_to_image and self.reference_images:
             raise ValueError("image_to_image and reference_images exclude each other: set one of them to null")
-        for name in {*OURS, self.guidance_parameter, self.step_callback} & set(self.call_kwargs):
+        for name in {*OURS, self.guidance_parameter, self.area_parameter, self.step_callback} & set(self.call_kwargs):
             raise ValueError(f"call_kwargs has {name}, which requests or model/ set: remove it")
         folders = [lora.folder for lora in self.loras]
         if len(set(folders)) < len(folders):

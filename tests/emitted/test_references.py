@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy
 import pytest
-from conftest import BLOCKS, FAMILIES, Make, Served, text_of
+from conftest import BLOCKS, Make, Served, text_of
 from model import images
 from PIL import Image
 from pipeline_settings import ReferenceImages
 from pydantic import ValidationError
 
-PRESETS = [preset for preset in FAMILIES if BLOCKS[preset]["reference_images"]]
 BOUNDS = ReferenceImages(**BLOCKS["flux2-klein-4b"]["reference_images"])
 
 
@@ -27,7 +26,8 @@ def served(settings_of: Make, serve: Callable[..., Served]) -> Served:
 
 
 def test_the_families_that_take_references() -> None:
-    assert PRESETS == ["flux2-klein-4b"]
+    families = {BLOCKS[preset]["class_name"] for preset in BLOCKS if BLOCKS[preset]["reference_images"]}
+    assert families == {"Flux2KleinPipeline", "FluxKontextPipeline"}
     for block in BLOCKS.values():
         assert not (block["image_to_image"] and block["reference_images"])
 
@@ -140,3 +140,49 @@ def test_with_a_mask_image_is_what_is_painted_on(served: Served) -> None:
     assert (found[16:] == before[16:]).all()
     assert (found[:16] != before[:16]).any(axis=2).mean() > 0.95
     assert served.image(**body, strength=0.5) != served.image(**body)
+
+
+@pytest.fixture
+def kontext(settings_of: Make, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> Served:
+    """FLUX.1 Kontext, which scales what it gets to resolutions of a megapixel: here to small ones."""
+    from diffusers.pipelines.flux import pipeline_flux_kontext, pipeline_flux_kontext_inpaint
+
+    for module in (pipeline_flux_kontext, pipeline_flux_kontext_inpaint):
+        monkeypatch.setattr(module, "PREFERRED_KONTEXT_RESOLUTIONS", [(64, 128), (96, 96), (128, 64)])
+    return serve(settings_of("flux-kontext-dev"))
+
+
+def test_kontext_edits_one_image_at_the_size_that_is_asked_for(kontext: Served) -> None:
+    one, other = noise(64, 64), noise(96, 64, 1)
+    made = [kontext.image(**body) for body in ({}, {"image": one}, {"image": other})]
+    assert len(set(made)) == 3
+    for size in ((64, 64), (128, 64), (64, 192), (1008, 1040)):
+        body = {"width": size[0], "height": size[1], "num_inference_steps": 1}
+        for more in ({}, {"image": one}):
+            assert Image.open(io.BytesIO(base64.b64decode(kontext.image(**body, **more)))).size == size
+    with pytest.raises(ValidationError, match=r"image\n.*send one file in base64"):
+        kontext.ask(image=[one])
+
+
+def test_kontext_paints_the_mask_alone(kontext: Served) -> None:
+    mask = Image.new("L", (128, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    start = noise(128, 64)
+    body = {"image": start, "mask": text_of(mask), "mask_blur": 0, "width": 128}
+    found, before = (
+        numpy.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in (kontext.image(**body), start)
+    )
+    assert found.shape == before.shape
+    assert (found[:, 32:] == before[:, 32:]).all()
+    assert (found[:, :32] != before[:, :32]).any(axis=2).mean() > 0.95
+    assert kontext.image(**body, strength=0.5) != kontext.image(**body)
+
+
+def test_what_kontext_would_squeeze_is_refused(kontext: Served) -> None:
+    long, white = noise(250, 100), text_of(Image.new("L", (64, 64), 255))
+    answer = kontext.ask(image=long)
+    assert answer.status_code == 400
+    assert b"`image`: it is more than 2.4 times as long as wide: crop it" in answer.body
+    answer = kontext.ask(image=noise(64, 64), mask=white, width=256)
+    assert answer.status_code == 400
+    assert b"`mask`: the image would be more than 2.4 times as long as wide: change width or height" in answer.body

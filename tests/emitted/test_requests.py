@@ -86,7 +86,7 @@ def test_the_schema_tells_the_bounds_and_every_field(preset: str) -> None:
     assert ("mask_padding" in fields) == (block["inpaint"] is not None)
     if "image" in fields:
         kinds = [choice["type"] for choice in fields["image"]["anyOf"]]
-        assert kinds == (["string", "array", "null"] if block["reference_images"] else ["string", "null"])
+        assert kinds == (["string", "array", "null"] if preset.startswith("flux2") else ["string", "null"])
     if "strength" in fields:
         assert str(block["defaults"]["strength"]) in fields["strength"]["description"]
 

@@ -17,6 +17,8 @@ def check_pipelines(settings: Settings) -> None:
     known = inspect.signature(class_.__call__).parameters
     check_name(settings.guidance_parameter, known, "guidance_parameter")
     check_name(settings.step_callback, known, "step_callback")
+    if settings.area_parameter:
+        check_name(settings.area_parameter, known, "area_parameter")
     if settings.negative_prompt:
         check_name("negative_prompt", known, "negative_prompt")
     for name, value in settings.call_kwargs.items():
