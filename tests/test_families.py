@@ -158,14 +158,17 @@ class Family:
 
     def several(self) -> None:
         """As many references as the family takes, each of which counts, and no more."""
-        count = self.references["count"]
+        count, other = self.references["count"], self.image(seed=7)
+        assert "reference" in self.ask({"prompt": "x", "image": other, "strength": 0.5}).text
+        if count == 1:
+            assert self.image(image=self.starts[0]) != self.image(image=other)
+            assert "send one file" in self.ask({"prompt": "x", "image": [other]}).text
+            return
         assert self.schema["properties"]["image"]["anyOf"][1]["maxItems"] == count
-        other = self.image(seed=7)
         made = [self.image(image=images) for images in (self.starts[0], [self.starts[0]], [self.starts[0], other])]
         assert made[0] == made[1] != made[2]
         self.image(image=[other] * count, num_inference_steps=1)
         assert f"a list of 1 to {count}" in self.ask({"prompt": "x", "image": [other] * (count + 1)}).text
-        assert "reference" in self.ask({"prompt": "x", "image": other, "strength": 0.5}).text
 
     def loras(self, plain: str) -> None:
         """Each that can be chosen changes the image, alone and together, and that of no other request."""

@@ -51,7 +51,7 @@ def packed(tensor: torch.Tensor) -> torch.Tensor:
 def test_every_tensor_is_that_of_a_file_on_the_device_and_in_the_dtype_that_were_asked(
     preset: str, settings_of: Make, tiny: Any, tmp_path: Path
 ) -> None:
-    settings = settings_of(preset, loras=[])
+    settings = settings_of(preset, loras=[], cpu_dtype=BLOCKS[preset]["dtype"])
     # The same weights in one plain folder, in the layout of diffusers, as diffusers and transformers read them.
     tiny.make(tmp_path, {**BLOCKS[preset], "components": {}, "loras": []}, TINY[preset])
     index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
@@ -238,7 +238,7 @@ def test_a_component_that_is_left_out_needs_no_files(settings_of: Make, copy_of:
 
 @pytest.mark.parametrize("preset", [p for p in BLOCKS if p in ("sd3-medium", "flux-schnell", "pixart-sigma")])
 def test_what_a_text_encoder_keeps_in_float32_stays_so(preset: str, settings_of: Make) -> None:
-    pipeline = read_pipeline(settings_of(preset), "cpu")
+    pipeline = read_pipeline(settings_of(preset, cpu_dtype=BLOCKS[preset]["dtype"]), "cpu")
     kept = [part for part in pipeline.components.values() if isinstance(part, transformers.T5EncoderModel)]
     dtypes = {p.dtype for part in kept for name, p in part.named_parameters() if name.endswith("wo.weight")}
     # transformers keeps them so in float16 alone.
