@@ -221,7 +221,7 @@ LEVERS: dict[str, Callable[[Container], None]] = {
     "libraries: small files alone": change_record(small),
     "no garbage collection during the imports": replace(PHASES, "    gc.disable()", "    pass"),
     "imports without the compiler": replace("app/model/model.py", "plainly=bool(settings.compile)", "plainly=True"),
-    "names of transformers kept at build": remove("packages/cold_start/transformers_names"),
+    "names of transformers kept at build": remove("usr/transformers_names"),
     "sendfile to `/dev/null`: read into a buffer": replace(
         READ_AHEAD,
         "sent := os.sendfile(nowhere.fileno(), stream.fileno(), start, end - start)",

@@ -150,8 +150,9 @@ class Settings(Strict):
             raise ValueError(f"defaults.strength is {self.defaults.strength}: too little for limits.max_steps")
         if self.image_to_image and self.reference_images:
             raise ValueError("image_to_image and reference_images exclude each other: set one of them to null")
-        for name in {*OURS, self.guidance_parameter, self.area_parameter, self.step_callback} & set(self.call_kwargs):
-            raise ValueError(f"call_kwargs has {name}, which requests or model/ set: remove it")
+        ours = {*OURS, self.guidance_parameter, self.area_parameter, self.step_callback}
+        for taken in ours & self.call_kwargs.keys():
+            raise ValueError(f"call_kwargs has {taken}, which requests or model/ set: remove it")
         folders = [lora.folder for lora in self.loras]
         if len(set(folders)) < len(folders):
             raise ValueError("loras holds a name twice: each needs one of its own")

@@ -8,13 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import torch
-import transformers
-import yaml
-from safetensors.torch import save_file
-
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "packages"))
+
+from cold_start import lean_imports  # noqa: E402
+
+lean_imports.import_diffusers("")  # takes a second less than to import all of it
+
+import diffusers  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+import yaml  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+lean_imports.finish()
 # A trained pipeline that paints flat shapes, in projects whose pipeline has the same shape.
 DEMO = HERE / "demo"
 Settings = dict[str, Any]

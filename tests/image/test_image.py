@@ -143,7 +143,7 @@ def test_the_build_commands_ran_and_made_what_they_must(box: Container, build_lo
     record = json.loads((box.root / "packages" / "cold_start" / "imported_files.json").read_text("utf-8"))
     assert record["problem"] == ""
     assert (packages(box) / "read_ahead.pth").is_file()
-    assert (box.root / "packages" / "cold_start" / "transformers_names").is_file()
+    assert (box.root / "usr" / "transformers_names").is_file()
     server, torch, diffusers = ([file for file, _, _ in phase] for phase in record["phases"])
     # Also what Python itself and the server import as they start.
     ours = ("/app/model/__pycache__/model.", "/packages/cold_start/__pycache__/pipeline.")

@@ -5,7 +5,7 @@ Private names of these libraries stand here and nowhere else, with what eager in
 * torch._dynamo, for marks on functions, which it alone reads, and whether something is compiled. Until load() is done
   a module with these answers has its place. Whoever asks for more gets the real one.
 * torch.distributed.tensor: transformers takes it unless it believes that torch was built without, and asks that once.
-* transformers reads 1,638 of its own sources, 36 MB, twice, to know which names are where. The image build saves that.
+* transformers reads 1,638 of its own sources, 36 MB, twice, to know which names are where. Who installs it saves that.
 """
 
 import collections
@@ -26,7 +26,7 @@ logger = logging.getLogger("uvicorn")
 
 COMPILER, INDEXING = "torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op"
 AGAIN = ("accelerate", "diffusers", "transformers")
-SCANNER, NAMES = "transformers.utils.import_utils", Path(__file__).with_name("transformers_names")
+SCANNER, NAMES = "transformers.utils.import_utils", Path(sys.prefix, "transformers_names")
 
 
 def import_diffusers(class_name: str, plainly: bool = False) -> None:
@@ -128,13 +128,15 @@ class _Distributions(collections.UserDict[str, list[str]]):
 
 
 def keep_names() -> None:
-    """Write which names transformers finds in its sources. The image build runs this."""
+    """Write which names transformers finds in its sources. The image build runs this, and `make` in its environment."""
     import transformers
     from transformers.utils import import_utils
 
     import_utils.create_import_structure_from_path.cache_clear()
     found = import_utils.create_import_structure_from_path(Path(transformers.__file__).with_name("models"))
-    NAMES.write_bytes(marshal.dumps((transformers.__version__, found)))
+    new = NAMES.with_suffix(".new")
+    new.write_bytes(marshal.dumps((transformers.__version__, found)))
+    new.replace(NAMES)  # whole, as a server may be starting
 
 
 class _Finder:
@@ -159,7 +161,7 @@ class _Finder:
         def known(place: Any) -> Any:
             return names if Path(place) in places else scan(place)
 
-        # A live reload may have installed another version since.
+        # Another version may have been installed since.
         if version == sys.modules["transformers"].__version__:
             module.create_import_structure_from_path = known
             self.forget = lambda: setattr(module, "create_import_structure_from_path", scan)
