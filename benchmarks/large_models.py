@@ -1,0 +1,158 @@
+"""Measure cold starts of models that are about as large as the memory of their instance, in the real image.
+
+    python benchmarks/large_models.py CACHE [--models sd3-medium] [--memory 16 24] [--runs 3]
+
+The server runs in a memory cgroup of that many GiB, which counts the page cache, as an instance does. A GPU would read
+every byte: so a process in the same cgroup does when the server is ready, and the run ends when it has. Needs root and
+cgroup v1. Prints a row for each model and size: seconds, what the disk read, and the peak of the cgroup.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import coldstart
+from coldstart import HERE, answers, container, edit, emit, read_command, run_and_wait, set_page_cache
+from container import Container
+
+sys.path.insert(0, str(HERE.parent))
+import catalog
+
+CGROUP = Path("/sys/fs/cgroup/memory/fast-truss-bench")
+GIB = 2**30
+DATA_MB = 64
+
+
+def build(model: str, cache: Path) -> str:
+    """Build the image of a preset's project. Returns its name."""
+    project, name = emit(model, cache), f"fast-truss-{model}"
+    context = cache / "contexts" / name
+    subprocess.run(["rm", "-rf", context], check=True)
+    subprocess.run([sys.executable, "local_server.py", "--context", context], cwd=project, check=True)
+    container.build(context, name, HERE.parent / "build" / "image", context.with_suffix(".log"))
+    return name
+
+
+def make_weights(model: str, image: str, cache: Path) -> Path:
+    """Make the weights once, with what the image holds."""
+    folder, project = cache / f"{model}-full", cache / "projects" / model
+    if folder.is_dir():
+        return folder
+    unfinished = folder.with_suffix(".unfinished")
+    subprocess.run(["rm", "-rf", unfinished], check=True)
+    unfinished.mkdir(parents=True)
+    block = coldstart.yaml.safe_load((project / "config.yaml").read_text("utf-8"))["model_metadata"]["pipeline"]
+    asked = {"full_size": catalog.load()[model].full_size, "components": block["components"]}
+    (unfinished / "sizes.json").write_text(json.dumps(asked), "utf-8")
+    mounts = {HERE: "/benchmarks", project: "/project"}
+    with container.container(image) as box:
+        for command in (
+            ["/project/tiny/make.py", "/weights"],
+            ["/benchmarks/full_size.py", "/weights", "/weights/sizes.json", str(DATA_MB)],
+        ):
+            subprocess.run(
+                box.command("python3", *command, mounts=mounts, writable={unfinished: "/weights"}), check=True
+            )
+    return unfinished.rename(folder)
+
+
+@contextlib.contextmanager
+def limited(gigabytes: int) -> Iterator[list[str]]:
+    """Yield what a command begins with to run in a cgroup of so much memory."""
+    CGROUP.mkdir(exist_ok=True)
+    try:
+        # What a run before left in the page cache counts there until it is dropped.
+        (CGROUP / "memory.limit_in_bytes").write_text(str(gigabytes * GIB))
+        (CGROUP / "memory.max_usage_in_bytes").write_text("0")
+        yield ["sh", "-c", f'echo $$ > {CGROUP}/cgroup.procs; exec "$@"', "sh"]
+    finally:
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                CGROUP.rmdir()
+                break
+            time.sleep(0.1)
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return what the disk of the folder has read since the machine started."""
+    device = os.stat(folder).st_dev
+    stat = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text("utf-8")
+    return int(stat.split()[2]) * 512
+
+
+def start(box: Container, weights: Path, gigabytes: int) -> dict[str, Any]:
+    """One cold start, until a process beside the server has read all weights, too."""
+    files = sorted(weights.rglob("*.safetensors"))
+    set_page_cache("cold", files)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    log, before = box.root / "tmp" / "server.log", disk_bytes(weights)
+    environment = {**box.environment, "INFERENCE_SERVER_PORT": str(port)}
+    with limited(gigabytes) as begin:
+        command, began = [*begin, *box.command(mounts={weights: "/app/model_cache"})], time.perf_counter()
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            while not answers(f"http://127.0.0.1:{port}/v1/models/model/loaded"):
+                if process.poll() is not None:
+                    sys.exit(f"The server ended before it was ready:\n{log.read_text()[-3000:]}")
+                time.sleep(0.1)
+            ready = time.perf_counter() - began
+            run_and_wait([*begin, *read_command(files)])
+            return {
+                "ready_s": ready,
+                "all_read_s": time.perf_counter() - began,
+                "disk_gb": (disk_bytes(weights) - before) / 1e9,
+                "peak_gb": int((CGROUP / "memory.max_usage_in_bytes").read_text()) / 1e9,
+                "killed": int(re.search(r"oom_kill (\d+)", (CGROUP / "memory.oom_control").read_text())[1]),
+                "said": re.search(r"Reading ahead[^\"\\]*", log.read_text("utf-8"))[0],
+            }
+        finally:
+            container.stop(process)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cache", type=lambda text: Path(text).absolute(), metavar="CACHE", help="Keeps the weights.")
+    parser.add_argument("--models", nargs="+", default=["sd3-medium"], help="Presets. Default: sd3-medium.")
+    parser.add_argument("--memory", nargs="+", type=int, default=[16, 24], help="GiB. Default: 16 24.")
+    parser.add_argument("--runs", type=int, default=3, help="Of each, in alternation. Default: 3.")
+    arguments = parser.parse_args()
+    for model in arguments.models:
+        image = build(model, arguments.cache)
+        weights = make_weights(model, image, arguments.cache)
+        size = sum(file.stat().st_size for file in weights.rglob("*.safetensors")) / 1e9
+        with container.container(image, HF_HUB_OFFLINE="1", TQDM_DISABLE="1") as box:
+            # As on a GPU: half precision.
+            file = box.root / "app" / "config.yaml"
+            edit(file, lambda config: half(config["model_metadata"]["pipeline"]))
+            runs: dict[int, list[dict[str, Any]]] = {gigabytes: [] for gigabytes in arguments.memory}
+            for _ in range(arguments.runs):
+                for gigabytes, found in runs.items():
+                    found.append(start(box, weights, gigabytes))
+                    print(model, gigabytes, found[-1], file=sys.stderr)
+        for gigabytes, found in runs.items():
+            names = ("ready_s", "all_read_s", "disk_gb", "peak_gb", "killed")
+            middle = [f"{statistics.median(run[name] for run in found):.1f}" for name in names]
+            print(f"| `{model}` | {size:.1f} | {gigabytes} | {' | '.join(middle)} |")
+
+
+def half(pipeline: dict[str, Any]) -> None:
+    pipeline["cpu_dtype"] = pipeline["dtype"]
+
+
+if __name__ == "__main__":
+    main()
