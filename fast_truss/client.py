@@ -15,8 +15,7 @@ from fast_truss.errors import ClientError, InvalidInput, NotFound, NotReady, Req
 from fast_truss.events import Event
 from fast_truss.policy import Deadline, Kind, Wait
 
-# Prefix of the paths of Truss's server.
-SERVER = "/v1/models/model"
+SERVER = "/v1/models/model"  # prefix of the paths of Truss's server
 
 
 class AsyncClient:

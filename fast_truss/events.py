@@ -8,8 +8,7 @@ from typing import Any
 
 from fast_truss.errors import MODEL, SOURCE_HEADER, ConnectionLost, UnexpectedAnswer, of_answer
 
-# The model sends at least a comment every 15 s.
-SILENT_SECONDS = 60.0
+SILENT_SECONDS = 60.0  # the model sends at least a comment every 15 s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +33,12 @@ async def read(response: Any) -> AsyncGenerator[Event, None]:
     images: list[str] = []
     try:
         async for sse in EventSource(response).aiter_sse():
-            if not sse.data and sse.event == "message":  # only an id or a retry
-                continue
             if sse.event == "image":  # in short lines, and the result without them
                 images.append(sse.data.replace("\n", ""))
-                continue
-            event = _event(sse.event, sse.data, images)
-            yield event
-            if event.kind == "result":
-                return
+            elif sse.data or sse.event != "message":  # not only an id or a retry
+                yield (event := _event(sse.event, sse.data, images))
+                if event.kind == "result":
+                    return
     except SSEError:
         raise UnexpectedAnswer("The answer is not an event stream: check that this is a fast-truss model.") from None
     raise ConnectionLost("The answer ended before the images arrived: try again.")
