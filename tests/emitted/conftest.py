@@ -171,7 +171,22 @@ def serve_with(patch: pytest.MonkeyPatch) -> Callable[[Settings], Served]:
     # Each model registers its gauge, and there are many in this process.
     patch.setattr(prometheus_client.Gauge, "__init__", _with_own_registry(prometheus_client.Gauge.__init__))
     patch.setattr(read_ahead, "begin", lambda *_: None)
-    return Served
+
+    def serve(settings: Settings) -> Served:
+        served = Served(settings)
+        if settings.class_name == "FluxKontextPipeline":
+            _make_kontext_small(patch)
+        return served
+
+    return serve
+
+
+def _make_kontext_small(patch: pytest.MonkeyPatch) -> None:
+    """FLUX.1 Kontext scales what it gets to resolutions of a megapixel: here to small ones."""
+    from diffusers.pipelines.flux import pipeline_flux_kontext, pipeline_flux_kontext_inpaint
+
+    for module in (pipeline_flux_kontext, pipeline_flux_kontext_inpaint):
+        patch.setattr(module, "PREFERRED_KONTEXT_RESOLUTIONS", [(64, 64), (64, 128), (128, 64)])
 
 
 def _with_own_registry(init: Any) -> Any:

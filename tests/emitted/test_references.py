@@ -143,12 +143,7 @@ def test_with_a_mask_image_is_what_is_painted_on(served: Served) -> None:
 
 
 @pytest.fixture
-def kontext(settings_of: Make, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> Served:
-    """FLUX.1 Kontext, which scales what it gets to resolutions of a megapixel: here to small ones."""
-    from diffusers.pipelines.flux import pipeline_flux_kontext, pipeline_flux_kontext_inpaint
-
-    for module in (pipeline_flux_kontext, pipeline_flux_kontext_inpaint):
-        monkeypatch.setattr(module, "PREFERRED_KONTEXT_RESOLUTIONS", [(64, 128), (96, 96), (128, 64)])
+def kontext(settings_of: Make, serve: Callable[..., Served]) -> Served:
     return serve(settings_of("flux-kontext-dev"))
 
 
