@@ -12,7 +12,7 @@ DEMO = build/my-stable-diffusion
 REQUIRED = $$($(BIN)/python -m catalog --requirements)
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo test test-all test-bake test-preset test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu bench-memory train-demo judge-demo release
+.PHONY: help demo test test-all test-bake test-preset test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu bench-large bench-last-byte bench-memory train-demo judge-demo release
 help:
 	@echo "make demo               generate the default project, start its server, generate one image"
 	@echo "make test               run all tests of the template, the emitted projects and the tools"
@@ -25,6 +25,8 @@ help:
 	@echo "make bench-wake         measure the wait for an image with and without wake (40 minutes)"
 	@echo "make bench-memory       measure every preset's peak memory, without a GPU (10 minutes)"
 	@echo "make bench-memory GPU=L4       compare that with the GPU of this machine"
+	@echo "make bench-large        measure cold starts of models as large as the memory (10 minutes, 60 GB of disk; like test-image)"
+	@echo "make bench-last-byte    measure from the last downloaded byte to a ready model (3 minutes, after bench; root)"
 	@echo "make bench-gpu          compare ways to load weights onto a GPU (needs one)"
 	@echo "make bench-under-load   measure health checks while requests run and bad ones are refused (5 minutes)"
 	@echo "make bench-compile      measure what compile: regional adds to a cold start (15 minutes)"
@@ -92,6 +94,13 @@ bench-loras: $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(PROJECT_VENV)/bin/python benchmarks/full_size_weights.py sdxl build/weights/sdxl/pipeline
 	$(PROJECT_VENV)/bin/python benchmarks/loras.py $(DEMO) build/weights/sdxl
+
+bench-large: .venv-bench/.ready
+	.venv-bench/bin/python benchmarks/large_models.py build/weights $(BENCH)
+
+bench-last-byte: $(VENV)/.ready $(DEMO)/config.yaml
+	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
+	PROJECT_PYTHON=$(PROJECT_VENV)/bin/python $(BIN)/python benchmarks/last_byte.py build/weights $(BENCH)
 
 bench-memory: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)

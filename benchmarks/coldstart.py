@@ -321,38 +321,50 @@ def cgroup(state: str) -> Iterator[list[str]]:
             time.sleep(0.1)
 
 
-def start(box: Container, weights: Weights, state: str, first_image: bool) -> Run:
-    """One cold start of the server, until it is ready and has read all weights, and then its first image."""
+@contextlib.contextmanager
+def ready(box: Container, weights: Path, before: list[str]) -> Iterator[tuple[float, str, subprocess.Popen]]:
+    """Start the server, and yield when it is ready: when it was started, its address, and its process.
+
+    before: what its command begins with. Its log is log_of(box).
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    log = box.root / "tmp" / "server.log"
     environment = {**box.environment, "INFERENCE_SERVER_PORT": str(port)}
-    with cgroup(state) as limited:
-        command = [*limited, *box.command(mounts={weights.folder: "/app/model_cache"})]
-        started = time.perf_counter()
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        try:
-            url = f"http://127.0.0.1:{port}/v1/models/model"
-            while not answers(f"{url}/loaded"):
-                if process.poll() is not None:
-                    sys.exit(f"The server ended before it was ready:\n{log.read_text()[-3000:]}")
-                time.sleep(0.1)  # more often, and the answers to this would slow the imports down
-            # A CPU maps the files: what load() did not touch is still on the disk, and a GPU would have read it.
-            run_and_wait(read_command(weights.files))
-            ready = time.perf_counter() - started
-            first = None
-            if first_image:
-                urllib.request.urlopen(f"{url}:predict", json.dumps(REQUEST).encode(), timeout=1200).read()
-                first = time.perf_counter() - started
-            server = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()[0]
-            peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server}/status").read_text())[1])
-        finally:
-            container.stop(process)  # with all that it started: the next start has the disk for itself
-    return Run(ready, first, peak * 1024 / 1e9, logged_phases(log.read_text("utf-8")))
+    command = [*before, *box.command(mounts={weights: "/app/model_cache"})]
+    started = time.perf_counter()
+    with log_of(box).open("w") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        url = f"http://127.0.0.1:{port}/v1/models/model"
+        while not answers(f"{url}/loaded"):
+            if process.poll() is not None:
+                sys.exit(f"The server ended before it was ready:\n{log_of(box).read_text()[-3000:]}")
+            time.sleep(0.1)  # more often, and the answers to this would slow the imports down
+        yield started, url, process
+    finally:
+        container.stop(process)  # with all that it started: the next start has the disk for itself
+
+
+def log_of(box: Container) -> Path:
+    return box.root / "tmp" / "server.log"
+
+
+def start(box: Container, weights: Weights, state: str, first_image: bool) -> Run:
+    """One cold start of the server, until it is ready and has read all weights, and then its first image."""
+    with cgroup(state) as limited, ready(box, weights.folder, limited) as (started, url, process):
+        # A CPU maps the files: what load() did not touch is still on the disk, and a GPU would have read it.
+        run_and_wait(read_command(weights.files))
+        seconds = time.perf_counter() - started
+        first = None
+        if first_image:
+            urllib.request.urlopen(f"{url}:predict", json.dumps(REQUEST).encode(), timeout=1200).read()
+            first = time.perf_counter() - started
+        server = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()[0]
+        peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server}/status").read_text())[1])
+    return Run(seconds, first, peak * 1024 / 1e9, logged_phases(log_of(box).read_text("utf-8")))
 
 
 def answers(url: str) -> bool:

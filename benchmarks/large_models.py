@@ -2,9 +2,10 @@
 
     python benchmarks/large_models.py CACHE [--models sd3-medium] [--memory 16 24] [--runs 3]
 
-The server runs in a memory cgroup of that many GiB, which counts the page cache, as an instance does. A GPU would read
-every byte: so a process in the same cgroup does when the server is ready, and the run ends when it has. Needs root and
-cgroup v1. Prints a row for each model and size: seconds, what the disk read, and the peak of the cgroup.
+The server runs in a memory cgroup of that many GiB, which counts the page cache, as an instance does. load() touches
+every page of the files, component by component, and lets the component go, as a copy to a GPU does. Needs root and
+cgroup v1. Prints a row for each model and size: seconds until the model is ready, GB that the disk read until then, the
+peak of the cgroup, and how many processes the kernel killed.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,15 +22,28 @@ from pathlib import Path
 from typing import Any
 
 import coldstart
-from coldstart import HERE, answers, container, edit, emit, read_command, run_and_wait, set_page_cache
+from coldstart import HERE, container, edit, emit, log_of, ready, replace, set_page_cache
 from container import Container
 
 sys.path.insert(0, str(HERE.parent))
 import catalog
 
 CGROUP = Path("/sys/fs/cgroup/memory/fast-truss-bench")
+PIPELINE = "packages/cold_start/pipeline.py"
+MODELS = ["sd3-medium", "flux2-klein-4b", "z-image-turbo"]
 GIB = 2**30
 DATA_MB = 64
+SINGLE = "return class_.from_single_file(str(path), local_files_only=True, **options)"
+FOLDER = "    return model\n\n\n"
+TOUCHED = """
+
+
+def touched(model):
+    for part in model.parameters():
+        part.data.view(-1)[::1024].sum()
+        part.data = part.data.new_empty(0)
+    return model
+"""
 
 
 def build(model: str, cache: Path) -> str:
@@ -91,43 +104,23 @@ def disk_bytes(folder: Path) -> int:
 
 
 def start(box: Container, weights: Path, gigabytes: int) -> dict[str, Any]:
-    """One cold start, until a process beside the server has read all weights, too."""
-    files = sorted(weights.rglob("*.safetensors"))
-    set_page_cache("cold", files)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    log, before = box.root / "tmp" / "server.log", disk_bytes(weights)
-    environment = {**box.environment, "INFERENCE_SERVER_PORT": str(port)}
-    with limited(gigabytes) as begin:
-        command, began = [*begin, *box.command(mounts={weights: "/app/model_cache"})], time.perf_counter()
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        try:
-            while not answers(f"http://127.0.0.1:{port}/v1/models/model/loaded"):
-                if process.poll() is not None:
-                    sys.exit(f"The server ended before it was ready:\n{log.read_text()[-3000:]}")
-                time.sleep(0.1)
-            ready = time.perf_counter() - began
-            run_and_wait([*begin, *read_command(files)])
-            return {
-                "ready_s": ready,
-                "all_read_s": time.perf_counter() - began,
-                "disk_gb": (disk_bytes(weights) - before) / 1e9,
-                "peak_gb": int((CGROUP / "memory.max_usage_in_bytes").read_text()) / 1e9,
-                "killed": int(re.search(r"oom_kill (\d+)", (CGROUP / "memory.oom_control").read_text())[1]),
-                "said": re.search(r"Reading ahead[^\"\\]*", log.read_text("utf-8"))[0],
-            }
-        finally:
-            container.stop(process)
+    """One cold start."""
+    set_page_cache("cold", [])
+    before = disk_bytes(weights)
+    with limited(gigabytes) as begin, ready(box, weights, begin) as (started, *_):
+        return {
+            "ready_s": time.perf_counter() - started,
+            "disk_gb": (disk_bytes(weights) - before) / 1e9,
+            "peak_gb": int((CGROUP / "memory.max_usage_in_bytes").read_text()) / 1e9,
+            "killed": int(re.search(r"oom_kill (\d+)", (CGROUP / "memory.oom_control").read_text())[1]),
+            "said": re.search(r"Reading ahead[^\"\\]*", log_of(box).read_text("utf-8"))[0],
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=lambda text: Path(text).absolute(), metavar="CACHE", help="Keeps the weights.")
-    parser.add_argument("--models", nargs="+", default=["sd3-medium"], help="Presets. Default: sd3-medium.")
+    parser.add_argument("--models", nargs="+", default=MODELS, help=f"Presets. Default: {' '.join(MODELS)}.")
     parser.add_argument("--memory", nargs="+", type=int, default=[16, 24], help="GiB. Default: 16 24.")
     parser.add_argument("--runs", type=int, default=3, help="Of each, in alternation. Default: 3.")
     arguments = parser.parse_args()
@@ -139,13 +132,15 @@ def main() -> None:
             # As on a GPU: half precision.
             file = box.root / "app" / "config.yaml"
             edit(file, lambda config: half(config["model_metadata"]["pipeline"]))
+            replace(PIPELINE, SINGLE, f"return touched({SINGLE.removeprefix('return ')})")(box)
+            replace(PIPELINE, FOLDER, f"    return touched(model){TOUCHED}\n\n")(box)
             runs: dict[int, list[dict[str, Any]]] = {gigabytes: [] for gigabytes in arguments.memory}
             for _ in range(arguments.runs):
                 for gigabytes, found in runs.items():
                     found.append(start(box, weights, gigabytes))
                     print(model, gigabytes, found[-1], file=sys.stderr)
         for gigabytes, found in runs.items():
-            names = ("ready_s", "all_read_s", "disk_gb", "peak_gb", "killed")
+            names = ("ready_s", "disk_gb", "peak_gb", "killed")
             middle = [f"{statistics.median(run[name] for run in found):.1f}" for name in names]
             print(f"| `{model}` | {size:.1f} | {gigabytes} | {' | '.join(middle)} |")
 

@@ -39,6 +39,7 @@ class Throttled(ThreadingHTTPServer):
     """Sends ranges of the files in a folder, and remembers when the last byte left."""
 
     daemon_threads = True
+    request_queue_size = 512  # the downloader opens many connections at once
 
     def __init__(self, folder: Path, rate: float) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -109,6 +110,8 @@ def run(prepared: Path, weights: Path, rate: float) -> dict[str, float]:
             ready = time.perf_counter()
             httpx.post(url + local_server.PREDICT, json=REQUEST, timeout=1200).raise_for_status()
             first = time.perf_counter()
+        except RuntimeError as error:
+            sys.exit(f"{error}\n{(folder / 'log').read_text()[-3000:]}")
         finally:
             local_server.stop(process)
         phases = logged_phases((folder / "log").read_text("utf-8"))
