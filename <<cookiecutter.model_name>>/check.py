@@ -26,6 +26,7 @@ SECRETS = {
 SEARCHED_BYTES = 2**24  # per file: keys are in small files
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MEMORY = ("fixed", "per_megapixel", "per_lora")
+SAFETY_GB = 0.7  # Stable Diffusion's checker, 304 million numbers in 16 bits, and its work
 # GB (1e9 bytes) that torch can have of each that it has kernels for: by price, where Baseten lists one.
 GPU_GB = {"T4": 15.6, "L4": 23.5, "A10G": 23.6, "H100_40GB": 42.1, "A100_40GB": 42.2, "L40S": 47.6, "A100": 84.9}
 GPU_GB |= {"RTX_PRO_6000": 101.9, "H100": 84.9, "H200": 150.1, "B200": 191.5, "B300": 287.4, "GB300": 287.4}
@@ -52,7 +53,7 @@ def gpu_problems(config: dict[str, Any]) -> list[str]:
     limits = pipeline["limits"]
     loras = min(sum(not lora["fused"] for lora in pipeline["loras"]), limits["loras_in_memory"])
     pixels = min(limits["max_pixels"], limits["max_size"] ** 2)
-    held = memory["fixed"] + loras * memory["per_lora"]
+    held = memory["fixed"] + loras * memory["per_lora"] + SAFETY_GB * bool(pipeline["safety"])
     needed = held + memory["per_megapixel"] * pixels / 1e6
     usable = {gpu: gb for gpu, gb in GPU_GB.items() if gpu != "T4" or pipeline["dtype"] != "bfloat16"}
     fitting = ", ".join(gpu for gpu, gb in usable.items() if gb >= needed)
@@ -60,6 +61,7 @@ def gpu_problems(config: dict[str, Any]) -> list[str]:
         why = "it has no bfloat16" if name in GPU_GB else "torch has no kernels for it"
         return [f"resources.{key} is {name!r}: {why}, use one of {fitting}."]
     what = f"{pixels} pixels (limits.max_pixels)" + f" and {loras} LoRA{'s' * (loras > 1)} to choose from" * bool(loras)
+    what += " and the safety checker" * bool(pipeline["safety"])
 
     def fits(gpu: str) -> str:
         most = int((GPU_GB[gpu] - held) / (memory["per_megapixel"] or 1) * 1e6)

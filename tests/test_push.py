@@ -311,6 +311,10 @@ def test_make_check_tells_how_well_the_model_fits(bake: Callable[..., BakedProje
     first, second = said()
     assert f" and 1 LoRA to choose from needs {memory.needed(most) + memory.per_lora:.1f} of the 23.5 GB" in first
     assert second.startswith("The next smaller, T4, has 15.6 GB: limits.max_pixels: ")
+    text = config.read_text("utf-8").replace("    safety: null", "    safety: checker")
+    config.write_text(text.replace("    weight_files:\n", "    weight_files:\n      checker: [x]\n"), "utf-8")
+    needs = memory.needed(most) + memory.per_lora + 0.7
+    assert f" and 1 LoRA to choose from and the safety checker needs {needs:.1f} of the 23.5 GB" in said()[0]
 
 
 def test_make_push_replaces_production_and_a_plain_push_does_not(
