@@ -113,4 +113,6 @@ def _write(model: torch.nn.Module, folder: Path, data: bytes) -> None:
 
 if __name__ == "__main__":
     asked = json.loads(Path(sys.argv[2]).read_text("utf-8"))
-    enlarge(Path(sys.argv[1]), asked["full_size"], asked["components"], os.urandom(2**20 * int(*sys.argv[3:] or "0")))
+    data = os.urandom(2**20 * int(*sys.argv[3:] or "0"))
+    if enlarge(Path(sys.argv[1]), asked["full_size"], asked["components"], data):
+        sys.exit("This makes no GGUF files: choose a preset without one.")

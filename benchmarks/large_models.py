@@ -80,16 +80,15 @@ def make_weights(model: str, image: str, cache: Path) -> Path:
 
 
 @contextlib.contextmanager
-def limited(gigabytes: int) -> Iterator[list[str]]:
+def limited(gib: int) -> Iterator[list[str]]:
     """Yield what a command begins with to run in a cgroup of so much memory."""
     CGROUP.mkdir(exist_ok=True)
     try:
-        # What a run before left in the page cache counts there until it is dropped.
-        (CGROUP / "memory.limit_in_bytes").write_text(str(gigabytes * GIB))
+        (CGROUP / "memory.limit_in_bytes").write_text(str(gib * GIB))
         (CGROUP / "memory.max_usage_in_bytes").write_text("0")
         yield ["sh", "-c", f'echo $$ > {CGROUP}/cgroup.procs; exec "$@"', "sh"]
     finally:
-        for _ in range(100):
+        for _ in range(100):  # what ran in it may still be on its way out
             with contextlib.suppress(OSError):
                 CGROUP.rmdir()
                 break
@@ -103,11 +102,11 @@ def disk_bytes(folder: Path) -> int:
     return int(stat.split()[2]) * 512
 
 
-def start(box: Container, weights: Path, gigabytes: int) -> dict[str, Any]:
+def start(box: Container, weights: Path, gib: int) -> dict[str, Any]:
     """One cold start."""
     set_page_cache("cold", [])
     before = disk_bytes(weights)
-    with limited(gigabytes) as begin, ready(box, weights, begin) as (started, *_):
+    with limited(gib) as begin, ready(box, weights, begin) as (started, *_):
         return {
             "ready_s": time.perf_counter() - started,
             "disk_gb": (disk_bytes(weights) - before) / 1e9,
@@ -134,15 +133,15 @@ def main() -> None:
             edit(file, lambda config: half(config["model_metadata"]["pipeline"]))
             replace(PIPELINE, SINGLE, f"return touched({SINGLE.removeprefix('return ')})")(box)
             replace(PIPELINE, FOLDER, f"    return touched(model){TOUCHED}\n\n")(box)
-            runs: dict[int, list[dict[str, Any]]] = {gigabytes: [] for gigabytes in arguments.memory}
+            runs: dict[int, list[dict[str, Any]]] = {gib: [] for gib in arguments.memory}
             for _ in range(arguments.runs):
-                for gigabytes, found in runs.items():
-                    found.append(start(box, weights, gigabytes))
-                    print(model, gigabytes, found[-1], file=sys.stderr)
-        for gigabytes, found in runs.items():
-            names = ("ready_s", "disk_gb", "peak_gb", "killed")
+                for gib, found in runs.items():
+                    found.append(start(box, weights, gib))
+                    print(model, gib, found[-1], file=sys.stderr)
+        for gib, found in runs.items():
+            names = ("ready_s", "disk_gb", "peak_gb")
             middle = [f"{statistics.median(run[name] for run in found):.1f}" for name in names]
-            print(f"| `{model}` | {size:.1f} | {gigabytes} | {' | '.join(middle)} |")
+            print(f"| `{model}` | {size:.1f} | {gib} | {' | '.join(middle)} | {sum(run['killed'] for run in found)} |")
 
 
 def half(pipeline: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ a second in all, and the server of the default project fetches them while it sta
 import argparse
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -29,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 import test_download  # noqa: E402
 from coldstart import DROP_CACHES, REQUEST, logged_phases  # noqa: E402
-from file_server import CACHE as TARGET  # noqa: E402
+from file_server import pointer, wanted  # noqa: E402
 from test_download import PREPARE, local_server  # noqa: E402
 
 CHUNK = 2**22
@@ -53,14 +52,10 @@ class Throttled(ThreadingHTTPServer):
         time.sleep(max(until - time.perf_counter(), 0))
 
     def manifest(self) -> dict[str, Any]:
-        return {"pointers": [self.pointer(file) for file in sorted(self.folder.rglob("*")) if file.is_file()]}
-
-    def pointer(self, file: Path) -> dict[str, Any]:
-        name = file.relative_to(self.folder).as_posix()
-        url = f"http://127.0.0.1:{self.server_port}/{name}"
-        resolution = {"resolution_type": "http", "url": url, "expiration_timestamp": 4_000_000_000}
-        named = {"uid": f"owner/name:commit:{name}", "file_name": f"{TARGET}/{name}"}
-        return {"resolution": resolution, **named, "hashtype": "etag", "hash": "0" * 64, "size": file.stat().st_size}
+        files = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
+        sizes = {file.relative_to(self.folder).as_posix(): file.stat().st_size for file in files}
+        url = f"http://127.0.0.1:{self.server_port}"
+        return {"pointers": [pointer(url, name, size, "0" * 64) for name, size in sizes.items()]}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -69,9 +64,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         file = self.server.folder / self.path.removeprefix("/")
         size = file.stat().st_size
-        first, last = map(
-            int, re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"] or f"bytes=0-{size - 1}").groups()
-        )
+        first, last = wanted(self, size)
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         self.send_header("Content-Length", str(last + 1 - first))

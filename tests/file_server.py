@@ -24,6 +24,20 @@ class Reply:
     status: int = 206
 
 
+def pointer(url: str, name: str, size: int, tag: str) -> dict[str, Any]:
+    """Return a file's entry in the manifest. tag: its etag."""
+    resolution = {"resolution_type": "http", "url": f"{url}/{name}", "expiration_timestamp": 4_000_000_000}
+    named = {"uid": f"owner/name:commit:{name}", "file_name": f"{CACHE}/{name}"}
+    return {"resolution": resolution, **named, "hashtype": "etag", "hash": tag, "size": size}
+
+
+def wanted(request: BaseHTTPRequestHandler, size: int) -> tuple[int, int]:
+    """Return the first and the last byte that are asked for of a file."""
+    # Without a range it wants all: that is what truss_transfer tries after an answer other than 206.
+    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["Range"] or f"bytes=0-{size - 1}")
+    return int(asked[1]), int(asked[2])
+
+
 Fault = Callable[[Reply], Reply]
 
 
@@ -45,26 +59,17 @@ class FileServer:
 
     def manifest(self) -> dict[str, Any]:
         """Return what `truss image build-context` writes for model_cache: the etags of the real files among it."""
-        return {"pointers": [self._pointer(name, content) for name, content in self.files().items()]}
-
-    def _pointer(self, name: str, content: bytes) -> dict[str, Any]:
-        resolution = {"resolution_type": "http", "url": f"{self.url}/{name}", "expiration_timestamp": 4_000_000_000}
         return {
-            "resolution": resolution,
-            "uid": f"owner/name:commit:{name}",
-            "file_name": f"{CACHE}/{name}",
-            "hashtype": "etag",
-            "hash": etag(name, content),
-            "size": len(content),
+            "pointers": [
+                pointer(self.url, name, len(content), etag(name, content)) for name, content in self.files().items()
+            ]
         }
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         self.on_request()
         name = request.path.removeprefix("/")
         content = (self.folder / name).read_bytes()
-        # Without a range it wants all: that is what truss_transfer tries after an answer other than 206.
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["Range"] or f"bytes=0-{len(content) - 1}")
-        first, last = map(int, wanted.groups())
+        first, last = wanted(request, len(content))
         body = content[first : last + 1]
         reply = self.faults.get(name, lambda reply: reply)(Reply(body, len(body), len(content)))
         request.send_response(reply.status)
