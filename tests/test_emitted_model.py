@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "emitted"
 MODULES = sorted(file.name for file in FOLDER.glob("test_*.py"))
 # Each process pays for its imports and for the tiny weights. These change torch for the whole of theirs.
 APART = ("test_compile.py", "test_simulated_gpu.py")
-# These make many images of what others reach, too: counting the lines of model/ would take half as long again.
+# These make many images, of code that the others reach, too: to count lines would take half as long again.
 MANY = [f"test_{name}.py" for name in ("demo", "faults", "lean_imports", "requests", "schedulers")]
 GROUPS = [*([name] for name in APART), MANY, [name for name in MODULES if name not in (*APART, *MANY)]]
 pytestmark = pytest.mark.skipif(

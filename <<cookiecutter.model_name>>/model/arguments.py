@@ -43,8 +43,7 @@ def of_request(settings: Settings, request: GenerationRequest) -> Asked:
     if request.negative_prompt:
         arguments["negative_prompt"] = request.negative_prompt
     size, multiple = {"width": request.width, "height": request.height}, settings.limits.size_multiple
-    if settings.area_parameter:
-        size[settings.area_parameter] = request.width * request.height
+    size |= {settings.area_parameter: request.width * request.height} if settings.area_parameter else {}
     if request.image is None:
         return Asked(arguments | size)
     references = settings.reference_images
@@ -54,6 +53,10 @@ def of_request(settings: Settings, request: GenerationRequest) -> Asked:
             found = [images.decode_reference(text, references, multiple) for text in texts]
         return Asked(arguments | size | {"image": found if references.count > 1 else found[0]})
     assert isinstance(request.image, str)  # or the request is refused
+    short, long = sorted((request.width, request.height))
+    if references and settings.area_parameter and long > references.max_ratio * short:
+        with _of_field("width"):  # the pipeline would squeeze the image to one of its resolutions
+            raise ValueError(f"with a mask, a side is at most {references.max_ratio:g} times as long as the other")
     with _of_field("image"):
         start = images.decode(request.image, request.width, request.height)
     arguments |= {"strength": request.strength}
@@ -63,9 +66,6 @@ def of_request(settings: Settings, request: GenerationRequest) -> Asked:
         return Asked(arguments | {"image": start} | (size if other.takes_size else {}), other)
     with _of_field("mask"):
         shape = mask.decode(request.mask, start, request.mask_blur)
-        if references and max(start.size) > references.max_ratio * min(start.size):
-            longest = f"{references.max_ratio:g} times as long as wide"
-            raise ValueError(f"the image would be more than {longest}: change width or height")
     image, mask_image, finish = mask.cut_out(start, shape, request.mask_padding, multiple)
     return Asked(arguments | size | {"image": image, "mask_image": mask_image}, settings.inpaint, finish)
 

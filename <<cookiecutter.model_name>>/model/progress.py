@@ -1,4 +1,4 @@
-"""Progress of a request: seconds of each stage, and an event for each step if the client asks for a stream."""
+"""Progress of a request: seconds of each stage, and an event for each step and image of a stream."""
 
 import asyncio
 import contextlib

@@ -65,7 +65,7 @@ class GenerationRequest(BaseModel):
     num_images: int = Field(1, ge=1, description="How many images.")
     output_format: Literal["png", "jpeg", "webp"] = Field("png", description="Format of the images.")
     quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
-    stream: bool = Field(False, description="Answer with server-sent events: queued, each step, and the result.")
+    stream: bool = Field(False, description="Answer with server-sent events: queued, steps, images, the rest.")
 
     @model_validator(mode="before")
     @classmethod

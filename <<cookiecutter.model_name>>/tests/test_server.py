@@ -136,8 +136,7 @@ def test_loras_are_chosen_by_name_or_refused(server: Server, small: dict[str, An
 
 def test_references_have_an_effect(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
     first, other = (generate(server, {**small, "seed": seed})["images"][0]["image"] for seed in (5, 6))
-    references = pipeline["reference_images"]
-    if not references:
+    if not (references := pipeline["reference_images"]):
         assert "`image`" in server.predict({**small, "image": [first, other]}).json()["error"]
         return
     asked = [{}, {"image": first}, {"image": other}] + [{"image": [first, other]}] * (references["count"] > 1)

@@ -96,7 +96,8 @@ def copy_of(weights: Callable[[str], Path], tmp_path: Path) -> Callable[[str], P
 def settings_of(weights: Callable[[str], Path]) -> Make:
     """Return the settings of a preset on its tiny weights, in the dtype that it has on a GPU.
 
-    But two in bfloat16: in float16 they take a CPU two (Stable Diffusion 3) and seven times (PixArt-Sigma) as long.
+    Two families run in bfloat16 instead: on a CPU, float16 takes twice (Stable Diffusion 3) and seven times
+    (PixArt-Sigma) as long. test_simulated_gpu.py has their real dtype.
     """
 
     def settings(preset: str, folder: Path | None = None, **changes: Any) -> Settings:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import diffusers  # noqa: F401  # plainly, as where compile is set: tiny/make.py would import it without the compiler
 import numpy
 import pytest
 import torch

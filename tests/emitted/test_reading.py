@@ -262,6 +262,7 @@ def test_a_tokenizer_of_one_file_is_read(settings_of: Make, copy_of: Callable[[s
         ({"class_name": "StableDifusionPipeline"}, "class_name: .* did you mean StableDiffusionPipeline"),
         ({"guidance_parameter": "guidance"}, "guidance_parameter: there is no guidance"),
         ({"step_callback": "callback"}, "step_callback: there is no callback"),
+        ({"area_parameter": "area"}, "area_parameter: there is no area"),
         ({"call_kwargs": {"clip_skp": 1}}, r"call_kwargs\.clip_skp: .* did you mean clip_skip"),
         ({"load_kwargs": {"saftey_checker": None}}, "load_kwargs: .* did you mean safety_checker"),
         ({"load_kwargs": {"vae": None}}, "load_kwargs: no image can be generated without vae"),

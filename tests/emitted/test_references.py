@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy
 import pytest
+from cold_start.pipeline import read_pipeline
 from conftest import BLOCKS, Make, Served, text_of
 from model import images
 from PIL import Image
-from pipeline_settings import ReferenceImages
+from pipeline_settings import ReferenceImages, SettingsError
 from pydantic import ValidationError
 
 BOUNDS = ReferenceImages(**BLOCKS["flux2-klein-4b"]["reference_images"])
@@ -180,4 +181,15 @@ def test_what_kontext_would_squeeze_is_refused(kontext: Served) -> None:
     assert b"`image`: it is more than 2.4 times as long as wide: crop it" in answer.body
     answer = kontext.ask(image=noise(64, 64), mask=white, width=256)
     assert answer.status_code == 400
-    assert b"`mask`: the image would be more than 2.4 times as long as wide: change width or height" in answer.body
+    assert b"`width`: with a mask, a side is at most 2.4 times as long as the other" in answer.body
+
+
+def test_a_long_image_can_be_painted_where_the_pipeline_keeps_its_shape(served: Served) -> None:
+    white = text_of(Image.new("L", (448, 64), 255))
+    assert served.image(image=noise(448, 64), mask=white, width=448)
+
+
+def test_a_pipeline_that_is_not_told_the_area_is_refused(settings_of: Make) -> None:
+    inpaint = {**BLOCKS["flux-kontext-dev"]["inpaint"], "class_name": "FluxInpaintPipeline"}
+    with pytest.raises(SettingsError, match=r"inpaint\.class_name, FluxInpaintPipeline: there is no max_area"):
+        read_pipeline(settings_of("flux-kontext-dev", inpaint=inpaint), "cpu")

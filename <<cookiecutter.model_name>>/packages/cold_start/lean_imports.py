@@ -5,7 +5,7 @@ Private names of these libraries stand here and nowhere else, with what eager in
 * torch._dynamo, for marks on functions, which it alone reads, and whether something is compiled. Until load() is done
   a module with these answers has its place. Whoever asks for more gets the real one.
 * torch.distributed.tensor: transformers takes it unless it believes that torch was built without, and asks that once.
-* transformers reads 1,638 of its own sources, 36 MB, twice, to know which names are where. Who installs it saves that.
+* transformers reads 1,638 of its own sources, 36 MB, twice, to know which names are where. That is kept at build.
 """
 
 import collections
@@ -14,6 +14,7 @@ import importlib.machinery
 import importlib.metadata
 import logging
 import marshal
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -134,7 +135,7 @@ def keep_names() -> None:
 
     import_utils.create_import_structure_from_path.cache_clear()
     found = import_utils.create_import_structure_from_path(Path(transformers.__file__).with_name("models"))
-    new = NAMES.with_suffix(".new")
+    new = NAMES.with_name(f"{NAMES.name}.{os.getpid()}")
     new.write_bytes(marshal.dumps((transformers.__version__, found)))
     new.replace(NAMES)  # whole, as a server may be starting
 

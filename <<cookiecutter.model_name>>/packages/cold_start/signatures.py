@@ -70,6 +70,8 @@ def _check_other(key: str, other: ImageToImage | Inpaint, settings: Settings) ->
     if isinstance(other, ImageToImage) and other.takes_size != ("width" in known):
         right = str("width" in known).lower()
         raise SettingsError(f"config.yaml, image_to_image.takes_size: use {right} for {other.class_name}.")
+    if settings.area_parameter and (isinstance(other, Inpaint) or other.takes_size):
+        check_name(settings.area_parameter, known, f"{key}.class_name, {other.class_name}")
     for name in (name for name in settings.call_kwargs if name not in known):
         instead = f"remove it, or set {key} to null"
         raise SettingsError(f"config.yaml, call_kwargs: {other.class_name} takes no {name}: {instead}.")
