@@ -107,12 +107,17 @@ def build_images(model: str, cache: Path) -> tuple[str, str]:
     shutil.copy(HERE / "baseline_model.py", other / "model" / "model.py")
     # packages/ stays: local_server.py checks config.yaml with it. The baselines do not import it.
     for folder, name in zip((project, other), names, strict=True):
-        context = cache / "contexts" / name
-        shutil.rmtree(context, ignore_errors=True)
-        subprocess.run([sys.executable, "local_server.py", "--context", context], cwd=folder, check=True)
-        print(f"building {name}", file=sys.stderr)
-        container.build(context, name, HERE.parent / "build" / "image", context.with_suffix(".log"))
+        build_image(folder, name, cache)
     return names
+
+
+def build_image(project: Path, name: str, cache: Path) -> None:
+    """Build the image of a project from the Dockerfile that Truss writes."""
+    context = cache / "contexts" / name
+    shutil.rmtree(context, ignore_errors=True)
+    subprocess.run([sys.executable, "local_server.py", "--context", context], cwd=project, check=True)
+    print(f"building {name}", file=sys.stderr)
+    container.build(context, name, HERE.parent / "build" / "image", context.with_suffix(".log"))
 
 
 def emit(model: str, cache: Path) -> Path:
@@ -312,13 +317,21 @@ def cgroup(state: str) -> Iterator[list[str]]:
         else:
             Path("/sys/fs/cgroup/cgroup.subtree_control").write_text("+io")
             (folder / "io.max").write_text(f"{number} rbps={LIMIT}")
-        yield ["sh", "-c", f'echo $$ > {folder}/cgroup.procs; exec "$@"', "sh"]
+        yield into_cgroup(folder)
     finally:
-        for _ in range(100):  # what ran in it may still be on its way out
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-                break
-            time.sleep(0.1)
+        remove_cgroup(folder)
+
+
+def remove_cgroup(folder: Path) -> None:
+    for _ in range(100):  # what ran in it may still be on its way out
+        with contextlib.suppress(OSError):
+            return folder.rmdir()
+        time.sleep(0.1)
+
+
+def into_cgroup(folder: Path) -> list[str]:
+    """Return what a command begins with to run in the cgroup."""
+    return ["sh", "-c", f'echo $$ > {folder}/cgroup.procs; exec "$@"', "sh"]
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,8 +22,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import coldstart
-from coldstart import HERE, container, edit, emit, log_of, ready, replace, set_page_cache
+import yaml
+from coldstart import (
+    HERE,
+    build_image,
+    container,
+    edit,
+    emit,
+    into_cgroup,
+    log_of,
+    ready,
+    remove_cgroup,
+    replace,
+    set_page_cache,
+)
 from container import Container
 
 sys.path.insert(0, str(HERE.parent))
@@ -46,25 +59,15 @@ def touched(model):
 """
 
 
-def build(model: str, cache: Path) -> str:
-    """Build the image of a preset's project. Returns its name."""
-    project, name = emit(model, cache), f"fast-truss-{model}"
-    context = cache / "contexts" / name
-    subprocess.run(["rm", "-rf", context], check=True)
-    subprocess.run([sys.executable, "local_server.py", "--context", context], cwd=project, check=True)
-    container.build(context, name, HERE.parent / "build" / "image", context.with_suffix(".log"))
-    return name
-
-
 def make_weights(model: str, image: str, cache: Path) -> Path:
     """Make the weights once, with what the image holds."""
     folder, project = cache / f"{model}-full", cache / "projects" / model
     if folder.is_dir():
         return folder
     unfinished = folder.with_suffix(".unfinished")
-    subprocess.run(["rm", "-rf", unfinished], check=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    block = coldstart.yaml.safe_load((project / "config.yaml").read_text("utf-8"))["model_metadata"]["pipeline"]
+    block = yaml.safe_load((project / "config.yaml").read_text("utf-8"))["model_metadata"]["pipeline"]
     asked = {"full_size": catalog.load()[model].full_size, "components": block["components"]}
     (unfinished / "sizes.json").write_text(json.dumps(asked), "utf-8")
     mounts = {HERE: "/benchmarks", project: "/project"}
@@ -86,13 +89,9 @@ def limited(gib: int) -> Iterator[list[str]]:
     try:
         (CGROUP / "memory.limit_in_bytes").write_text(str(gib * GIB))
         (CGROUP / "memory.max_usage_in_bytes").write_text("0")
-        yield ["sh", "-c", f'echo $$ > {CGROUP}/cgroup.procs; exec "$@"', "sh"]
+        yield into_cgroup(CGROUP)
     finally:
-        for _ in range(100):  # what ran in it may still be on its way out
-            with contextlib.suppress(OSError):
-                CGROUP.rmdir()
-                break
-            time.sleep(0.1)
+        remove_cgroup(CGROUP)
 
 
 def disk_bytes(folder: Path) -> int:
@@ -124,7 +123,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="Of each, in alternation. Default: 3.")
     arguments = parser.parse_args()
     for model in arguments.models:
-        image = build(model, arguments.cache)
+        image = f"fast-truss-{model}"
+        build_image(emit(model, arguments.cache), image, arguments.cache)
         weights = make_weights(model, image, arguments.cache)
         size = sum(file.stat().st_size for file in weights.rglob("*.safetensors")) / 1e9
         with container.container(image, HF_HUB_OFFLINE="1", TQDM_DISABLE="1") as box:
