@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 import pytest
 from cold_start.pipeline import read_pipeline
-from conftest import BLOCKS, Make, Served, text_of
+from conftest import BLOCKS, Make, Served, pixels_of, text_of
 from model import images
 from PIL import Image
 from pipeline_settings import ReferenceImages, SettingsError
@@ -135,9 +135,7 @@ def test_with_a_mask_image_is_what_is_painted_on(served: Served) -> None:
     mask.paste(255, (0, 0, 64, 16))
     start = noise(64, 64)
     body = {"image": start, "mask": text_of(mask), "mask_blur": 0}
-    found, before = (
-        numpy.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in (served.image(**body), start)
-    )
+    found, before = pixels_of(served.image(**body)), pixels_of(start)
     assert (found[16:] == before[16:]).all()
     assert (found[:16] != before[:16]).any(axis=2).mean() > 0.95
     assert served.image(**body, strength=0.5) != served.image(**body)
@@ -165,9 +163,7 @@ def test_kontext_paints_the_mask_alone(kontext: Served) -> None:
     mask.paste(255, (0, 0, 32, 64))
     start = noise(128, 64)
     body = {"image": start, "mask": text_of(mask), "mask_blur": 0, "width": 128}
-    found, before = (
-        numpy.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in (kontext.image(**body), start)
-    )
+    found, before = pixels_of(kontext.image(**body)), pixels_of(start)
     assert found.shape == before.shape
     assert (found[:, 32:] == before[:, 32:]).all()
     assert (found[:, :32] != before[:, :32]).any(axis=2).mean() > 0.95
