@@ -24,7 +24,6 @@ SECRETS = {
     "a GitHub token": rb"\b(gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,})",
 }
 SEARCHED_BYTES = 2**24  # per file: keys are in small files
-COMMIT = re.compile(r"[0-9a-f]{40}")
 MEMORY = ("fixed", "per_megapixel", "per_lora")
 SAFETY_GB = 0.7  # Stable Diffusion's checker, 304 million numbers in 16 bits, and its work
 # GB (1e9 bytes) that torch can have of each that it has kernels for: by price, where Baseten lists one.
@@ -37,7 +36,7 @@ def commit_problems() -> list[str]:
     return [
         f"{repo['repo_id']} is at {repo['revision']!r}: use a commit, 40 hex digits, because a branch or tag moves."
         for repo in local_server.cached_repos()
-        if not COMMIT.fullmatch(str(repo["revision"]))
+        if not re.fullmatch("[0-9a-f]{40}", str(repo["revision"]))
     ]
 
 
@@ -79,15 +78,6 @@ def gpu_problems(config: dict[str, Any]) -> list[str]:
     return []
 
 
-def link_problems(files: list[Path]) -> list[str]:
-    """Return one sentence for each file that Truss could not read."""
-    return [
-        f"{file} is a broken link: remove it, or add it to .truss_ignore."
-        for file in files
-        if not (local_server.PROJECT / file).exists()
-    ]
-
-
 def secret_problems(files: list[Path]) -> list[str]:
     """Return one sentence for each key or token in files, which are relative to the project."""
     found = []
@@ -126,8 +116,8 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(str(error))
     files = local_server.pushed_files()
-    if problems := link_problems(files):
-        sys.exit("\n".join(problems))
+    if broken := [file for file in files if not (local_server.PROJECT / file).exists()]:
+        sys.exit(f"{broken[0]} is a broken link: remove it, or add it to .truss_ignore.")
     print("`truss push` pushes, in bytes:", flush=True)
     for file in files:
         note = "" if NEEDED.fullmatch(file.as_posix()) else "   the server does not need it: add it to .truss_ignore"

@@ -43,14 +43,10 @@ class Target:
         return self.name if self.kind in ("environment", "regional") else None
 
     @property
-    def is_production(self) -> bool:
-        return self.environment == "production"
-
-    @property
     def path(self) -> str:
         """The deployment's path on its inference host, the prefix of /predict and /wake."""
         single = {"regional": "", "development": "/development", "deployment": f"/deployment/{self.name}"}
-        return single.get(self.kind, "/production" if self.is_production else f"/environments/{self.name}")
+        return single.get(self.kind, "/production" if self.name == "production" else f"/environments/{self.name}")
 
     @property
     def names(self) -> dict[str, str]:

@@ -121,8 +121,7 @@ class Reach:
 
     async def json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """Send a request and return the JSON object in the answer."""
-        response = await self.send(method, path, body)
-        return OBJECT.validate_json(response.content)
+        return OBJECT.validate_json((await self.send(method, path, body)).content)
 
 
 def fitting(error: Exception, key: str) -> Any:

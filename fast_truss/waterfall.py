@@ -40,10 +40,8 @@ def bars_of(
     """
     bars = list(record)
     if not record:
-        ends = [start for start, _ in seen[1:]] + [ready]
-        for (start, now), end in zip(seen, ends, strict=True):
-            if not now.ready:
-                bars.append(Bar(now.status, start, end - start, "platform"))
+        spans = zip(seen, [start for start, _ in seen[1:]] + [ready], strict=True)
+        bars = [Bar(now.status, start, end - start, "platform") for (start, now), end in spans if not now.ready]
     inside = {name: seconds for name, seconds in server.items() if name != "first_image"}
     # The server's phases begin with its process. Without a record, assume that they end when the model is ready.
     start = bars[-1].start if record else max(0.0, ready - sum(inside.values()))

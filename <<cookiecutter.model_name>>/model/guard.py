@@ -40,17 +40,17 @@ class Guard:
         """Return False before watch(), and after a fault of the device or the weights until an image succeeds."""
         return bool(self._dtypes) and not self._failed
 
-    def submit(self, work: Callable[[], Any]) -> "Future[tuple[Any, float]]":
+    def submit(self, work: Callable[..., Any], *given: Any) -> "Future[tuple[Any, float]]":
         """Run work after all that was submitted before. The result: what it returns, and the seconds that it took.
 
         The result raises HTTPException: 503 if memory ran out, 500 for NaN instead of an image; else what work raises.
         """
-        return self._thread.submit(self._run, work)
+        return self._thread.submit(self._run, work, *given)
 
-    def _run(self, work: Callable[[], Any]) -> tuple[Any, float]:
+    def _run(self, work: Callable[..., Any], *given: Any) -> tuple[Any, float]:
         started = time.perf_counter()
         try:
-            result = work()
+            result = work(*given)
         except Exception as error:
             # Its frames hold the tensors that filled the memory.
             for each in filter(None, (error, error.__context__)):

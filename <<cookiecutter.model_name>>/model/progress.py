@@ -112,8 +112,7 @@ class Events(Response):
         yield _event("queued", "{}")
         while True:
             try:
-                async with asyncio.timeout(SILENT_SECONDS):
-                    text = await events.get()
+                text = await asyncio.wait_for(events.get(), SILENT_SECONDS)
             except TimeoutError:
                 text = ": still there\n\n"
             if not text:

@@ -8,11 +8,8 @@ from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
 
 REQUESTS = Counter("image_requests", "Requests, by the HTTP status that they ended in, in streams too", ["status"])
-SECONDS = Histogram(
-    "image_request_seconds",
-    "From a request's arrival to its images, of those that got some",
-    buckets=(0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 120, 300, 600),
-)
+BUCKETS = (0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 120, 300, 600)
+SECONDS = Histogram("image_request_seconds", "From a request's arrival to its images, if it got some", buckets=BUCKETS)
 
 
 @contextlib.contextmanager

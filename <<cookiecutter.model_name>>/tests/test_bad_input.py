@@ -20,8 +20,8 @@ WRONG: dict[str, list[Any]] = {
     "boolean": ["true", 1, 0, [], {}, HOSTILE],
     "array": [5, True, {}, HOSTILE, [5], [{}] * 100, ["no-such-name"]],
 }
-BAD_FILES = ["", HOSTILE, "AAAA", "data:image/png;base64,AAAA", base64.b64encode(b"no image").decode()]
-BAD_FILES += [
+BAD_FILES = [
+    *("", HOSTILE, "AAAA", "data:image/png;base64,AAAA", base64.b64encode(b"no image").decode()),
     "A" * 13_350_000,
     file_of(Image.new("1", (20_000, 20_000))),
     file_of(Image.new("1", (5_000, 5_000))),

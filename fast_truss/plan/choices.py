@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from fast_truss.console import replicas
 from fast_truss.plan.simulation import Machine, Settings, simulate
 from fast_truss.plan.traffic import Hours, Traffic, opened
 
@@ -98,10 +99,6 @@ def rows_of(choices: Sequence[Choice], case: Case) -> list[Row]:
 def recommended(rows: Sequence[Row], goal: float) -> Row:
     """Return the cheapest row with p95 within the goal (seconds), or the row with the lowest p95."""
     return next((row for row in rows if row.p95 <= goal), min(rows, key=lambda row: row.p95))
-
-
-def replicas(count: int) -> str:
-    return f"{count} replica{'s' * (count > 1)}"
 
 
 def command_line(choice: Choice, target: Sequence[str], timezone: str) -> str:

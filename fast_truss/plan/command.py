@@ -88,9 +88,8 @@ def plan(
     target = where.target.arguments() if where.model else []
     answer = report.answer(case, rows, best, notes, target, timezone)
     if as_json:
-        print(json.dumps(answer))
-    else:
-        report.show(answer)
+        return print(json.dumps(answer))
+    report.show(answer)
 
 
 def _usual_start(client: Any) -> tuple[float, float]:
