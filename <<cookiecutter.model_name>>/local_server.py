@@ -217,10 +217,8 @@ def download_weights() -> Path:
 
 def demo_request() -> dict[str, Any] | None:
     """Return the demo's example request, or None if this project cannot use the demo's weights."""
-    if not DEMO.is_dir():
-        return None
-    pipeline = read_config()["model_metadata"]["pipeline"]
-    if json.loads((DEMO / "model_index.json").read_text("utf-8"))["_class_name"] != pipeline["class_name"]:
+    pipeline, index = read_config()["model_metadata"]["pipeline"], DEMO / "model_index.json"
+    if not index.is_file() or json.loads(index.read_text("utf-8"))["_class_name"] != pipeline["class_name"]:
         return None
     if pipeline["loras"] or pipeline["safety"]:
         print("The demo's weights are served without the LoRAs and the safety checker of config.yaml.")
@@ -238,7 +236,7 @@ def find_weights(choice: str, temporary: Path, trained: bool = False) -> Path:
     if choice == "demo" and not trained:
         print("The demo fits only SDXL's family: using tiny random weights, so the image is noise.")
     program = PROJECT / "tiny" / "make.py"
-    quiet = {**os.environ, "TQDM_DISABLE": "1", "DIFFUSERS_VERBOSITY": "error"}
+    quiet = {**os.environ, "TQDM_DISABLE": "1", "DIFFUSERS_VERBOSITY": "critical"}
     subprocess.run([sys.executable, program, made, *(["--trained"] if trained else [])], check=True, env=quiet)
     return made
 
@@ -314,9 +312,8 @@ def serve(arguments: argparse.Namespace) -> None:
     url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
     request = (demo_request() if arguments.weights == "demo" else None) or {}
     example = read_config()["model_metadata"]["example_model_input"]
-    example = {**example, "prompt": request.pop("prompt", example["prompt"])}
-    if arguments.prompt:
-        example["prompt"] = arguments.prompt
+    prompt = request.pop("prompt", example["prompt"])
+    example["prompt"] = arguments.prompt or prompt
     with tempfile.TemporaryDirectory(prefix="truss-") as temporary:
         app = Path(temporary) / "app"
         build_app(app, find_weights(arguments.weights, Path(temporary), bool(request)), request)
@@ -328,7 +325,7 @@ def serve(arguments: argparse.Namespace) -> None:
             wait_until_ready(process, url)
             if arguments.prompt is not None:
                 return save_first_image(url, example, arguments.output)
-            body = json.dumps({"prompt": example["prompt"]})
+            body = json.dumps({name: value for name, value in example.items() if name != "seed"})
             print(f"\nReady. Ctrl-C stops it. Try:\n  curl {url}{PREDICT} -d '{body}'\n", flush=True)
             process.wait()
             raise RuntimeError("The server stopped: see its log above.")

@@ -33,8 +33,7 @@ Layout = Sequence[Sequence[str]]
 def make(folder: Path, settings: Settings, tiny: Settings | None = None, trained: bool = False) -> None:
     """Write one folder for each cached repository in settings (model_metadata.pipeline in config.yaml).
 
-    tiny: how to make each component. Default: pipeline.yaml.
-    trained: use the demo's weights.
+    tiny: how to make each component. Default: pipeline.yaml. trained: use the demo's weights.
     """
     torch.manual_seed(0)
     tiny = tiny or yaml.safe_load((HERE / "pipeline.yaml").read_text("utf-8"))
@@ -52,14 +51,15 @@ def make(folder: Path, settings: Settings, tiny: Settings | None = None, trained
     scheduler = getattr(diffusers, published["_class_name"]).from_config(published)
     # Components that the real model_index.json has but load() leaves out: the tests check that it does.
     absent = {name: which for name, which in tiny["left_out"].items() if name in settings["load_kwargs"]}
+    # The files of tokenizers are there, in the layout of the real repositories, which save_pretrained would change.
+    classes = {name: how["class"] for name, how in tiny["components"].items() if how["class"] in tiny["tokenizers"]}
+    absent |= {name: ["transformers", class_] for name, class_ in classes.items()}
     parts = {**parts, "scheduler": scheduler, **dict.fromkeys(absent), **tiny["model_index"]}
     pipeline = getattr(diffusers, class_name)(**parts)
     dtypes = _stored_dtypes(tiny["stored"], settings)
     for name, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module):
             module.to(dtypes.get(name, getattr(torch, settings["dtype"])))
-    # Keep the tokenizers' files, which have the layout of the real repositories.
-    tokenizers = {file: file.read_bytes() for file in target.glob("tokenizer*/*")}
     pipeline.save_pretrained(target, variant=settings["variant"], safe_serialization=True)
     patterns = settings["weight_files"]["pipeline"]
     # Those that the real repository has in two files and an index.
@@ -67,10 +67,6 @@ def make(folder: Path, settings: Settings, tiny: Settings | None = None, trained
         shutil.rmtree(target / name)
         module = pipeline.components[name]
         module.save_pretrained(target / name, max_shard_size=int(0.6 * module.get_memory_footprint()))
-    for file in target.glob("tokenizer*/*"):
-        file.unlink()
-    for file, content in tokenizers.items():
-        file.write_bytes(content)
     # Write all keys: save_pretrained drops those that the installed version does not know.
     (target / "scheduler" / "scheduler_config.json").write_text(json.dumps(published, indent=2))
     index = json.loads((target / "model_index.json").read_text())
@@ -90,7 +86,8 @@ def make(folder: Path, settings: Settings, tiny: Settings | None = None, trained
 def _components(folder: Path, tiny: dict[str, Settings], files: dict[str, Settings]) -> dict[str, Any]:
     """Return random components, except the scheduler. files: of the tokenizers, by class; written to folder."""
     made: dict[str, Any] = {}
-    for name, how in tiny.items():
+    # First the tokenizers: how many tokens they have is the size of other components.
+    for name, how in sorted(tiny.items(), key=lambda each: each[1]["class"] not in files):
         if how["class"] in files:
             made[name] = _tokenizer(folder / name, how, files[how["class"]])
             continue
@@ -210,7 +207,7 @@ def _tokenizer(folder: Path, how: Settings, files: Settings) -> Any:
     for name, content in files.items():
         text = json.dumps(content) if isinstance(content, dict) else content
         (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return getattr(transformers, how["class"]).from_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 if __name__ == "__main__":
