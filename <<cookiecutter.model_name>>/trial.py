@@ -6,6 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cold_start.pipeline import read_pipeline
+from cold_start.weights import WeightsError
+from model import arguments, images
+from model.pipelines import on_same_weights
+from model.request import request_model
+from pipeline_settings import Settings, SettingsError, one_line
+
 # The kinds of requests, as parts of a sentence.
 TEXT, IMAGE, MASK = "without an image", "with an image", "with a mask"
 
@@ -15,8 +22,6 @@ def problems(block: dict[str, Any]) -> list[str]:
 
     block: model_metadata.pipeline of config.yaml. Raises ValueError if its class_name has no tiny weights.
     """
-    from cold_start.weights import WeightsError
-    from pipeline_settings import Settings, SettingsError
     from tiny import make as tiny
 
     # Leave out LoRAs, which fit only the real weights, and what needs a GPU or time. Eight steps show every setting.
@@ -38,18 +43,12 @@ class Trial:
     """Loads the pipelines of settings from existing weights. Raises SettingsError or WeightsError like load()."""
 
     def __init__(self, settings: Any) -> None:
-        from PIL import Image
-
-        from model import images
-
-        self.settings = settings
-        self.pipelines = _pipelines(settings)
-        image, mask = (images.encode(Image.new("RGB", (64, 64), color), "png", 90, 1) for color in ("orange", "white"))
-        self.bodies: dict[str, dict[str, Any]] = {TEXT: {}}
+        self.settings, self.pipelines = settings, _pipelines(settings)
+        self.bodies: dict[str, dict[str, Any]] = {} if settings.needs_image else {TEXT: {}}
         if settings.image_to_image or settings.reference_images:
-            self.bodies[IMAGE] = {"image": image}
+            self.bodies[IMAGE] = {"image": images.plain("orange")}
         if settings.inpaint:
-            self.bodies[MASK] = {"image": image, "mask": mask}
+            self.bodies[MASK] = {"image": images.plain("orange"), "mask": images.plain("white")}
         self.made: dict[str, Any] = {}
 
     def problems(self) -> list[str]:
@@ -58,14 +57,11 @@ class Trial:
 
     def failures(self) -> Iterator[str]:
         """Yield a sentence for each pipeline whose call fails."""
-        from pipeline_settings import one_line
-
         for what, body in self.bodies.items():
             try:
                 self.made[what] = self._call(body)
             except Exception as error:
-                key = self._culprit(body)
-                yield f"config.yaml, {key}: every request {what} would fail. {one_line(error, 300)}."
+                yield f"config.yaml, {self._culprit(body)}: every request {what} would fail. {one_line(error, 300)}."
 
     def _culprit(self, body: dict[str, Any]) -> str:
         """Return the key of call_kwargs that makes the call fail."""
@@ -81,7 +77,8 @@ class Trial:
         """Yield a sentence for each argument without effect, unless it is off or the pipeline's default."""
         for name, value in self.settings.call_kwargs.items():
             for what, body in self.bodies.items():
-                known = inspect.signature(type(self._pipeline(body)).__call__).parameters
+                pipeline = self.pipelines[self._asked(body, self.settings).other]
+                known = inspect.signature(type(pipeline).__call__).parameters
                 if value in (None, False, known[name].default):
                     continue
                 if self._same(what, body, _without(self.settings, "call_kwargs", name)):
@@ -92,8 +89,7 @@ class Trial:
         for name, value in self.settings.scheduler.items():
             if name == "class_name" or value in (None, False):
                 continue
-            other = _without(self.settings, "scheduler", name)
-            pipelines = _pipelines(other)
+            pipelines = _pipelines(_without(self.settings, "scheduler", name))
             if pipelines[None].scheduler.config.get(name) == value:
                 # The repository has the same value, so compare with another one.
                 if isinstance(value, bool | str):
@@ -109,21 +105,12 @@ class Trial:
         except Exception:  # the call fails, or the image has another size: an effect
             return False
 
-    def _pipeline(self, body: dict[str, Any]) -> Any:
-        return self.pipelines[self._asked(body, self.settings).other]
-
     def _asked(self, body: dict[str, Any], settings: Any) -> Any:
-        from model import arguments
-        from model.request import request_model
-
-        side = settings.limits.min_size
-        request: Any = request_model(settings)
-        return arguments.of_request(settings, request(prompt="a red house", width=side, height=side, **body))
+        small = dict.fromkeys(("width", "height"), settings.limits.min_size)
+        return arguments.of_request(settings, request_model(settings)(**{"prompt": "a red house", **small, **body}))
 
     def _call(self, body: dict[str, Any], settings: Any = None, pipelines: Any = None) -> Any:
         """Return the image as floats, [1, height, width, 3]."""
-        from model import arguments
-
         settings = settings or self.settings
         asked = self._asked(body, settings)
         own = arguments.of_image(settings, 0, asked.arguments["num_inference_steps"], lambda count: None)
@@ -131,9 +118,6 @@ class Trial:
 
 
 def _pipelines(settings: Any) -> dict[Any, Any]:
-    from cold_start.pipeline import read_pipeline
-    from model.pipelines import on_same_weights
-
     first = read_pipeline(settings, "cpu")
     return {other: on_same_weights(first, other) for other in (None, *settings.others)}
 

@@ -186,7 +186,7 @@ def measure(preset: str) -> dict[str, Any]:
         enlarge(folder, preset, block, patch)
         settings = conftest.Settings.model_validate({**block, "weights_dir": str(folder), "warm_up": False})
         memory.peak = memory.now
-        served = conftest.serve_with(patch)(settings)
+        served = conftest.serve_with(patch, small=False)(settings)
         result: dict[str, Any] = {
             "load": memory.peak - before,
             "weights": memory.now - before,

@@ -16,6 +16,8 @@ Pattern = Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)*(/\*)?$")]
 Requirement = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+==[0-9][\w.]*$")]
 Init = tuple[Literal["constant_", "normal_", "uniform_"], *tuple[float, ...]]
 Settings = dict[str, Any]
+# How the classes of components end that have no weights.
+READ_FROM_FILES = ("Tokenizer", "Processor")
 
 
 class Part(BaseModel):
@@ -55,6 +57,7 @@ class Inpaint(Part):
 
 
 class References(Part):
+    required: bool = Field(False, description="Whether the pipeline fails without one, as its text encoder reads them.")
     count: int = Field(description="Maximum number of images per request.")
     max_pixels: int = Field(description="Number of pixels that the pipeline scales larger images down to.")
     min_side: int = Field(description="Minimum length of a side, in pixels.")
@@ -163,7 +166,7 @@ class Preset(Shared):
             raise ValueError("repos: the first is not pipeline")
         if self.size % self.size_multiple or self.max_size % self.size_multiple:
             raise ValueError(f"size, max_size: not a multiple of {self.size_multiple}")
-        models = {name for name, part in self.tiny.items() if not part["class"].endswith("Tokenizer")}
+        models = {name for name, part in self.tiny.items() if not part["class"].endswith(READ_FROM_FILES)}
         if models != set(self.full_size):
             raise ValueError(f"full_size: give the sizes of {', '.join(sorted(models))}, and of nothing else")
         for name, repo in self.repos.items():

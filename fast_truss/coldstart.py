@@ -9,12 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from fast_truss import Client, ClientError, InvalidInput, NotFound, Status, waterfall
+from fast_truss import Client, ClientError, InvalidInput, NotFound, Status, fields, waterfall
 from fast_truss.console import console, replicas, show_progress
 from fast_truss.options import AsJson, Where
 from fast_truss.policy import Deadline
 
-PROMPT = "a lighthouse on a cliff at dawn"
 # How long to wait for a replica to end, and for Baseten's record of a startup to appear.
 END_SECONDS, RECORD_SECONDS = 120.0, 20.0
 DAY = 24 * 3600.0
@@ -86,8 +85,10 @@ def _follow(client: Client, before: Status, ended: str | None, timeout: float) -
     seen += show_progress(client, deadline.left(), started, lambda now: now.ready and now.replicas >= wanted)
     ready = time.monotonic() - started
     with console().status("generating the first image, then asking for Baseten's record of this startup"):
-        answer = client.generate(PROMPT, timeout=deadline.left())
-        image = time.monotonic() - started
+        request = fields.example(client, deadline.left())
+        asked = time.monotonic()
+        answer = client.generate(**request, timeout=deadline.left())
+        image = ready + time.monotonic() - asked
         record = _recorded(client, before.deployment_id, ended, began)
     server = (answer.get("timings") or {}).get("cold_start") or {}
     if not record:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fast_truss import Client, ClientError, InvalidInput, Target, image_bytes
+from fast_truss import Client, ClientError, InvalidInput, Target, fields, image_bytes
 from fast_truss.console import replicas, tell_pause
 from fast_truss.errors import printable
 from fast_truss.options import Where, positive
@@ -124,7 +124,7 @@ def _status(client: Client) -> str:
 
 
 def _image(client: Client, timeout: float) -> str:
-    answer = client.generate("a lighthouse on a cliff at dawn", timeout=timeout)
+    answer = client.generate(**fields.example(client, timeout), timeout=timeout)
     found = f"image.png, {Path('image.png').write_bytes(image_bytes(answer)[0])} bytes"
     # Only a replica's first answer has it.
     phases = (answer.get("timings") or {}).get("cold_start") or {}

@@ -1,6 +1,7 @@
 """The fields of a request from the deployment's /schema, for the command line and the page."""
 
 import base64
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ FILES = ("image", "mask")
 KINDS = {"string": "text", "boolean": "switch", "integer": "integer", "number": "number"}
 READERS: dict[str, Callable[[str], Any]] = {"text": str.strip, "choice": str, "integer": int, "number": float}
 PROMPT_ALONE = {"properties": {"prompt": {"type": "string"}}, "required": ["prompt"]}
+PROMPT = "a lighthouse on a cliff at dawn"
+# A PNG of 8 x 8 pixels, for models that need an image to edit.
+GRAY = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mNsaGhgwAaYGHCAwSkBADAXAZDUexXGAAAAAElFTkSuQmCC"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +134,14 @@ def _given_value(field: Field, option: str, text: str) -> Any:
         if field.kind == "json":
             return text  # the model checks it
         raise InvalidInput(f"{option} is {text[:200]!r}: it cannot be read as {field.kind}.") from None
+
+
+def example(client: Client, timeout: float, **asked: Any) -> dict[str, Any]:
+    """Return a request of what is asked and the rest of what the model needs. Wakes the model."""
+    with contextlib.suppress(NotFound):  # the deployment has no /schema
+        if "image" in client.schema(timeout).get("required", ()):
+            asked = {"image": GRAY, **asked}
+    return {"prompt": PROMPT, **asked}
 
 
 def request_of_form(fields: list[Field], values: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from fast_truss.options import AsJson, Where
 
 GIVE_UP_AFTER = 10  # each request costs money, and so many failures in a row will not end
 LOOK_SECONDS = 2.0
-PROMPT = "a lighthouse on a cliff at dawn"
 CLOSED = "A closed loop sends nothing while all requests wait, so few of them meet a stall: see max, or use --rate."
 
 
@@ -55,8 +54,8 @@ def load(
     if rest:
         raise InvalidInput(f"{rest[0]!r} belongs to no option: set the prompt with --prompt.")
     client, result, code = where.client(), Result(), 0
-    asked = fields.request_of(client, given, where.timeout)
-    each = [{"prompt": PROMPT, "seed": number, "timeout": where.timeout, **asked} for number in range(requests)]
+    asked = fields.example(client, where.timeout, **fields.request_of(client, given, where.timeout))
+    each = [{"seed": number, "timeout": where.timeout, **asked} for number in range(requests)]
     price = price_per_minute(client)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
@@ -131,9 +130,7 @@ def price_per_minute(client: Client) -> float | None:
 def report(result: Result, price: float | None, loop: str, as_json: bool) -> None:
     """Print the report. price: USD per minute of one replica."""
     replica_seconds = result.wall * statistics.mean(result.replicas or [1])  # at least the one that was ready
-    cost = None
-    if price is not None and result.images:
-        cost = price / 60 * replica_seconds / result.images * 1000
+    cost = price / 60 * replica_seconds / result.images * 1000 if price is not None and result.images else None
     found: dict[str, Any] = {
         "requests": len(result.seconds) + sum(result.errors.values()),
         "images": result.images,

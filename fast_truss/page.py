@@ -45,7 +45,8 @@ def page(client: AsyncClient, title: str, fields: list[Field], note: str = "") -
             with gradio.Column(elem_id="show"):
                 gallery = gradio.Gallery(label="Images", elem_id="gallery", interactive=False, object_fit="contain")
             with gradio.Column(elem_id="set"):
-                with gradio.Accordion("With an image", open=False, elem_id="start", visible="image" in left):
+                needed = "image" in left and left["image"].required
+                with gradio.Accordion("With an image", open=needed, elem_id="start", visible="image" in left):
                     add("image", "mask", "strength")
                 add("loras")
                 for pair in (("width", "height"), ("seed", "num_images")):

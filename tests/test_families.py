@@ -106,6 +106,8 @@ class Family:
         self.image_to_image = CATALOG[preset]["image_to_image"] is not None
         self.inpaint = CATALOG[preset]["inpaint"] is not None
         self.references = CATALOG[preset]["reference_images"]
+        example = render_config(preset=preset).model_metadata["example_model_input"]
+        self.example = {**example, "prompt": "a red house", "seed": 1}
         self.schema = server.http.get(f"{READY}/schema").json()["input_schema"]
         self.images: list[tuple[Any, str]] = []
         self.starts: list[str] = []
@@ -122,7 +124,7 @@ class Family:
 
     def image(self, **more: Any) -> str:
         small = {name: self.schema["properties"][name]["minimum"] for name in ("width", "height")}
-        response = self.ask({"prompt": "a red house", "seed": 1, **small, **more})
+        response = self.ask({**self.example, **small, **more})
         assert response.status_code == 200, (more, response.text)
         return response.json()["images"][0]["image"]
 
@@ -167,7 +169,9 @@ class Family:
         assert self.schema["properties"]["image"]["anyOf"][1]["maxItems"] == count
         made = [self.image(image=images) for images in (self.starts[0], [self.starts[0]], [self.starts[0], other])]
         assert made[0] == made[1] != made[2]
-        self.image(image=[other] * count, num_inference_steps=1)
+        self.image(
+            image=[other] * count, num_inference_steps=self.schema["properties"]["num_inference_steps"]["minimum"]
+        )
         assert f"a list of 1 to {count}" in self.ask({"prompt": "x", "image": [other] * (count + 1)}).text
 
     def loras(self, plain: str) -> None:

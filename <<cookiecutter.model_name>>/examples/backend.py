@@ -19,12 +19,17 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 # The script wakes the model, so health probes and link previews, which run no scripts, cost nothing.
 PAGE = """<!doctype html><meta charset=utf-8><title>Text to image</title><p id=now role=status>Waking the model</p>
-<form><input id=text required autofocus placeholder=Prompt><button>Generate</button></form><img id=image alt><script>
+<form><input id=text required autofocus placeholder=Prompt> <input id=file type=file accept=image/* hidden>
+<button>Generate</button></form><img id=image alt><script>
 fetch("wake", {method: "POST"}).then(() => { const events = new EventSource("status"); events.onmessage = event => {
   const {kind, words} = JSON.parse(event.data); now.textContent = words; if (kind === "ready") events.close(); }; });
 document.forms[0].onsubmit = async event => { event.preventDefault(); now.textContent = "Generating";
-  const answer = await fetch("generate", {method: "POST", body: JSON.stringify({prompt: text.value})});
+  const reader = new FileReader(), chosen = file.files[0];
+  if (chosen) await new Promise(done => { reader.onload = done; reader.readAsDataURL(chosen); });
+  const wish = JSON.stringify({prompt: text.value, image: reader.result});
+  const answer = await fetch("generate", {method: "POST", body: wish});
   const body = await answer.json(); now.textContent = body.error || "";
+  file.hidden &&= !/`image`/.test(body.error);  // a model that edits images has asked for one
   if (answer.ok) image.src = `data:${body.content_type};base64,${body.images[0].image}`; };</script>"""
 log, url = logging.getLogger("uvicorn.error"), os.environ.get("MODEL_URL") or None
 try:

@@ -103,7 +103,6 @@ def warnings(settings: Settings, request: GenerationRequest, pipeline: Any, aske
     image, quality = asked.arguments.get("image"), GenerationRequest.model_fields["quality"].default
     cropped = 0.0 if image is None or isinstance(image, list) else image.info["cropped"]
     at_once = (settings.inpaint.max_pixels if settings.inpaint and request.mask else None) or float("inf")
-    scaled_up = request.width * request.height > at_once
     guided = settings.limits.guidance_scale > 1 or request.guidance_scale == settings.defaults.guidance_scale
     # At their first step flow models see noise alone, and others a little of the image.
     all_steps = getattr(pipeline, "num_timesteps", 0) >= request.num_inference_steps
@@ -113,7 +112,7 @@ def warnings(settings: Settings, request: GenerationRequest, pipeline: Any, aske
     off = settings.negative_prompt and not getattr(pipeline, "do_classifier_free_guidance", False)
     without = off and 0 < request.guidance_scale < 1
     silent = ", ".join(name for name, scale in loras(settings, request).items() if scale == 0)
-    share = min(cropped, 0.99)
+    share, scaled_up = min(cropped, 0.99), request.width * request.height > at_once
     rules = {
         # As width and height are multiples, a little always is.
         f"image: {share:.0%} of it had no effect, as it was cropped to the shape of width x height.": cropped > 0.01,
@@ -146,6 +145,18 @@ def described(settings: Settings, request: GenerationRequest, seed: int, sampler
     negative = f"Negative prompt: {request.negative_prompt}\n" if request.negative_prompt else ""
     settled = ", ".join(f"{name}: {value}" for name, value in said.items() if value is not None)
     return f"{request.prompt}\n{negative}{settled}"
+
+
+def check_prompts(settings: Settings, request: GenerationRequest, pipeline: Any) -> None:
+    """Raise HTTPException (400) for a prompt that a pipeline which reads images with it would fail on."""
+    most, processor = settings.prompt_tokens.count, pipeline.processor
+    for name in ("prompt", "negative_prompt"):
+        tokens = processor.tokenizer.tokenize(getattr(request, name) or "")
+        with _of_field(name):
+            if len(tokens) > most:
+                raise ValueError(f"it has {len(tokens)} tokens, and this model reads {most}: shorten it")
+            for mark in {processor.image_token, processor.video_token}.intersection(tokens):
+                raise ValueError(f"{mark} marks the place of a file for this model: leave it out")
 
 
 def _unread(reads: PromptTokens, request: GenerationRequest, pipeline: Any) -> Iterator[str]:

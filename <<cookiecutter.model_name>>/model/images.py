@@ -35,6 +35,13 @@ def prepare() -> None:
     Image.preinit()
 
 
+def plain(color: str) -> str:
+    """Return a small image of one color, as requests bring it."""
+    from PIL import Image
+
+    return encode(Image.new("RGB", (64, 64), color), "png", 90, 1)
+
+
 def check(texts: Sequence[str], max_bytes: int, max_pixels: int) -> None:
     """Raise ValueError if the images cannot be used. Reads only lengths and headers.
 

@@ -85,9 +85,7 @@ class Model:
         if settings.warm_up:
             with phase("warm_up"):
                 warm_up(
-                    denoiser(pipeline),
-                    settings,
-                    lambda *size: self._guard.submit(lambda: self._usual_image(*size)).result(),
+                    denoiser(pipeline), settings, lambda *size: self._guard.submit(self._usual_image, *size).result()
                 )
 
     # Union: Truss recognizes streaming only in this notation.
@@ -122,6 +120,8 @@ class Model:
         def work() -> tuple[list[Any], list[str], float]:
             wait = progress.begin()
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
+            if settings.needs_image:
+                arguments.check_prompts(settings, inputs, self._pipelines[None])
             with self._loras.chosen(arguments.loras(settings, inputs)):
                 made = [self._generate(asked, seed, progress) for seed in seeds]
             if any(map(self._is_unsafe, made)):
@@ -149,9 +149,11 @@ class Model:
 
     def _usual_image(self, width: int, height: int) -> None:
         """Make an image that nobody gets: of few steps, without LoRAs."""
-        few, request = self._settings.limits.min_steps, request_model(self._settings)
-        usual = request(prompt="warm up", num_inference_steps=few, width=width, height=height)  # type: ignore[call-arg]
-        self._generate(arguments.of_request(self._settings, usual), 0, Progress(threading.Event()))
+        settings = self._settings
+        usual: dict[str, Any] = {"prompt": "warm up", "num_inference_steps": settings.limits.min_steps}
+        usual |= {"image": images.plain("gray")} if settings.needs_image else {}
+        request = request_model(settings)(**usual, width=width, height=height)
+        self._generate(arguments.of_request(settings, request), 0, Progress(threading.Event()))
 
     def _generate(self, asked: arguments.Asked, seed: int, progress: Progress) -> Any:
         """Return one image. Raises NotANumberError."""

@@ -16,8 +16,6 @@ from pipeline_settings import Settings
 MAX_SEED = 2**32 - 1
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 FILE = "A PNG, JPEG or WebP file, in base64 or as a data: URL"
-START = "to start from; cropped to width x height, laid on white."
-REFERENCE = "that the prompt may speak of{}; with mask the one to paint on."
 
 
 class LoraChoice(BaseModel):
@@ -56,7 +54,7 @@ class GenerationRequest(BaseModel):
     width: int
     height: int
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed; further images count up. Default: random.")
-    image: str | list[str] | None = None
+    image: str | list[str] | None
     strength: float | None = Field(None, gt=0, le=1)
     mask: str | None = Field(None, description=f"{FILE}: white is painted over, the rest of image keeps its pixels.")
     mask_blur: int = Field(4, ge=0, le=64, description="The mask's edges fade outward: half at this many pixels.")
@@ -73,15 +71,17 @@ class GenerationRequest(BaseModel):
         if not isinstance(body, dict):
             return body
         needed = {name for name, field in cls.model_fields.items() if field.is_required()}
+        # Told as one that cannot be used, which says what can.
+        body = {"image": None, **body} if "image" in needed else body
         return {name: value for name, value in body.items() if value is not None or name in needed}
 
     # Before pydantic, which would name the field as image.str and image.list.
     @field_validator("image", mode="before")
     @classmethod
     def _image_can_be_used(cls, image: Any) -> Any:
-        if image is None:
-            return None
         limits, references = cls.settings.limits, cls.settings.reference_images
+        if image is None and not cls.settings.needs_image:
+            return None
         if not (cls.settings.image_to_image or references):
             raise ValueError("image cannot be used by this model: leave it out")
         most = references.count if references else 1
@@ -128,9 +128,8 @@ class GenerationRequest(BaseModel):
     def _gpu_can_hold_it(self) -> Self:
         pixels, multiple = self.settings.limits.max_pixels, self.settings.limits.size_multiple
         if self.height > (most := pixels // self.width // multiple * multiple):
-            raise ValueError(
-                f"at width {self.width}, height is at most {most}: this model makes {pixels} pixels at most"
-            )
+            bound = f"this model makes {pixels} pixels at most"
+            raise ValueError(f"at width {self.width}, height is at most {most}: {bound}")
         return self
 
     @model_validator(mode="after")
@@ -207,9 +206,13 @@ def request_model(settings: Settings) -> type[GenerationRequest]:
     pixels["description"] = f"In pixels. width x height is at most {limits.max_pixels}."
     steps = {"ge": limits.min_steps, "le": limits.max_steps}
     most = references.count if references else 1
-    several = Annotated[list[str], Field(min_length=1, max_length=most)] if most > 1 else None
-    listed = f", or a list of up to {most}" if several else ""
-    file = f"{FILE}, {REFERENCE.format(listed) if references else START}"
+    files: Any = str | Annotated[list[str], Field(min_length=1, max_length=most)] if most > 1 else str
+    image = {"annotation": files} if settings.needs_image else {"annotation": files | None, "default": None}
+    listed = f", or a list of up to {most}" if most > 1 else ""
+    painted = "; with mask the one to paint on" if settings.inpaint else ""
+    start = "to start from; cropped to width x height, laid on white"
+    use = "to edit" if settings.needs_image else "that the prompt may speak of"
+    image["description"] = f"{FILE}, {f'{use}{listed}{painted}' if references else start}."
     scale = {"ge": -limits.lora_scale, "le": limits.lora_scale}
     choice = _bounded(LoraChoice, name={"json_schema_extra": names}, scale=scale)
     made: type[GenerationRequest] = _bounded(
@@ -220,7 +223,7 @@ def request_model(settings: Settings) -> type[GenerationRequest]:
         guidance_scale={"default": defaults.guidance_scale, "ge": 0, "le": limits.guidance_scale},
         width={"default": defaults.width, **pixels},
         height={"default": defaults.height, **pixels},
-        image={"annotation": str | several | None if several else str | None, "description": file},
+        image=image,
         strength={"description": f"How much to change image. Default: {defaults.strength}, with mask 1."},
         mask_padding={"le": limits.max_size},
         loras={"annotation": list[choice], "max_length": limits.loras},  # type: ignore[valid-type]

@@ -53,6 +53,7 @@ class Inpaint(Strict):
 
 
 class ReferenceImages(Strict):
+    required: bool = Field(description="true: each request needs one, as the text encoder reads it with the prompt.")
     count: Positive = Field(description="Most images per request.")
     max_pixels: Positive = Field(description="Larger images are scaled down to it.")
     min_side: Positive = Field(description="Smaller images are scaled up to it.")
@@ -126,6 +127,10 @@ class Settings(Strict):
 
     def dtype_on(self, device: str) -> str:
         return self.cpu_dtype if device == "cpu" else self.dtype
+
+    @property
+    def needs_image(self) -> bool:
+        return self.reference_images is not None and self.reference_images.required
 
     @property
     def lora_names(self) -> list[str]:

@@ -84,6 +84,6 @@ def server(app: Path, small: dict[str, Any]) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def small(pipeline: dict[str, Any]) -> dict[str, Any]:
-    """A request that a CPU answers quickly."""
-    return {"prompt": "a red house", "num_inference_steps": 2, "width": 64, "height": 64, "seed": 0}
+def small(config: dict[str, Any]) -> dict[str, Any]:
+    """The example of the config, as a CPU answers it quickly."""
+    return {**config["model_metadata"]["example_model_input"], "num_inference_steps": 2, "width": 64, "height": 64}

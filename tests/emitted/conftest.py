@@ -65,6 +65,9 @@ def pixels_of(text: str) -> numpy.ndarray:
     return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")).astype(int)
 
 
+GRAY = text_of(Image.new("RGB", (64, 64), "gray"))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Any:
     return _tiny_pipeline()
@@ -146,6 +149,7 @@ class Served:
 
     def ask(self, **body: Any) -> Any:
         small = {"prompt": "a red house", "num_inference_steps": 4, "width": 64, "height": 64, "seed": 0}
+        small |= {"image": GRAY} if self.settings.needs_image else {}
         if not self.settings.negative_prompt:
             small["guidance_scale"] = self.settings.defaults.guidance_scale
         return self.model.predict(self.request(**{**small, **body}), Request())
@@ -164,8 +168,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], Served]:
     return serve_with(monkeypatch)
 
 
-def serve_with(patch: pytest.MonkeyPatch) -> Callable[[Settings], Served]:
-    """Return what loads a model, whose settings stay until patch is undone."""
+def serve_with(patch: pytest.MonkeyPatch, small: bool = True) -> Callable[[Settings], Served]:
+    """Return what loads a model, whose settings stay until patch is undone. small: references are scaled to little."""
     import prometheus_client
     from cold_start import read_ahead
 
@@ -175,17 +179,20 @@ def serve_with(patch: pytest.MonkeyPatch) -> Callable[[Settings], Served]:
 
     def serve(settings: Settings) -> Served:
         served = Served(settings)
-        if settings.class_name == "FluxKontextPipeline":
-            _make_kontext_small(patch)
+        if small and settings.reference_images:
+            _make_references_small(patch)
         return served
 
     return serve
 
 
-def _make_kontext_small(patch: pytest.MonkeyPatch) -> None:
-    """FLUX.1 Kontext scales what it gets to resolutions of a megapixel: here to small ones."""
+def _make_references_small(patch: pytest.MonkeyPatch) -> None:
+    """Two pipelines scale what they get to a megapixel: here to less."""
     from diffusers.pipelines.flux import pipeline_flux_kontext, pipeline_flux_kontext_inpaint
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 
+    patch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 64 * 64)
+    patch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", 64 * 64)
     for module in (pipeline_flux_kontext, pipeline_flux_kontext_inpaint):
         patch.setattr(module, "PREFERRED_KONTEXT_RESOLUTIONS", [(64, 64), (64, 128), (128, 64)])
 

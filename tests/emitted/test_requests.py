@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import BLOCKS, FAMILIES, Make, Served, text_of
+from conftest import BLOCKS, FAMILIES, GRAY, Make, Served, text_of
 from model.request import GenerationRequest, request_model
 from PIL import Image
 from pipeline_settings import Settings
@@ -21,11 +21,16 @@ def of(preset: str) -> type[GenerationRequest]:
     return request_model(Settings.model_validate(BLOCKS[preset]))
 
 
+def least(preset: str) -> dict[str, Any]:
+    """Return a request of the fields that it must have."""
+    return {"prompt": "x"} | ({"image": GRAY} if of(preset).settings.needs_image else {})
+
+
 @pytest.mark.parametrize("preset", BLOCKS)
 def test_the_bounds_and_defaults_are_those_of_the_preset(preset: str) -> None:
     block, model = BLOCKS[preset], of(preset)
     limits, defaults = block["limits"], block["defaults"]
-    usual = model(prompt="x")
+    usual = model(**least(preset))
     assert {name: getattr(usual, name) for name in defaults if name != "strength"} == {
         name: value for name, value in defaults.items() if name != "strength"
     }
@@ -45,18 +50,18 @@ def test_the_bounds_and_defaults_are_those_of_the_preset(preset: str) -> None:
         other = {"width": "height", "height": "width"}.get(name)
         beside = {other: limits["min_size"]} if other else {}
         for good in (low, high):
-            assert getattr(model(prompt="x", **{name: good}, **beside), name) == good
+            assert getattr(model(**least(preset), **{name: good}, **beside), name) == good
         for bad in (low - step, high + step):
             with pytest.raises(ValidationError, match=name):
-                model(prompt="x", **{name: bad})
+                model(**least(preset), **{name: bad})
     for name in ("width", "height"):
         with pytest.raises(ValidationError, match=f"multiple of {multiple}"):
-            model(prompt="x", **{name: limits["min_size"] + multiple // 2})
+            model(**least(preset), **{name: limits["min_size"] + multiple // 2})
     most = limits["prompt_characters"]
-    assert model(prompt="x" * most)
+    assert model(**{**least(preset), "prompt": "x" * most})
     for field in ("prompt", "negative_prompt"):
         with pytest.raises(ValidationError, match=f"{field}\n.*at most {most} characters"):
-            model(**{"prompt": "x", field: "x" * (most + 1)})
+            model(**{**least(preset), field: "x" * (most + 1)})
 
 
 @pytest.mark.parametrize("preset", BLOCKS)
@@ -66,14 +71,14 @@ def test_no_request_has_more_pixels_than_the_gpu_holds(preset: str) -> None:
     side = math.isqrt(limits["max_pixels"])
     most = min(longest, limits["max_pixels"] // longest // multiple * multiple)
     for width, height in ((side, side), (longest, most), (most, longest)):
-        assert model(prompt="x", width=width, height=height)
+        assert model(**least(preset), width=width, height=height)
     assert str(limits["max_pixels"]) in model.model_json_schema()["properties"]["width"]["description"]
     if most < longest:
         words = f"at width {longest}, height is at most {most}: this model makes {limits['max_pixels']} pixels"
         with pytest.raises(ValidationError, match=words):
-            model(prompt="x", width=longest, height=most + multiple)
+            model(**least(preset), width=longest, height=most + multiple)
         with pytest.raises(ValidationError, match="height is at most"):
-            model(prompt="x", width=side + multiple, height=side)
+            model(**least(preset), width=side + multiple, height=side)
 
 
 @pytest.mark.parametrize("preset", BLOCKS)
@@ -86,7 +91,9 @@ def test_the_schema_tells_the_bounds_and_every_field(preset: str) -> None:
     assert ("mask_padding" in fields) == (block["inpaint"] is not None)
     if "image" in fields:
         kinds = [choice["type"] for choice in fields["image"]["anyOf"]]
-        assert kinds == (["string", "array", "null"] if preset.startswith("flux2") else ["string", "null"])
+        several = (block["reference_images"] or {}).get("count", 1) > 1
+        needed = "image" in schema["required"]
+        assert kinds == ["string", *["array"] * several, *["null"] * (not needed)]
     if "strength" in fields:
         assert str(block["defaults"]["strength"]) in fields["strength"]["description"]
 
@@ -104,15 +111,16 @@ def test_two_presets_in_one_process_do_not_share_their_bounds() -> None:
 def test_null_is_as_left_out(preset: str) -> None:
     model = of(preset)
     optional = [name for name, field in model.model_fields.items() if not field.is_required()]
-    usual = model(prompt="x")
-    for body in ({"prompt": "x", **dict.fromkeys(optional)}, *({"prompt": "x", name: None} for name in optional)):
+    needed = least(preset)
+    usual = model(**needed)
+    for body in ({**needed, **dict.fromkeys(optional)}, *({**needed, name: None} for name in optional)):
         for made in (model.parse_raw(json.dumps(body).encode()), model.parse_obj(body)):
             assert made == usual
             assert made.model_fields_set == usual.model_fields_set
     with pytest.raises(ValidationError, match=r"prompt\n.*valid string"):
-        model.parse_obj({"prompt": None})
+        model.parse_obj({**needed, "prompt": None})
     with pytest.raises(ValidationError, match=r"unknown\n.*not permitted"):
-        model.parse_obj({"prompt": "x", "unknown": 1})
+        model.parse_obj({**needed, "unknown": 1})
 
 
 def test_all_bad_fields_are_named_at_once_and_ten_at_most() -> None:
@@ -168,7 +176,7 @@ def test_one_field_more_is_an_image_or_a_sentence(
     settings = served.settings
     side, steps = settings.limits.min_size, max(settings.limits.min_steps, 2)
     small = {"num_inference_steps": steps, "width": side, "height": side}
-    starts: list[dict[str, Any]] = [{}]
+    starts: list[dict[str, Any]] = [{}]  # of a model that needs an image, one all the same
     starts += [{"image": FILE, "strength": 1.0}] if settings.image_to_image else []
     starts += [{"image": FILE, "mask": WHITE}] if settings.inpaint else []
     starts += [{"image": FILE}] if settings.reference_images else []

@@ -249,6 +249,23 @@ def test_the_page_asks_for_nothing_that_the_family_cannot_use(
         assert (set(names) & {"num_images", "seed", "width", "height"}) == {"num_images", "seed", "width", "height"}
 
 
+def test_the_page_asks_for_the_image_that_a_model_needs(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[page]'")
+    from fast_truss.page import page
+
+    client = AsyncClient(Target("local"), url="http://127.0.0.1:9")
+    for required in (["prompt"], ["prompt", "image"]):
+        fields = fields_of({**SCHEMA, "required": required})
+        with page(client, "A title", fields, "A note.") as blocks:
+            (start,) = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) == "start"]
+        assert (start.visible, start.open) == (True, "image" in required)
+    with pytest.raises(InvalidInput, match="Image is empty: fill it in first"):
+        request_of_form(fields, {"prompt": "a boat", "image": []})
+    (tmp_path / "x.png").write_bytes(b"hi")
+    made = request_of_form(fields, {"prompt": "a boat", "image": [(str(tmp_path / "x.png"), None)]})
+    assert made == {"prompt": "a boat", "image": "aGk="}
+
+
 def test_a_style_has_its_strength_on_the_page() -> None:
     gradio = pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[page]'")
     from fast_truss.page import page

@@ -60,13 +60,37 @@ def _put_together(folder: Path, settings: Settings, models: dict[str, Any]) -> A
     import diffusers
 
     class_ = getattr(diffusers, settings.class_name)
+    parts = {**models, **settings.load_kwargs}
     try:
+        if "processor" in inspect.signature(class_.__init__).parameters:
+            parts["processor"] = _processor(folder / "processor")
+            parts["text_encoder"].register_forward_pre_hook(_say_what_is_an_image, with_kwargs=True)
         # It loads only the tokenizers and the scheduler.
-        pipeline = class_.from_pretrained(folder, local_files_only=True, **models, **settings.load_kwargs)
+        pipeline = class_.from_pretrained(folder, local_files_only=True, **parts)
     except (OSError, ValueError, TypeError, ImportError, AttributeError) as error:
         raise WeightsError(f"The pipeline in {folder.parent} cannot be put together: {one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _processor(folder: Path) -> Any:
+    """Return the processor of Qwen2-VL in a folder, for images alone: for videos it needs torchvision."""
+    import transformers
+
+    # transformers takes its parts from the signature.
+    class ForImages(transformers.Qwen2VLProcessor):  # type: ignore[misc]
+        def __init__(self, image_processor: Any, tokenizer: Any) -> None:
+            super().__init__(image_processor, tokenizer)
+
+    # By class, as transformers would choose by what is installed.
+    classes = (transformers.Qwen2VLImageProcessorPil, transformers.Qwen2Tokenizer)
+    return ForImages(*(class_.from_pretrained(folder, local_files_only=True) for class_ in classes))
+
+
+def _say_what_is_an_image(encoder: Any, rest: Any, given: dict[str, Any]) -> Any:
+    # Not told by the pipeline, the encoder would read an image's rows as one long line, and no error would say so:
+    # https://github.com/huggingface/diffusers/issues/14194
+    return rest, {**given, "mm_token_type_ids": (given["input_ids"] == encoder.config.image_token_id).int()}
 
 
 def _read_models(settings: Settings, dtype: Any, device: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline_settings import ImageToImage, Inpaint, Settings, SettingsError, did_you_mean
 
 NEEDED = {"vae", "scheduler", "unet", "transformer", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"}
+NEEDED |= {"processor"}
 
 
 def check_pipelines(settings: Settings) -> None:
@@ -15,10 +16,9 @@ def check_pipelines(settings: Settings) -> None:
 
     class_ = named(diffusers, settings.class_name, "class_name")
     known = inspect.signature(class_.__call__).parameters
-    check_name(settings.guidance_parameter, known, "guidance_parameter")
-    check_name(settings.step_callback, known, "step_callback")
-    if settings.area_parameter:
-        check_name(settings.area_parameter, known, "area_parameter")
+    for key in ("guidance_parameter", "step_callback", "area_parameter"):
+        if name := getattr(settings, key):
+            check_name(name, known, key)
     if settings.negative_prompt:
         check_name("negative_prompt", known, "negative_prompt")
     for name, value in settings.call_kwargs.items():
