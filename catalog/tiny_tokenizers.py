@@ -23,6 +23,15 @@ QWEN_WORDS = (
     "<|im_start|>|<|im_end|>|system|user|assistant|Describe| the| image| by| detailing| color| shape| size| texture|"
     " quantity| text| spatial| relationships| of| objects| and| background"
 )
+# The 64 of Qwen-Image-Edit, after what stands around an image.
+EDIT_WORDS = (
+    "<|vision_start|>|<|vision_end|>|<|image_pad|>|<|video_pad|>|<|im_start|>|<|im_end|>|system|user|assistant|Describe|"
+    " the| key| features| of| input| image| (|color| shape| size| texture| objects| background|),| then| explain| how|"
+    " user|'s| text| instruction| should| alter| or| modify| Generate| a| new| that| meets| requirements| while|"
+    " maintaining| consistency| with| original| where| appropriate"
+)
+# What Qwen2.5-VL's makers published, of which the pipeline reads the first.
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
 def clip(folder: Path) -> None:
@@ -60,15 +69,38 @@ def t5(folder: Path) -> None:
 
 def qwen(folder: Path) -> None:
     """One token per byte, plus the words that the pipelines add."""
+    _qwen(folder, QWEN_WORDS)
+
+
+def _qwen(folder: Path, added: str) -> dict[str, int]:
     vocabulary = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
     vocabulary["<|endoftext|>"] = len(vocabulary)
-    words = re.findall(r"<\|\w+\|>|[^|]+", QWEN_WORDS)
+    words = re.findall(r"<\|\w+\|>|[^|]+", added)
     tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=words)
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "<|im_start|>assistant\n"
     )
     tokenizer.save_pretrained(folder)
+    return tokenizer.get_added_vocab()
+
+
+def qwen_processor(folder: Path) -> None:
+    """The tokenizer for texts with images, in new and old files like the real repository, and both processors."""
+    added = _qwen(folder, EDIT_WORDS)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    pixels = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+    settings = {**pixels, "image_mean": CLIP_MEAN, "image_std": CLIP_STD, "processor_class": "Qwen2VLProcessor"}
+    written = {
+        "added_tokens": added,
+        "vocab": {token: i for token, i in vocabulary.items() if token not in added},
+        "special_tokens_map": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        "preprocessor_config": {**settings, "image_processor_type": "Qwen2VLImageProcessorFast"},
+        "video_preprocessor_config": {**settings, "video_processor_type": "Qwen2VLVideoProcessor"},
+    }
+    for name, value in written.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
 
 
 def gemma(folder: Path) -> None:
@@ -88,6 +120,7 @@ MADE: dict[str, Callable[[Path], None]] = {
     "CLIPTokenizer": clip,
     "T5Tokenizer": t5,
     "Qwen2Tokenizer": qwen,
+    "Qwen2VLProcessor": qwen_processor,
     "GemmaTokenizer": gemma,
 }
 

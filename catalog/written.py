@@ -22,7 +22,7 @@ import yaml
 from jinja2 import DictLoader, Environment
 
 from catalog import LOADER, ROOT, CatalogError, accelerators, fine_tunes, instead, load
-from catalog.schema import Accelerator, FineTune, Preset, Repo
+from catalog.schema import READ_FROM_FILES, Accelerator, FineTune, Preset, Repo
 
 SERVER_GB = 2  # estimated main memory beside the weights
 RATES = (1, 5)  # GB/s
@@ -85,7 +85,7 @@ def tiny(preset: Preset) -> dict[str, Any]:
         found["components"][name].pop("layout", None)
     classes = {part["class"] for part in preset.tiny.values()}
     found["tokenizers"] = {name: files for name, files in tokenizers().items() if name in classes}
-    for name in sorted(name for name in classes - found["tokenizers"].keys() if name.endswith("Tokenizer")):
+    for name in sorted(name for name in classes - found["tokenizers"].keys() if name.endswith(READ_FROM_FILES)):
         raise CatalogError(f"presets of {preset.family}: tiny has a {name}: catalog/tiny_tokenizers.py makes none.")
     if published:
         raise CatalogError(f"presets of {preset.family}: published has {', '.join(published)}, but tiny does not.")

@@ -48,7 +48,8 @@ FACTS_JSON = r"""
 "flux2-klein-4b-8bit": {"needs_gb": 21.56, "bfloat16": true, "variants": false, "own_components": ["transformer"], "instead": "flux2-klein-4b"},
 "chroma1-hd": {"needs_gb": 36.42, "bfloat16": true, "variants": false},
 "flux2-klein-9b": {"needs_gb": 45.82, "bfloat16": true, "variants": false},
-"flux-kontext-dev": {"needs_gb": 42.66, "bfloat16": true, "variants": false}
+"flux-kontext-dev": {"needs_gb": 42.66, "bfloat16": true, "variants": false},
+"qwen-image-edit-2511": {"needs_gb": 77.88, "bfloat16": true, "variants": false}
 },
 "accelerators": {
 "T4": {"memory_gb": 16, "bfloat16": false, "usable_gb": 15.6},

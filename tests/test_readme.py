@@ -37,6 +37,13 @@ def test_the_emitted_readme_says_which_preset_takes_no_lora(preset: str) -> None
     assert (f"{facts['title']} cannot take one" in render("docs/tuning.md", preset=preset)) != facts["takes_lora"]
 
 
+def test_the_readme_sends_an_image_where_the_model_needs_one() -> None:
+    for preset in PRESETS:
+        readme, needed = render("README.md", preset=preset), preset == "qwen-image-edit-2511"
+        assert ('-d \'{"prompt": ' in readme) != needed
+        assert ("A request needs one image, or a list of up to 3" in readme) == needed
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors of the headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)

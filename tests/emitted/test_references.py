@@ -2,13 +2,18 @@
 
 import base64
 import io
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+import torch
+import transformers
 from cold_start.pipeline import read_pipeline
-from conftest import BLOCKS, Make, Served, pixels_of, text_of
+from cold_start.weights import WeightsError
+from conftest import BLOCKS, GRAY, Make, Served, pixels_of, text_of
 from model import images
 from PIL import Image
 from pipeline_settings import ReferenceImages, SettingsError
@@ -28,7 +33,7 @@ def served(settings_of: Make, serve: Callable[..., Served]) -> Served:
 
 def test_the_families_that_take_references() -> None:
     families = {BLOCKS[preset]["class_name"] for preset in BLOCKS if BLOCKS[preset]["reference_images"]}
-    assert families == {"Flux2KleinPipeline", "FluxKontextPipeline"}
+    assert families == {"Flux2KleinPipeline", "FluxKontextPipeline", "QwenImageEditPlusPipeline"}
     for block in BLOCKS.values():
         assert not (block["image_to_image"] and block["reference_images"])
 
@@ -189,3 +194,111 @@ def test_a_pipeline_that_is_not_told_the_area_is_refused(settings_of: Make) -> N
     inpaint = {**BLOCKS["flux-kontext-dev"]["inpaint"], "class_name": "FluxInpaintPipeline"}
     with pytest.raises(SettingsError, match=r"inpaint\.class_name, FluxInpaintPipeline: there is no max_area"):
         read_pipeline(settings_of("flux-kontext-dev", inpaint=inpaint), "cpu")
+
+
+@pytest.fixture
+def edit(settings_of: Make, serve: Callable[..., Served]) -> Served:
+    """Qwen-Image-Edit, of which each request has an image."""
+    return serve(settings_of("qwen-image-edit-2511", cpu_dtype="float32"))
+
+
+def test_each_image_to_edit_counts_and_so_does_their_order(edit: Served) -> None:
+    one, other = noise(64, 64), noise(96, 64, 1)
+    made = [edit.image(image=image) for image in (one, [one], other, [one, other], [other, one], [one, other, GRAY])]
+    assert made[0] == made[1]
+    assert len(set(made)) == 5
+    body = {"image": other, "num_inference_steps": 2}
+    for size in ((128, 64), (64, 192)):
+        found = edit.image(**body, width=size[0], height=size[1])
+        assert Image.open(io.BytesIO(base64.b64decode(found))).size == size
+
+
+@pytest.mark.parametrize("body", [{}, {"image": None}, {"image": []}, {"image": [GRAY] * 4}, {"image": [None]}])
+def test_without_an_image_to_edit_there_is_one_sentence(edit: Served, body: dict[str, Any]) -> None:
+    assert edit.request.model_json_schema()["required"] == ["prompt", "image"]
+    with pytest.raises(
+        ValidationError, match="send one file, or a list of 1 to 3, in base64 or as a data: URL"
+    ) as caught:
+        edit.request.parse_obj({"prompt": "x", **body})
+    (error,) = caught.value.errors()
+    assert error["loc"] == ("image",)
+
+
+def test_an_image_to_edit_that_is_too_long_is_refused(edit: Served) -> None:
+    answer = edit.ask(image=noise(410, 100))
+    assert answer.status_code == 400
+    assert b"`image`: it is more than 4 times as long as wide: crop it" in answer.body
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a <|image_pad|> boat", "<|image_pad|> marks the place of a file"),
+        ("<|video_pad|>", "<|video_pad|> marks the place of a file"),
+        # Three of the four bytes of a character are tokens of their own.
+        ("\U0001f6a2" * 1000, "it has 4000 tokens, and this model reads 3300: shorten it"),
+    ],
+)
+def test_a_prompt_that_the_pipeline_would_fail_on_is_refused(edit: Served, field: str, text: str, words: str) -> None:
+    answer = edit.ask(**{field: text}, guidance_scale=4.0)
+    assert answer.status_code == 400
+    assert f"`{field}`: {words}" in answer.body.decode()
+    assert edit.healthy()
+
+
+def test_the_longest_prompt_with_the_most_and_longest_images_is_read(edit: Served) -> None:
+    """At their real sizes, of which text and images together fill the transformer's positions."""
+    tokens, reads = [], edit.pipeline.transformer.register_forward_pre_hook
+
+    def note(_: Any, rest: Any, given: dict[str, Any]) -> None:
+        longest = max(side for each in given["img_shapes"][0] for side in each) // 2
+        tokens.append(given["encoder_hidden_states"].shape[1] + longest)
+
+    with reads(note, with_kwargs=True), pytest.MonkeyPatch.context() as patch:
+        from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as module
+
+        patch.setattr(module, "VAE_IMAGE_SIZE", 1024 * 1024)
+        patch.setattr(module, "CONDITION_IMAGE_SIZE", 384 * 384)
+        text = "\U0001f6a2" * 825
+        for sides in ((2048, 512), (1024, 1024), (512, 1500)):
+            image = text_of(Image.new("RGB", sides, "gray"))
+            assert edit.image(image=[image] * 3, prompt=text, num_inference_steps=2, width=64, height=64)
+    assert max(tokens) <= 4096
+    assert max(tokens) > 3900
+
+
+def test_the_text_encoder_is_told_what_is_an_image(edit: Served) -> None:
+    """Without it, it would take an image for a line of words, and no error says so."""
+    edit.ask(image=[noise(64, 64), noise(128, 64, 1)], num_inference_steps=2)
+    encoder, processor = edit.pipeline.text_encoder, edit.pipeline.processor
+    place = "<|vision_start|><|image_pad|><|vision_end|>"
+    files = [Image.new("RGB", (112, 56)), Image.new("RGB", (56, 56))]
+    given = processor(text=[f"a {place} b {place}"], images=files, return_tensors="pt")
+    kinds = given.pop("mm_token_type_ids")
+    assert kinds.sum() == 4 * 2 + 4
+    with torch.no_grad():
+        found, right = (
+            encoder(**given, **more, output_hidden_states=True) for more in ({}, {"mm_token_type_ids": kinds})
+        )
+        plain = encoder.forward(**given, output_hidden_states=True)
+    assert (found.hidden_states[-1] == right.hidden_states[-1]).all()
+    assert (found.hidden_states[-1] != plain.hidden_states[-1]).any()
+
+
+def test_the_processor_needs_no_torchvision_and_is_the_same_with_it(edit: Served) -> None:
+    processor = edit.pipeline.processor
+    assert isinstance(processor, transformers.Qwen2VLProcessor)
+    assert type(processor.image_processor) is transformers.Qwen2VLImageProcessorPil
+    assert "torchvision" not in sys.modules
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "tokenizer.json"])
+def test_a_processor_that_cannot_be_read_is_a_sentence(
+    file: str, copy_of: Callable[[str], Path], settings_of: Make
+) -> None:
+    folder = copy_of("qwen-image-edit-2511")
+    broken = folder / "pipeline" / "processor" / file
+    broken.write_text(broken.read_text()[:100])
+    with pytest.raises(WeightsError, match=r"^The pipeline in .* cannot be put together: "):
+        read_pipeline(settings_of("qwen-image-edit-2511", folder), "cpu")

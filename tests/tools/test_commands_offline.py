@@ -1,6 +1,7 @@
 """What the commands and the page work out by themselves: waterfalls, forms, words. Nothing is sent."""
 
 import asyncio
+import base64
 import inspect
 import io
 import json
@@ -13,6 +14,8 @@ from unittest import mock
 import httpx
 import pytest
 from baseten.client import managementapi as sdk
+from conftest import render_config
+from PIL import Image
 from rich.console import Console
 from test_client import MODEL, environment, reply
 from typer.testing import CliRunner
@@ -292,6 +295,20 @@ def test_what_is_no_value_of_its_type_is_a_sentence(tmp_path: Path) -> None:
     assert request_of(*mask, *mask) == {"mask": ["aGk=", "aGk="]}
     with pytest.raises(InvalidInput, match=re.escape("--mask is 'none.png': it cannot be read (No such file")):
         request_of("--mask", "none.png")
+
+
+def test_an_example_has_a_gray_image_if_the_model_needs_one() -> None:
+    needs: Any = Told({**SCHEMA, "required": ["prompt", "image"]})
+    made = fields.example(needs, 60)
+    assert made == {"prompt": fields.PROMPT, "image": fields.GRAY}
+    assert Image.open(io.BytesIO(base64.b64decode(made["image"]))).getcolors() == [(64, (128, 128, 128))]
+    # The project has the same one.
+    assert render_config(preset="qwen-image-edit-2511").model_metadata["example_model_input"]["image"] == fields.GRAY
+    own = {"prompt": "a boat", "image": "aGk=", "seed": 1}
+    assert fields.example(needs, 60, **own) == own
+    for schema in (SCHEMA, None):
+        other: Any = Told(schema)
+        assert fields.example(other, 60, seed=1) == {"prompt": fields.PROMPT, "seed": 1}
 
 
 class Made:
