@@ -21,7 +21,8 @@ DYNAMIC = ("flux-dev", "qwen-image-2512", "flux2-klein-4b")
 def tried(settings_of: Make, preset: str, **changes: Any) -> list[str]:
     defaults = {**BLOCKS[preset]["defaults"], "width": 64, "height": 64}
     defaults["num_inference_steps"] = min(defaults["num_inference_steps"], 8)
-    return trial.Trial(settings_of(preset, **{"cpu_dtype": "float32", "defaults": defaults, **changes})).problems()
+    own = {"cpu_dtype": "float32", "defaults": defaults, "call_kwargs": BLOCKS[preset]["call_kwargs"]}
+    return trial.Trial(settings_of(preset, **{**own, **changes})).problems()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
