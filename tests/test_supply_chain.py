@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, BakedProject
+from conftest import ALL, PROJECT, BakedProject
 from platforms import PROJECT_PYTHON
 
 # It requires all that any preset does.
@@ -52,6 +52,9 @@ def public(version: str) -> str:
     return version.split("+")[0]
 
 
+@pytest.mark.skipif(
+    not ALL, reason="TEST_ALL is not set: pip takes 20 s, and `make test` has just installed the same pins together"
+)
 @needs_project_python
 def test_the_requirements_resolve_together_with_those_of_the_server(
     resolved: dict[str, str], pins: dict[str, str]
@@ -64,6 +67,8 @@ def test_the_requirements_resolve_together_with_those_of_the_server(
 def test_the_tests_run_on_what_the_image_gets(pins: dict[str, str]) -> None:
     output = subprocess.run([PROJECT_PYTHON, "-c", VERSIONS, *pins], capture_output=True, text=True, check=True).stdout
     assert {name: public(version) for name, version in json.loads(output).items()} == pins
+    checked = subprocess.run([PROJECT_PYTHON, "-m", "pip", "check"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.network

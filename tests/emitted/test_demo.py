@@ -77,7 +77,8 @@ def test_it_paints_what_the_prompt_says(preset: str, demo: Ask) -> None:
 
 
 def test_it_does_so_in_half_precision(demo: Ask) -> None:
-    assert demo(cpu_dtype="float16").right(PAIRS[:3]) >= 2
+    # A CPU takes ten times as long as in float32.
+    assert demo(cpu_dtype="float16").see(prompt(PAIRS[0])) == PAIRS[0]
 
 
 @pytest.mark.parametrize(

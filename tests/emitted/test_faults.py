@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, Make, Served
+from conftest import ALL, FAMILIES, Make, Served
 
 FAULTS: dict[str, Any] = {
     "out of memory": torch.OutOfMemoryError("CUDA out of memory."),
@@ -17,6 +17,8 @@ FAULTS: dict[str, Any] = {
 # A mask of one pixel, which is white.
 WHITE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg=="
 STAGES = ("text encoder", "step", "decode", "encode the start image")
+# What a family can answer by itself, as SANA does when memory runs out. Another exception leaves all of them alike.
+OWN = ("out of memory", "NaN")
 
 
 def spoiled(value: Any) -> Any:
@@ -83,6 +85,8 @@ def test_after_a_fault_the_next_image_is_the_same_or_the_model_is_not_healthy(
         usual = served.image(**body)
         for stage in STAGES[: None if "image" in body else 3]:
             for name, fault in FAULTS.items():
+                if not (name in OWN or stage == "step" or preset == "sdxl-turbo" or ALL):
+                    continue
                 broken = f"{stage}, {name}"
                 with pytest.MonkeyPatch.context() as patch:
                     calls = fail_once(*place(served, stage, "mask" in body), fault, patch)
