@@ -49,7 +49,7 @@ GROUPS = {
     "platform": {f"tests/tools/test_{name}.py" for name in ("commands", "gateway", "make", "page", "plan", "wake")}
 }
 # Files whose tests share nothing and take long.
-APART = {"tests/test_emitted_model.py", "tests/test_families.py", "tests/test_generated_project.py"}
+APART = {"tests/test_emitted_model.py", "tests/test_generated_project.py"}
 # With this environment a Python writes down which lines it runs. Only some do: it makes the imports a third slower.
 MEASURED: dict[str, str] = {}
 if "COVERAGE_FILE" in os.environ:

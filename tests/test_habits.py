@@ -41,13 +41,24 @@ def test_dependabot_watches_every_folder_with_pins_in_one_request_each(root: Pat
     assert {root / directory.strip("/") for ecosystem, directory in watched if ecosystem == "pip"} == folders
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pre-commit keeps the environments of hooks: both have some in common."""
+    return tmp_path_factory.mktemp("pre-commit")
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("pre_commit") is None,
     reason="pre-commit is missing: `make test` installs requirements.txt",
 )
 @pytest.mark.parametrize("what", ["template", "emitted"])
 def test_pre_commit_finds_nothing(
-    what: str, repository: Path, bake: Callable[..., BakedProject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str,
+    repository: Path,
+    bake: Callable[..., BakedProject],
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if what == "template":
         git(tmp_path, "clone", "--quiet", str(repository), "copy")
@@ -55,7 +66,7 @@ def test_pre_commit_finds_nothing(
         shutil.copytree(bake().path, tmp_path / "copy")
         git(tmp_path / "copy", "init", "--quiet")
         git(tmp_path / "copy", "add", "--all")
-    monkeypatch.setenv("PRE_COMMIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PRE_COMMIT_HOME", str(home))
     command = [sys.executable, "-m", "pre_commit", "run", "--all-files"]
     result = subprocess.run(command, cwd=tmp_path / "copy", capture_output=True, text=True)
     if result.returncode and ("Retrying (" in result.stdout or "No matching distribution" in result.stdout):

@@ -25,7 +25,7 @@ needs_the_projects_environment = pytest.mark.skipif(
 MAKE = """
 import importlib.util, json, sys
 from pathlib import Path
-import diffusers, yaml
+import yaml
 
 for project, changes in json.loads(sys.argv[1]):
     folder = Path(project)
@@ -36,6 +36,8 @@ for project, changes in json.loads(sys.argv[1]):
     settings.update(changes)
     tiny_pipeline.make(folder / "made", settings)
     if changes:
+        import diffusers
+
         pipeline = getattr(diffusers, settings["class_name"]).from_pretrained(
             folder / "made" / "pipeline", variant=settings["variant"], **settings["load_kwargs"]
         )
