@@ -92,14 +92,15 @@ def write_loras(folder: Path, count: int) -> int:
 
 def load(weights: Path, count: int, images: int) -> None:
     """Print the seconds of read_pipeline() and of proving the files, of choices, and of an image with and without."""
-    import diffusers
     import psutil
-    import torch
+    from cold_start import lean_imports
+    from cold_start.phases import without_garbage_collection
     from cold_start.pipeline import read_pipeline
     from model.pipelines import Loras
 
     settings = settings_of(weights, count)
-    assert getattr(diffusers, settings.class_name) and torch
+    with without_garbage_collection():  # as load() does
+        lean_imports.import_diffusers(settings.class_name)
     started = time.perf_counter()
     pipeline = read_pipeline(settings, "cpu")
     read = time.perf_counter()
