@@ -112,7 +112,8 @@ class Events(Response):
         yield _event("queued", "{}")
         while True:
             try:
-                text = await asyncio.wait_for(events.get(), SILENT_SECONDS)
+                async with asyncio.timeout(SILENT_SECONDS):
+                    text = await events.get()
             except TimeoutError:
                 text = ": still there\n\n"
             if not text:
