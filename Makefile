@@ -4,9 +4,10 @@ VENV ?= .venv
 PROJECT_VENV ?= $(CURDIR)/.venv-project
 TOOLS ?= $(CURDIR)/.venv-tools
 BIN = $(VENV)/bin
-# Uses uv if it is installed, otherwise pip; UV= forces pip. Call as $(call install,ENVIRONMENT).
+# Uses uv if it is installed, otherwise pip; UV= forces pip. Both compile what they install.
+# Call as $(call install,ENVIRONMENT).
 UV ?= $(shell command -v uv 2>/dev/null)
-install = $(if $(UV),$(UV) pip install --python $(1)/bin/python,$(1)/bin/pip install)
+install = $(if $(UV),$(UV) pip install --compile-bytecode --python $(1)/bin/python,$(1)/bin/pip install)
 DEMO = build/my-stable-diffusion
 # Packages that only some presets require: the tests run all presets in one environment.
 REQUIRED = $$($(BIN)/python -m catalog --requirements)

@@ -123,7 +123,8 @@ def test_the_environment_is_made_anew_when_what_it_should_hold_changes(
         result = subprocess.run(command, cwd=project.path, capture_output=True, text=True)
         assert result.returncode == expected, result.stdout + result.stderr
         asked = log.read_text().splitlines()
-        assert all(("--python .venv/bin/python" in line) is bool(uv) for line in asked), asked
+        # uv leaves it to each first import otherwise, and a first start would be slow.
+        assert all(("--compile-bytecode --python .venv/bin/python" in line) is bool(uv) for line in asked), asked
         return len(asked), result.stdout + result.stderr
 
     installs, said = make()
