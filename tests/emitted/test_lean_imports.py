@@ -46,7 +46,8 @@ def settings_of(preset, folder):
 
 def bodies(settings):
     image, mask = text_of(Image.new("RGB", (64, 64), "orange")), text_of(Image.new("L", (64, 64), 255))
-    asked = [{}, {"output_format": "jpeg"}, {"output_format": "webp"}]
+    few = {"num_inference_steps": max(2, settings.limits.min_steps)}
+    asked = [few, {**few, "output_format": "jpeg"}, {**few, "output_format": "webp"}]
     asked += [{"image": image}] if settings.image_to_image or settings.reference_images else []
     return asked + ([{"image": image, "mask": mask}] if settings.inpaint else [])
 
