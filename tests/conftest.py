@@ -59,6 +59,11 @@ if "COVERAGE_FILE" in os.environ:
     }
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: some tests wait for other processes, or for time to pass."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give each worker whole groups of files: those of a group share a server, a platform or a cache.
 

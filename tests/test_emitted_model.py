@@ -15,7 +15,8 @@ MODULES = sorted(file.name for file in FOLDER.glob("test_*.py"))
 # Each process pays for its imports and for the tiny weights. These change torch for the whole of theirs.
 APART = ("test_compile.py", "test_simulated_gpu.py")
 # These make many images, of code that the others reach, too: to count lines would take half as long again.
-MANY = [f"test_{name}.py" for name in ("demo", "faults", "lean_imports", "requests", "schedulers")]
+SLOW = ("demo", "faults", "gguf", "lean_imports", "requests", "sana", "schedulers", "trial")
+MANY = [f"test_{name}.py" for name in SLOW]
 GROUPS = [*([name] for name in APART), MANY, [name for name in MODULES if name not in (*APART, *MANY)]]
 pytestmark = pytest.mark.skipif(
     PROJECT_PYTHON is None, reason="PROJECT_PYTHON is not set: `make test` makes that environment and names it"
