@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_truss import Client, InvalidInput, NotFound
+from fast_truss import Client, InvalidInput, NotFound, RequestRefused
 from fast_truss.console import print_table
 from fast_truss.options import AsJson, Where
 
@@ -138,7 +138,7 @@ def _given_value(field: Field, option: str, text: str) -> Any:
 
 def example(client: Client, timeout: float, **asked: Any) -> dict[str, Any]:
     """Return a request of what is asked and the rest of what the model needs. Wakes the model."""
-    with contextlib.suppress(NotFound):  # the deployment has no /schema
+    with contextlib.suppress(NotFound, RequestRefused):  # the deployment has no /schema
         if "image" in client.schema(timeout).get("required", ()):
             asked = {"image": GRAY, **asked}
     return {"prompt": PROMPT, **asked}

@@ -54,13 +54,13 @@ def load(
     if rest:
         raise InvalidInput(f"{rest[0]!r} belongs to no option: set the prompt with --prompt.")
     client, result, code = where.client(), Result(), 0
-    asked = fields.example(client, where.timeout, **fields.request_of(client, given, where.timeout))
-    each = [{"seed": number, "timeout": where.timeout, **asked} for number in range(requests)]
-    price = price_per_minute(client)
+    asked, price = fields.request_of(client, given, where.timeout), price_per_minute(client)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         client.wake(where.ask)
         client.wait_until_ready(where.timeout)  # leave the cold start out of the measurement
+        asked = {"timeout": where.timeout, **fields.example(client, where.timeout, **asked)}
+        each = [{"seed": number, **asked} for number in range(requests)]
         asyncio.run(run(where.async_client(), result, each, concurrency, rate))
     except KeyboardInterrupt:
         code = 130
