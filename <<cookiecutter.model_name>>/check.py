@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import local_server
-import trial
 from pipeline_settings import SettingsError
 
 # The files that the server reads. Truss pushes the rest of the folder too, but the image does not have it.
@@ -23,7 +22,6 @@ SECRETS = {
     "an AWS key": rb"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
     "a GitHub token": rb"\b(gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,})",
 }
-SEARCHED_BYTES = 2**24  # per file: keys are in small files
 MEMORY = ("fixed", "per_megapixel", "per_lora")
 SAFETY_GB = 0.7  # Stable Diffusion's checker, 304 million numbers in 16 bits, and its work
 # GB (1e9 bytes) that torch can have of each that it has kernels for: by price, where Baseten lists one.
@@ -83,7 +81,7 @@ def secret_problems(files: list[Path]) -> list[str]:
     found = []
     for file in files:
         with (local_server.PROJECT / file).open("rb") as stream:
-            content = stream.read(SEARCHED_BYTES)
+            content = stream.read(2**24)  # keys are in small files
         found += [
             f"{file} contains {what}: remove it, or add the file to .truss_ignore."
             for what, pattern in SECRETS.items()
@@ -97,11 +95,12 @@ def trial_problems(config: dict[str, Any]) -> list[str]:
     if importlib.util.find_spec("torch") is None:
         print("Skipped the trial of config.yaml on tiny weights: torch is missing. `make check` installs it.")
         return []
+    import trial
+
     print("Trying config.yaml on tiny weights ...", flush=True)
     os.environ.update(config.get("environment_variables") or {})
     try:
-        # Hide the libraries' progress bars and warnings.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()):  # the libraries' progress bars and warnings
             return trial.problems(config["model_metadata"]["pipeline"])
     except ValueError as error:
         print(f"Skipped the trial of config.yaml on tiny weights. {error}")
@@ -117,7 +116,7 @@ def main() -> None:
         sys.exit(str(error))
     files = local_server.pushed_files()
     if broken := [file for file in files if not (local_server.PROJECT / file).exists()]:
-        sys.exit(f"{broken[0]} is a broken link: remove it, or add it to .truss_ignore.")
+        sys.exit("\n".join(f"{file} is a broken link: remove it, or add it to .truss_ignore." for file in broken))
     print("`truss push` pushes, in bytes:", flush=True)
     for file in files:
         note = "" if NEEDED.fullmatch(file.as_posix()) else "   the server does not need it: add it to .truss_ignore"
