@@ -25,7 +25,7 @@ OTHER = str.maketrans("boat", "xyzw")
 def test_the_words_that_the_text_encoder_does_not_read_are_told(
     preset: str, field: str, settings_of: Make, serve: Callable[..., Served]
 ) -> None:
-    served = serve(settings_of(preset, cpu_dtype="float32"))
+    served = serve(settings_of(preset, cpu_dtype="float32", call_kwargs=BLOCKS[preset]["call_kwargs"]))
     guidance = {"guidance_scale": 5.0} if BLOCKS[preset]["negative_prompt"] else {}
     words = "boat " * (BLOCKS[preset]["limits"]["prompt_characters"] // 5)
     answer = served.ask(**guidance, **{field: words})
