@@ -16,8 +16,8 @@ export PYTHONDONTWRITEBYTECODE = 1
 .PHONY: help demo test test-all test-bake test-preset test-image bench bench-levers bench-wake bench-under-load bench-compile bench-loras bench-gpu bench-large bench-last-byte bench-memory train-demo judge-demo release
 help:
 	@echo "make demo               generate the default project, start its server, generate one image"
-	@echo "make test               run all tests of the template, the emitted projects and the tools"
-	@echo "make test-all           also run slow tests: 2,000 generated requests, long loads, every preset's own tests"
+	@echo "make test               run all tests of the template, the emitted projects and the tools (10 minutes on two cores)"
+	@echo "make test-all           also run slow tests: 2,000 generated requests, long loads, compiled code, every preset's own tests"
 	@echo "make test-bake          run the tests that start no server (1 to 2 minutes)"
 	@echo "make test-preset PRESET=sd15   test a new or changed preset (1 minute)"
 	@echo "make test-image         build the image from its real Dockerfile and start it (10 minutes; root, buildah, debootstrap)"
