@@ -120,7 +120,7 @@ class Model:
         def work() -> tuple[list[Any], list[str], float]:
             wait = progress.begin()
             # Here, as a tokenizer is no more for two requests at once than the pipeline is.
-            if settings.needs_image:
+            if hasattr(self._pipelines[None], "processor"):
                 arguments.check_prompts(settings, inputs, self._pipelines[None])
             with self._loras.chosen(arguments.loras(settings, inputs)):
                 made = [self._generate(asked, seed, progress) for seed in seeds]

@@ -137,7 +137,8 @@ class GenerationRequest(BaseModel):
         settings, limits = self.settings, self.settings.limits
         if self.image is None or (settings.reference_images and self.mask is None):
             if self.strength is not None:
-                needed = "image" if self.image is None else "mask: image is a reference for this model"
+                kind = "mask" if settings.inpaint else "a start"
+                needed = "image" if self.image is None else f"{kind}: image is a reference for this model"
                 raise ValueError(f"strength has no effect without {needed}: leave it out")
             return self
         self.strength = self.strength or (settings.defaults.strength if self.mask is None else 1.0)

@@ -53,7 +53,7 @@ class Inpaint(Strict):
 
 
 class ReferenceImages(Strict):
-    required: bool = Field(description="true: each request needs one, as the text encoder reads it with the prompt.")
+    required: bool = Field(description="true: each request needs one.")
     count: Positive = Field(description="Most images per request.")
     max_pixels: Positive = Field(description="Larger images are scaled down to it.")
     min_side: Positive = Field(description="Smaller images are scaled up to it.")

@@ -86,4 +86,5 @@ def server(app: Path, small: dict[str, Any]) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def small(config: dict[str, Any]) -> dict[str, Any]:
     """The example of the config, as a CPU answers it quickly."""
-    return {**config["model_metadata"]["example_model_input"], "num_inference_steps": 2, "width": 64, "height": 64}
+    example = config["model_metadata"]["example_model_input"]
+    return {**example, "num_images": 1, "num_inference_steps": 2, "width": 64, "height": 64}

@@ -44,10 +44,9 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def loaded(app: Path, config: dict[str, Any]) -> dict[str, Any]:
     # As the server finds model/ and /packages in the image, with the environment that config.yaml declares.
-    paths = {"PATH": "", "HOME": str(app), "PYTHONPATH": f"{app}:{app / 'packages'}"}
+    env = {"PATH": "", "HOME": str(app), "PYTHONPATH": f"{app}:{app / 'packages'}", **config["environment_variables"]}
     command = [sys.executable, "-c", LOAD]
-    environment = {**paths, **config["environment_variables"]}
-    result = subprocess.run(command, cwd=app, env=environment, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(command, cwd=app, env=env, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -69,8 +68,9 @@ def test_load_takes_only_what_is_cached(loaded: dict[str, Any], pipeline: dict[s
 def test_load_puts_all_on_one_device_in_its_dtype(loaded: dict[str, Any], pipeline: dict[str, Any]) -> None:
     device, dtype = ("cuda", pipeline["dtype"]) if loaded["cuda"] else ("cpu", pipeline["cpu_dtype"])
     # transformers keeps some layers of T5 in float32, and a GGUF file's are packed.
+    kinds = (dtype, "float32", *["uint8"] * (".gguf" in str(pipeline["components"])))
     assert f"{device} torch.{dtype}" in loaded["placed"]
-    assert set(loaded["placed"]) <= {f"{device} torch.{kind}" for kind in (dtype, "float32", "uint8")}
+    assert set(loaded["placed"]) <= {f"{device} torch.{kind}" for kind in kinds}
 
 
 def test_the_cache_fetches_each_file_and_no_other(pipeline: dict[str, Any], weights: Path, request: Any) -> None:

@@ -38,11 +38,12 @@ def test_the_cold_start_is_told(server: Server, small: dict[str, Any], pipeline:
     assert server.get("/v1/models/model").status_code == server.get("/v1/models/model/loaded").status_code == 200
 
 
-def test_schema_holds_the_bounds(server: Server, small: dict[str, Any], pipeline: dict[str, Any]) -> None:
+def test_schema_holds_the_bounds(server: Server, pipeline: dict[str, Any]) -> None:
     schema = server.get("/v1/models/model/schema").json()
     fields = schema["input_schema"]["properties"]
     limits, defaults = pipeline["limits"], pipeline["defaults"]
-    assert schema["input_schema"]["required"] == [name for name in ("prompt", "image") if name in small]
+    references = pipeline["reference_images"] or {"required": False}
+    assert schema["input_schema"]["required"] == ["prompt", *["image"] * references["required"]]
     assert schema["input_schema"]["additionalProperties"] is False
     assert fields["num_inference_steps"]["maximum"] == limits["max_steps"]
     assert fields["width"]["maximum"] == fields["height"]["maximum"] == limits["max_size"]
@@ -61,8 +62,7 @@ def test_image_has_the_asked_size_and_format(server: Server, small: dict[str, An
     answer = generate(server, {**small, "width": 128, "output_format": output_format})
     (image,) = images_of(answer)
     assert answer["content_type"] == f"image/{output_format}"
-    assert image.format == output_format.upper()
-    assert image.size == (128, 64)
+    assert (image.format, image.size) == (output_format.upper(), (128, 64))
     assert image.convert("L").getextrema()[0] < image.convert("L").getextrema()[1], "the image is constant"
     low = generate(server, {**small, "width": 128, "output_format": output_format, "quality": 5})
     assert (len(low["images"][0]["image"]) < len(answer["images"][0]["image"])) is (output_format != "png")
@@ -175,8 +175,7 @@ def test_a_stream_tells_each_step(server: Server, small: dict[str, Any], pipelin
     assert {name for name, _ in steps} == {"step"}
     for each, (_, image) in zip(answer["images"], (one, two), strict=True):
         each["image"] = image
-    count = steps[0][1]["of"]
-    assert count >= 4
+    assert (count := steps[0][1]["of"]) >= 4
     assert [(each["image"], each["step"], each["of"]) for _, each in steps] == [
         (image, step, count) for image in (1, 2) for step in range(1, count + 1)
     ]

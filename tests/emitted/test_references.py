@@ -305,3 +305,16 @@ def test_a_processor_that_cannot_be_read_is_a_sentence(
     broken.write_text(broken.read_text()[:100])
     with pytest.raises(WeightsError, match=r"^The pipeline in .* cannot be put together: "):
         read_pipeline(settings_of("qwen-image-edit-2511", folder), "cpu")
+
+
+def test_what_takes_references_can_need_one(settings_of: Make, serve: Callable[..., Served]) -> None:
+    needed = {**BLOCKS["flux2-klein-4b"]["reference_images"], "required": True}
+    served = serve(settings_of("flux2-klein-4b", reference_images=needed))
+    assert served.image() != served.image(image=noise(64, 64))
+    with pytest.raises(ValidationError, match="image"):
+        served.request(prompt="x")
+
+
+def test_a_processor_of_another_kind_is_a_sentence(settings_of: Make) -> None:
+    with pytest.raises(WeightsError, match="cannot be put together"):
+        read_pipeline(settings_of("qwen-image-edit-2511", load_kwargs={"processor": "abc"}), "cpu")

@@ -62,7 +62,7 @@ def _put_together(folder: Path, settings: Settings, models: dict[str, Any]) -> A
     class_ = getattr(diffusers, settings.class_name)
     parts = {**models, **settings.load_kwargs}
     try:
-        if "processor" in inspect.signature(class_.__init__).parameters:
+        if "processor" in inspect.signature(class_.__init__).parameters.keys() - parts.keys():
             parts["processor"] = _processor(folder / "processor")
             parts["text_encoder"].register_forward_pre_hook(_say_what_is_an_image, with_kwargs=True)
         # It loads only the tokenizers and the scheduler.

@@ -46,7 +46,7 @@ def check_fit(pipeline: Any, settings: Settings) -> None:
     channels = takes["in_channels"]
     # FLUX and Qwen-Image pack 2 x 2 latents into one.
     if channels not in (latents, latents if name == "unet" else 4 * latents):
-        raise WeightsError(f"{name} takes {channels} channels instead of {latents}: use a text-to-image model.")
+        raise WeightsError(f"{name} takes {channels} channels instead of {latents}: use one made for this pipeline.")
     texts = [part for key, part in pipeline.components.items() if key.startswith("text_encoder")]
     encoders = [part for part in texts if part]
     for key, widths in _text_widths(name, encoders).items():
