@@ -46,7 +46,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Files whose tests share what is costly to start.
 GROUPS = {
-    "platform": {f"tests/tools/test_{name}.py" for name in ("commands", "gateway", "make", "page", "plan", "wake")}
+    "platform": {f"tests/tools/test_{name}.py" for name in ("commands", "gateway", "make", "page", "plan", "wake")},
+    "serving": {f"tests/test_{name}.py" for name in ("families", "hostile_input", "load_and_faults")},
 }
 # Files whose tests share nothing and take long.
 APART = {"tests/test_emitted_model.py", "tests/test_generated_project.py"}
@@ -177,7 +178,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _rank(item: pytest.Item) -> int:
     """Return the place of the test's file: what takes minutes first, so that no worker is left alone with it."""
     file = item.nodeid.split("::")[0]
-    return 0 if file == "tests/test_emitted_model.py" else 1 if file in GROUPS["platform"] else 2
+    return 0 if file == "tests/test_emitted_model.py" else 1 if any(file in files for files in GROUPS.values()) else 2
 
 
 def presets_of(item: pytest.Item) -> list[str]:

@@ -73,7 +73,9 @@ def test_the_weights_are_small() -> None:
 # README.md says how many of 200: `make judge-demo`.
 @pytest.mark.parametrize("preset", PRESETS)
 def test_it_paints_what_the_prompt_says(preset: str, demo: Ask) -> None:
-    assert demo(preset).right(PAIRS) >= 7
+    # Those that are like sdxl differ in their defaults alone.
+    some = PAIRS if ALL or preset == "sdxl" else PAIRS[::2]
+    assert demo(preset).right(some) >= len(some) - 1
 
 
 def test_it_does_so_in_half_precision(demo: Ask) -> None:
