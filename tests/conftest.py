@@ -77,9 +77,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            if file in APART:
-                return nodeid
-            return next((group for group, files in GROUPS.items() if file in files), file)
+            return nodeid if file in APART else _group(file) or file
 
     return ByGroup(config, log)
 
@@ -178,7 +176,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _rank(item: pytest.Item) -> int:
     """Return the place of the test's file: what takes minutes first, so that no worker is left alone with it."""
     file = item.nodeid.split("::")[0]
-    return 0 if file == "tests/test_emitted_model.py" else 1 if any(file in files for files in GROUPS.values()) else 2
+    return 0 if file == "tests/test_emitted_model.py" else 1 if _group(file) else 2
+
+
+def _group(file: str) -> str | None:
+    return next((group for group, files in GROUPS.items() if file in files), None)
 
 
 def presets_of(item: pytest.Item) -> list[str]:
