@@ -23,7 +23,8 @@ def of(preset: str) -> type[GenerationRequest]:
 
 def least(preset: str) -> dict[str, Any]:
     """Return a request of the fields that it must have."""
-    return {"prompt": "x"} | ({"image": GRAY} if of(preset).settings.needs_image else {})
+    references = BLOCKS[preset]["reference_images"]
+    return {"prompt": "x"} | ({"image": GRAY} if references and references["required"] else {})
 
 
 @pytest.mark.parametrize("preset", BLOCKS)
