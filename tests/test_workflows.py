@@ -88,12 +88,11 @@ def test_only_what_made_an_image_on_staging_is_promoted(
         (programs / name).write_text(FAKE)
         (programs / name).chmod(0o755)
     environment = {
-        **{
-            "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "RUNNER_TEMP": str(tmp_path),
-            "BASETEN_API_KEY": "k",
-        },
-        **{"ANSWER": answer, "RC": rc},
+        "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RUNNER_TEMP": str(tmp_path),
+        "BASETEN_API_KEY": "k",
+        "ANSWER": answer,
+        "RC": rc,
     }
     for script in push_scripts():
         # As a runner does: the first step that fails ends the job.
