@@ -49,7 +49,7 @@ class Model:
         self._guard = Guard()
         self._cold_start = ColdStart()
         folder = Path(settings.weights_dir)
-        read_ahead.begin(read_ahead.load_order(folder, settings.components, settings.weight_files))
+        self._imported = read_ahead.begin(read_ahead.load_order(folder, settings.components, settings.weight_files))
 
     def load(self) -> None:
         """Everything here is part of the cold start. Raises WeightsError or SettingsError with a sentence."""
@@ -72,6 +72,7 @@ class Model:
         if torch.cuda.is_available():
             with phase("cuda_init"):
                 torch.cuda.synchronize()
+        self._imported()
         with phase("wait_for_weights"):
             wait_for_download(self._lazy_data_resolver)
             check_weights(settings)

@@ -180,7 +180,7 @@ def serve_with(patch: pytest.MonkeyPatch, small: bool = True) -> Callable[[Setti
 
     # Each model registers its gauge, and there are many in this process.
     patch.setattr(prometheus_client.Gauge, "__init__", _with_own_registry(prometheus_client.Gauge.__init__))
-    patch.setattr(read_ahead, "begin", lambda *_: None)
+    patch.setattr(read_ahead, "begin", lambda *_: lambda: None)
 
     def serve(settings: Settings) -> Served:
         served = Served(settings)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ logger = logging.getLogger("uvicorn")
 
 RECORD = Path(__file__).resolve().with_name("imported_files.json")
 READERS = 16
+WEIGHT_READERS = 4
 CGROUPS = Path("/sys/fs/cgroup")
 # By controller in /proc/self/cgroup (empty in v2): files for limit and usage, keys of memory.stat for page cache and
 # the part of it that cannot be dropped.
@@ -26,11 +27,11 @@ CHUNK_BYTES = 2**26
 RESERVE_BYTES = 2**31  # memory for the imports, load() and the imports' files
 
 
-def begin(weights: Iterable[Path]) -> None:
+def begin(weights: Iterable[Path]) -> Callable[[], None]:
     """Read the imports' files and then the weights into the page cache while the imports run. Logs what it reads.
 
     weights: files and folders, in the order in which load() reads them. Files that do not exist yet are skipped: a
-    download fills the page cache itself.
+    download fills the page cache itself. Returns what to call when the imports are done: the disk is then free.
     """
     files: dict[str, int] = {}
     for file in (file for path in weights for file in [path, *sorted(path.rglob("*"))]):
@@ -48,8 +49,10 @@ def begin(weights: Iterable[Path]) -> None:
     # A separate process: threads here would wait for the GIL, which the imports hold. In the image, Python has started
     # it before the server's imports (see build_commands), and it waits for the list of files.
     command = [sys.executable, "-I", "-S", __file__]
-    reader = sys.__dict__.pop("read_ahead", None) or subprocess.Popen(command, stdin=subprocess.PIPE)
-    threading.Thread(target=reader.communicate, args=(json.dumps(files).encode(),), daemon=True).start()
+    reader: Any = sys.__dict__.pop("read_ahead", None) or subprocess.Popen(command, stdin=subprocess.PIPE)
+    with contextlib.suppress(OSError):  # it may have died
+        os.write(reader.stdin.fileno(), json.dumps(files).encode() + b"\n")
+    return lambda: threading.Thread(target=reader.communicate, daemon=True).start()
 
 
 def load_order(folder: Path, components: Collection[str], others: Iterable[str]) -> list[Path]:
@@ -65,25 +68,21 @@ def load_order(folder: Path, components: Collection[str], others: Iterable[str])
 
 
 def read_all() -> None:
-    """Read the imports' files in their order, then the files listed on standard input, and discard the data."""
+    """Read the imports' files in their order, then those that a line of standard input lists, and discard the data."""
     with contextlib.suppress(OSError, ValueError):
-        _read_together([part for phase in json.loads(RECORD.read_text("utf-8"))["phases"] for part in phase])
-    _read_weights(json.loads(sys.stdin.read() or "{}"))
+        parts = [part for phase in json.loads(RECORD.read_text("utf-8"))["phases"] for part in phase]
+        # Many at a time, because each of thousands of small reads waits.
+        for thread in _start(READERS, _read_part, iter(parts)):
+            thread.join()
+    _read_weights(json.loads(sys.stdin.readline() or "{}"))
 
 
-def _read_together(parts: list[list[Any]]) -> None:
-    # Many at a time, because each of thousands of small reads waits. The threads share one iterator.
-    waiting = iter(parts)
-
-    def read() -> None:
-        for part in waiting:
-            _read_part(*part)
-
-    threads = [threading.Thread(target=read) for _ in range(READERS)]
+def _start(readers: int, read: Callable[..., object], waiting: Iterator[Iterable[Any]]) -> list[threading.Thread]:
+    # They share one iterator.
+    threads = [threading.Thread(target=lambda: [read(*part) for part in waiting]) for _ in range(readers)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    return threads
 
 
 def _read_part(file: str, start: int, end: int) -> None:
@@ -95,17 +94,19 @@ def _read_part(file: str, start: int, end: int) -> None:
 
 def _read_weights(files: dict[str, int]) -> None:
     """Read files, given with their sizes, until memory is full: more would evict what load() needs next."""
-    ahead = 0
+    parts, before = [], 0
     for file, size in files.items():
-        for start in range(0, size, CHUNK_BYTES):
-            end = min(start + CHUNK_BYTES, size)
-            ahead += end - start
-            if ahead > memory_left():
-                return
-            _send(file, start, end)
+        parts += [(file, start, min(start + CHUNK_BYTES, size), before) for start in range(0, size, CHUNK_BYTES)]
+        before += size
+    waiting = iter(parts)
+    _start(1, _send, waiting)
+    sys.stdin.read()  # It ends when the imports are done: until then, more readers would take the disk from them.
+    _start(WEIGHT_READERS - 1, _send, waiting)
 
 
-def _send(file: str, start: int, end: int) -> None:
+def _send(file: str, start: int, end: int, before: int) -> None:
+    if before + end > memory_left():
+        return
     # sendfile to /dev/null copies nothing, which leaves the CPU to the imports.
     with contextlib.suppress(OSError), open(file, "rb", buffering=0) as stream, open(os.devnull, "wb") as nowhere:
         while start < end and (sent := os.sendfile(nowhere.fileno(), stream.fileno(), start, end - start)):
@@ -118,10 +119,8 @@ def memory_left() -> int:
     The minimum of what this machine and the memory cgroups (v1 or v2) around this process have left, where page cache
     counts as free. No bound if nothing reports memory (not Linux).
     """
-    left = [sys.maxsize]
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            left.append(int(line.split()[1]) * 1024)
+    left = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    left.append(sys.maxsize)
     for _, controllers, path in (line.split(":", 2) for line in _lines("/proc/self/cgroup")):
         limit, usage, cache, shared = CGROUP_FILES.get(controllers, ("", "", "", ""))
         root = CGROUPS / controllers
