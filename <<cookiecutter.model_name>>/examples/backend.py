@@ -25,7 +25,7 @@ fetch("wake", {method: "POST"}).then(() => { const events = new EventSource("sta
   const {kind, words} = JSON.parse(event.data); now.textContent = words; if (kind === "ready") events.close(); }; });
 document.forms[0].onsubmit = async event => { event.preventDefault(); now.textContent = "Generating";
   const reader = new FileReader(), chosen = file.files[0];
-  if (chosen) await new Promise(done => { reader.onload = done; reader.readAsDataURL(chosen); });
+  if (chosen) await new Promise(done => { reader.onloadend = done; reader.readAsDataURL(chosen); });
   const wish = JSON.stringify({prompt: text.value, image: reader.result});
   const answer = await fetch("generate", {method: "POST", body: wish});
   const body = await answer.json(); now.textContent = body.error || "";
