@@ -1,6 +1,7 @@
 """`make release`, on a temporary repository."""
 
 import datetime
+import re
 import subprocess
 import sys
 import tomllib
@@ -18,7 +19,9 @@ def clone(repository: Path, tmp_path: Path) -> Path:
     git(folder, "config", "user.name", "t")
     git(folder, "config", "user.email", "t@localhost")
     changes = folder / "CHANGELOG.md"
-    changes.write_text(changes.read_text("utf-8").replace("# Changelog\n", "# Changelog\n\n## Unreleased\n\n* New.\n"))
+    # In place of what is not released yet.
+    new = re.sub(r"(?s)\A.*?(?=\n## \d)", "# Changelog\n\n## Unreleased\n\n* New.\n", changes.read_text("utf-8"))
+    changes.write_text(new)
     git(folder, "commit", "--quiet", "--all", "-m", "Add a change")
     return folder
 
