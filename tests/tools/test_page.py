@@ -45,10 +45,19 @@ class Page:
         self.log = log
 
     @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        return httpx.get(f"{self.url}/config", timeout=60).json()
+
+    @functools.cached_property
     def events(self) -> dict[str, Any]:
         """The first of each kind: of click the one that generates."""
-        config = httpx.get(f"{self.url}/config", timeout=60).json()
-        return {dependency["targets"][0][1]: dependency for dependency in reversed(config["dependencies"])}
+        return {dependency["targets"][0][1]: dependency for dependency in reversed(self.config["dependencies"])}
+
+    @functools.cached_property
+    def form(self) -> dict[str, Any]:
+        """The values that a visitor finds, in the order in which the page sends them."""
+        shown = {each["id"]: each["props"] for each in self.config["components"]}
+        return {shown[field]["elem_id"]: shown[field].get("value") for field in self.events["click"]["inputs"]}
 
     def call(
         self, event: str, data: list[Any], session: str, first: bool = False, seen: list[str] | None = None
@@ -243,20 +252,14 @@ def test_the_page_fits_the_screen(
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-FORM = {
+FILLED_IN = {
     "prompt": "a boat",
-    "negative_prompt": "",
-    "image": None,
-    "mask": None,
-    "strength": "",
     "width": 384,
     "height": 512,
     "seed": "3",
     "num_images": 2,
     "num_inference_steps": 1,
     "guidance_scale": 2,
-    "mask_blur": 4,
-    "mask_padding": "",
     "output_format": "jpeg",
     "quality": 80,
 }
@@ -267,7 +270,7 @@ def test_whatever_is_sent_to_the_page_it_answers_in_a_sentence(awake: Platform, 
     seen: list[str] = []
 
     def generate(session: str, **changes: Any) -> list[Any]:
-        return page.call("click", list({**FORM, **changes}.values()), session, seen=seen)
+        return page.call("click", list({**page.form, **FILLED_IN, **changes}.values()), session, seen=seen)
 
     gallery, message = generate("good", num_inference_steps=20)
     assert "Done. Seed 3, 4." in message
