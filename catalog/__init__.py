@@ -18,12 +18,16 @@ class CatalogError(ValueError):
     """The catalog has mistakes: one sentence for each."""
 
 
-def merged(base: Any, more: Any, depth: int = 0, replaced: bool = False) -> Any:
-    """Return base updated with more: mappings key by key, except the components of `published`, which are replaced."""
-    if not isinstance(base, dict) or not isinstance(more, dict) or (replaced and depth == 2):
+def merged(base: Any, more: Any, *path: str) -> Any:
+    """Return base updated with more: mappings key by key.
+
+    Replaced are the components of `published`, and the `files` of a repository, which are those of one commit.
+    """
+    first, rest = path[:1], path[2:]
+    replaced = (first == ("published",) and len(path) == 2) or (first == ("repos",) and rest == ("files",))
+    if replaced or not isinstance(base, dict) or not isinstance(more, dict):
         return more
-    names = {name: replaced or (depth == 0 and name == "published") for name in more}
-    return {**base, **{name: merged(base.get(name), more[name], depth + 1, names[name]) for name in more}}
+    return {**base, **{name: merged(base.get(name), more[name], *path, name) for name in more}}
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The keys of presets and families. `python -m catalog` reads the YAML files with it.
 
 A preset is `presets/NAME.yaml`. It starts from its family (`family: NAME`) or from another preset (`like: NAME`), and
-lists what differs. Mappings are merged key by key; other values, and each component of `published`, are replaced.
+lists what differs. Mappings are merged key by key; other values, each component of `published`, and the `files` of a
+repository are replaced.
 A family is `families/NAME.yaml`, and can start from another one (`like: NAME`). The defaults are here.
 """
 
@@ -109,7 +110,7 @@ class Shared(Part):
     strength: float = Field(0.6, description="Default strength for requests with an image.")
 
     dtype: Literal["float16", "bfloat16", "float32"] = Field(description="dtype on a GPU.")
-    variant: str | None = Field(None, description="Variant in the names of weight files: model.VARIANT.safetensors.")
+    variant: str | None = Field(None, description="Of weight files: model.VARIANT.safetensors; null: plain names.")
     image_to_image: ImageToImage | None = None
     inpaint: Inpaint | None = None
     reference_images: References | None = None
