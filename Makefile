@@ -106,6 +106,7 @@ bench-last-byte: $(VENV)/.ready $(DEMO)/config.yaml
 bench-memory: $(VENV)/.ready $(DEMO)/config.yaml
 	$(MAKE) -C $(DEMO) $(PROJECT_VENV)/.ready VENV=$(PROJECT_VENV) PYTHON=$(PYTHON)
 	$(call install,$(PROJECT_VENV)) --quiet $(REQUIRED)
+	$(BIN)/python -m catalog
 	$(BIN)/python benchmarks/memory.py $(PROJECT_VENV)/bin/python $(if $(PRESETS),--presets $(PRESETS)) $(if $(GPU),--gpu $(GPU))
 
 bench-gpu: $(DEMO)/config.yaml

@@ -4,13 +4,14 @@
     python benchmarks/memory.py PROJECT_PYTHON --gpu L4     # on a real one: what was predicted, and what it is
 
 memory_of_presets.py runs the real server at full size on a simulated GPU. What the scratch memory of kernels and CUDA's
-context add is fitted on published peaks. Writes catalog/memory.yaml, of some presets their lines alone, and MEMORY.md.
+context add is fitted on published peaks. Writes catalog/memory.yaml and MEMORY.md, of some presets their lines alone.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -240,6 +241,22 @@ def report(measured: dict[str, dict[str, Any]], model: Fit, rows: list[tuple[Pub
     return "\n".join(lines) + "\n"
 
 
+def with_rows(old: str, new: str) -> str:
+    """Return the report of all presets with the rows of new, one of some presets, in place of theirs."""
+    tables = re.compile(r"^(?=## (?:Every preset|Live tensors))", re.MULTILINE)
+    whole, *sections = tables.split(old)
+    for section, other in zip(sections, tables.split(new)[1:], strict=True):
+        lines, measured = section.splitlines(), other.splitlines()
+        first = next(number for number, line in enumerate(lines) if line.startswith("| --- |")) + 1
+        rows = [line for preset in PRESETS for line in (_of(preset, measured) or _of(preset, lines))]
+        whole += "\n".join([*lines[:first], *rows, "", ""])
+    return whole.removesuffix("\n")
+
+
+def _of(preset: str, lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith(f"| {preset} |")]
+
+
 def head(*names: str) -> list[str]:
     return [row(*names), row(*["---"] * len(names))]
 
@@ -286,8 +303,8 @@ def main() -> None:
     table = report(measured, model, rows)
     print(table)
     write({preset: memory_of(preset, found, model) for preset, found in measured.items()})
-    if whole:
-        (HERE / "MEMORY.md").write_text(table, "utf-8")
+    path = HERE / "MEMORY.md"
+    path.write_text(table if whole else with_rows(path.read_text("utf-8"), table), "utf-8")
 
 
 if __name__ == "__main__":

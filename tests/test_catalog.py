@@ -1,9 +1,11 @@
 """The catalog: what its patterns fetch, what fits where, and that each entry is whole."""
 
+import importlib.util
 import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,17 +150,40 @@ def test_the_gpu_and_the_largest_image_follow_from_the_memory(preset: str) -> No
     assert memory["fixed"] + memory["per_megapixel"] * facts.max_pixels / 1e6 == pytest.approx(facts.needs_gb, abs=0.01)
 
 
-def test_the_table_of_memory_is_what_the_catalog_says() -> None:
+@pytest.fixture(scope="module")
+def memory_table() -> dict[str, dict[str, str]]:
+    """The rows of MEMORY.md by preset."""
     table = (TEMPLATE / "benchmarks" / "MEMORY.md").read_text("utf-8").split("## Every preset")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
-    found = [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
-    assert [row["preset"] for row in found] == PRESETS
-    for row in found:
-        facts = FACTS[row["preset"]]
-        assert facts.memory
-        assert (row["GPU"], row["at these"]) == (facts.accelerator, f"{facts.needs_gb:.2f}")
-        assert float(row["megapixels"]) == pytest.approx(facts.max_pixels / 1e6, abs=0.01)
-        assert float(row["weights"]) == pytest.approx(facts.weights_gb, rel=0.02)
+    return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_table_of_memory_is_what_the_catalog_says(memory_table: dict[str, dict[str, str]], preset: str) -> None:
+    facts, row = FACTS[preset], memory_table.get(preset)
+    assert facts.memory and row, f"MEMORY.md does not have it: make bench-memory PRESETS={preset}"
+    assert (row["GPU"], row["at these"]) == (facts.accelerator, f"{facts.needs_gb:.2f}")
+    assert float(row["megapixels"]) == pytest.approx(facts.max_pixels / 1e6, abs=0.01)
+    assert float(row["weights"]) == pytest.approx(facts.weights_gb, rel=0.02)
+
+
+def test_the_table_of_memory_has_no_other_preset(memory_table: dict[str, dict[str, str]]) -> None:
+    assert list(memory_table) == PRESETS
+
+
+def test_the_report_of_some_presets_replaces_their_rows() -> None:
+    report = (TEMPLATE / "benchmarks" / "MEMORY.md").read_text("utf-8")
+    spec = importlib.util.spec_from_file_location("memory", TEMPLATE / "benchmarks" / "memory.py")
+    assert spec and spec.loader
+    memory = importlib.util.module_from_spec(spec)
+    sys.modules["memory"] = memory  # where dataclasses look it up
+    spec.loader.exec_module(memory)
+    others = tuple(f"| {preset} |" for preset in PRESETS if preset != "sd15")
+    alone = "\n".join(line for line in report.splitlines() if not line.startswith(others))
+    row = re.compile(r"(?m)^\| sd15 \| [\d.]+ \| [\d.]+ \| ([\d.]+ \| ){5}.*\n")
+    assert len(row.findall(report)) == 1
+    for before in (row.sub("", report), row.sub("| sd15 | old |\n", report)):
+        assert memory.with_rows(before, alone) == report
 
 
 @pytest.mark.parametrize("preset", [name for name, facts in FACTS.items() if facts.memory and facts.memory.published])
@@ -286,6 +311,15 @@ def test_a_new_preset_is_one_file_and_the_last_of_the_choices(copy: Path) -> Non
     }
 
 
+def test_a_preset_like_another_has_its_own_files(copy: Path) -> None:
+    (copy / "catalog" / "presets" / "a-new-one.yaml").write_text(
+        "like: sd15\nrepos: {pipeline: {repo_id: owner/new, files: {model_index.json: 1}}}\n", "utf-8"
+    )
+    new = catalog.load(copy)["a-new-one"].repos["pipeline"]
+    assert new.files == {"model_index.json": 1}
+    assert new.allow_patterns == FACTS["sd15"].repos["pipeline"].allow_patterns
+
+
 def test_what_is_written_of_a_preset_that_is_gone_is_found(copy: Path) -> None:
     (copy / "catalog" / "presets" / "sd21.yaml").unlink()
     stale = written.stale(written.outputs(copy), copy)
@@ -317,6 +351,8 @@ def test_a_mistake_is_one_sentence_that_names_file_and_key(copy: Path, old: str,
 
 @pytest.mark.parametrize("known", catalog.fine_tunes(), ids=lambda known: known.repo_id)
 def test_a_known_fine_tune_can_be_served_with_its_preset(known: FineTune) -> None:
+    taken = [name for name, facts in FACTS.items() if facts.repos["pipeline"].repo_id == known.repo_id]
+    assert taken == [], "now a preset: remove it from catalog/fine_tunes.yaml"
     answers = {"preset": known.preset, "hf_repo_id": known.repo_id, "hf_revision": known.revision}
     answers["_hf_variant"] = known.variant
     assert hook("pre_gen_project").problems({**GOOD, **answers}) == []
