@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 UNCHECKED_HASH = 1  # https://peps.python.org/pep-0552: the second word of a .pyc
 MEBIBYTE = 2**20
+JOIN = "[thread.join() for thread in threading.enumerate()[1:]]"
 
 
 @pytest.fixture
@@ -42,8 +43,7 @@ def build_command(project: BakedProject, number: int, app: Path) -> str:
 def python(app: Path, code: str, *arguments: Any, **variables: str) -> str:
     """Run code with cold_start.read_ahead imported, and return what it prints."""
     imports = "import json, sys, threading\nfrom pathlib import Path\nfrom cold_start import read_ahead\n"
-    join = "\n[thread.join() for thread in threading.enumerate()[1:]]"
-    command = [PROJECT_PYTHON, "-c", imports + code + join, *map(str, arguments)]
+    command = [PROJECT_PYTHON, "-c", f"{imports}{code}\n{JOIN}", *map(str, arguments)]
     variables["PYTHONPATH"] = str(app / "packages")
     result = subprocess.run(command, cwd=app, env={**MEASURED, **variables}, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
@@ -304,12 +304,12 @@ MEMORY_CGROUPS = {
     Path("/sys/fs/cgroup"): "memory.max",
 }
 LIMIT = 768 * MEBIBYTE
-USE = """
+USE = f"""
 import mmap, os, re
 Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
 read_ahead.RESERVE_BYTES = int(sys.argv[2])
-read_ahead._read_weights({sys.argv[3]: os.path.getsize(sys.argv[3])})
-[thread.join() for thread in threading.enumerate()[1:]]
+read_ahead._read_weights({{sys.argv[3]: os.path.getsize(sys.argv[3])}})
+{JOIN}
 # As load() does: each page once, in order.
 with open(sys.argv[3], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
     sum(mapped[offset] for offset in range(0, len(mapped), 4096))
@@ -337,7 +337,7 @@ def test_under_a_memory_limit_below_the_weights_the_disk_is_read_once(
     app: Path, tmp_path: Path, small_cgroup: Path
 ) -> None:
     weights = tmp_path / "weights.safetensors"
-    size = LIMIT * 4 // 3
+    size = LIMIT * 2  # without a bound, at most half of the second read is in memory
     with weights.open("wb") as file:
         for _ in range(size // MEBIBYTE):
             file.write(bytes(MEBIBYTE))
@@ -350,7 +350,7 @@ def test_under_a_memory_limit_below_the_weights_the_disk_is_read_once(
         read[reserve] = int(python(app, USE, small_cgroup, reserve, weights)) / size
     assert 0.95 < read[LIMIT] <= 1.05
     assert 0.95 < read[LIMIT // 8] <= 1.05
-    assert read[-size] > 1.25, "without a bound the disk is read twice: this test would not see it"
+    assert read[-size] > 1.5, "without a bound the disk is read twice: this test would not see it"
 
 
 def forget(file: Path) -> None:
