@@ -23,9 +23,10 @@ def merged(base: Any, more: Any, *path: str) -> Any:
 
     Replaced are the components of `published`, and the `files` of a repository, which are those of one commit.
     """
-    first, rest = path[:1], path[2:]
-    replaced = (first == ("published",) and len(path) == 2) or (first == ("repos",) and rest == ("files",))
-    if replaced or not isinstance(base, dict) or not isinstance(more, dict):
+    match path:
+        case ("published", _) | ("repos", _, "files"):
+            return more
+    if not isinstance(base, dict) or not isinstance(more, dict):
         return more
     return {**base, **{name: merged(base.get(name), more[name], *path, name) for name in more}}
 
